@@ -17,7 +17,6 @@ from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
-from bnlab.doctor.evidence.scoring import score_training
 from bnlab.doctor.evidence.setup import CALLER, find_scored_output, read_batches, select_output, set_up
 from bnlab.doctor.evidence.stored import list_incomplete, list_stored
 from bnlab.doctor.interventions.experiment import try_undos
@@ -64,8 +63,9 @@ def diagnose(
 
     Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
     compared with exact statistics, and predictions under both and under each batch's own statistics: four passes over
-    the batches (one more where there is dropout), and one forward of a sample for each layer where averages may cost
-    something. With `evaluate` two passes, and three calls of it. Without labels the verdict goes by how predictions
+    the batches (one more where there is dropout). Where something may be wrong, what is tried is scored on a sample of
+    at most 1,000 images: a forward for each undo. With `evaluate` two passes, and at most twelve calls of it. Without
+    labels the verdict goes by how predictions
     under running averages and exact statistics differ. The model comes back as it was.
 
     Args:
@@ -85,8 +85,8 @@ def diagnose(
         worth: the smallest difference of scores that matters; by default half a point (0.005) of shares, and of other
             metrics a hundredth of their spread over images. Without labels it is at least half a point.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
-            better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
-            each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
+            better, of the same images each time. In one of its calls batch norms, and they alone, normalize by each
+            batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
         labels: called with a batch, returns its labels, a tensor, where they are not found as above.
         training_batches: batches as in training, to tell other data from wrong averages, and whether epochs end with a
             small batch: a DataLoader's lengths say it.
@@ -138,10 +138,7 @@ def diagnose(
         case = _try_to_examine(case, task, evaluate)
         if case.has_data and training_batches is not None:
             training = read_batches(task, training_batches, max_images)
-            case = add_training(case, training)
-            # A metric runs images of its own, and would not score the training batches.
-            if evaluate is None:
-                case = replace(case, training_score=score_training(training))
+            case = add_training(case, training, evaluate)
 
     if training_batches is not None and case.is_measurable:
         case = replace(case, training_sizes=read_training_sizes(training_batches, training, max_images))

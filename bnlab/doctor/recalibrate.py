@@ -175,8 +175,9 @@ def recalibrate(
     layers stay too: those in eval mode in a model that is in train mode, and those whose weight takes no gradient while
     other parameters do. Without labels and `evaluate`, new statistics are written and called *not judged*, also where
     `diagnose` finds the old ones healthy: only a mistake of images or network that new statistics would hide is
-    refused. Inexact ones, as of a model that draws random numbers in eval mode, are written only where the old ones are
-    not finite or negative. Those of `statistic="precise"` are not checked.
+    refused. Inexact ones, as of a model that draws random numbers in eval mode, are written only where labels or
+    `evaluate` show a gain, or where the old ones are not finite or negative. Those of `statistic="precise"` are not
+    checked.
 
     Args:
         model: any module with batch norms.
@@ -245,10 +246,11 @@ def recalibrate(
 
     # All ranks have to decide alike, because each of them takes part in scoring.
     is_broken = any(ranks.gather(any(has_bad_values(case.buffers[name]) for name in statistics)))
-    scores = None if is_broken else score(task, statistics, evaluate)
+    scores = None if is_broken else score(task, statistics, evaluate)  # broken averages have no score to compare with
     if training_batches is not None:
+        # A tolerance ends the reading of the images, and nothing that of the training batches: as many are read.
         most_training = most if tolerance is None else sum(map(count_images, task.data))
-        case = add_training(case, read_batches(task, training_batches, most_training))
+        case = add_training(case, read_batches(task, training_batches, most_training), evaluate)
     own_hidden = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
     hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, task.data)))))
     has_labels = any(ranks.gather(any(find_labels(task, batch) is not None for batch in task.data)))
@@ -333,18 +335,22 @@ def _find_hidden(
     exact = statistics if is_complete else measure(task)
     images = sum(map(count_images, task.data))
     examined = case.on_data(exact, images=images, view=view, scores=scores)
+    if examined.is_unloaded and scores is not None and scores.is_near_chance:
+        return _Mistake(f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do", True, _FORCED)
+
     examined = add_fills(add_forwards(examined, task), task)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examined, task, known, evaluate)
     experiment = None if experiment is None else name_trials(experiment, known, examined)
     chosen = [] if experiment is None else experiment.choose_shown()
-    if examined.is_unloaded and scores is not None and scores.is_near_chance:
-        return _Mistake(f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do", True, _FORCED)
     if experiment is None or not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause
     reported = chosen[0].undo.words
-    is_certain = name_place(examined, experiment, chosen) != "averages or images"
+    # With labels, another kind of undo that brings back nearly as much makes it uncertain, as in `name_choice`. Without
+    # them exact statistics leave no gap by construction, and would always be such a rival.
+    has_rivals = experiment.has_labels and not experiment.choose().other_kinds <= {*HIDDEN}
+    is_certain = name_place(examined, experiment, chosen) != "averages or images" and not has_rivals
     words = f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
     return _Mistake(words, is_certain, _CONVINCED if case.training is None else _FORCED)
 

@@ -21,7 +21,7 @@ from bnlab.harness.updates import ADVICE, count_last
 
 _SECONDS = 1.0  # of each trial
 # Settings of the training that change what measuring costs.
-_MEASURED_DIFFERENTLY = ("precision", "averaging", "weight_averages", "freeze_at", "freeze_with")
+_MEASURED_DIFFERENTLY = ("averaging", "weight_averages", "freeze_at", "freeze_with")
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:

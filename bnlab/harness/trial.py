@@ -49,7 +49,7 @@ def select_kind(config: Config) -> tuple[Any, ...]:
     """Select the settings that a trial depends on: of networks that agree in them, one is tried for all."""
     # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
     optimizer = config.optimizer if config.optimizer.is_own else None
-    return config.data, config.model, config.norm, optimizer, config.inputs
+    return config.data, config.model, config.norm, optimizer, config.inputs, config.precision
 
 
 def try_training(run: Run, seconds: float | None = None) -> TrialResult:
@@ -81,6 +81,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
                 updates = train(state, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
         _require_training(trial, state.model)
+        # In eval mode too, where a user's forward may give something else.
         _compute_logits(trial, state.model.eval())
     except UserError:
         raise

@@ -54,5 +54,5 @@ def count_last(images: int, batch_size: int, steps: int) -> int | None:
     """Count the images in a small last batch, at most half of a full one; None where none is trained on in `steps`."""
     full, left = divmod(images, batch_size)
     is_small = 1 < left <= batch_size / 2
-    is_trained_on = 0 < full < steps
+    is_trained_on = 0 < full < steps  # full batches come first
     return left if is_small and is_trained_on else None

@@ -118,7 +118,7 @@ def test_nobody_waits_for_a_device_after_each_batch(monkeypatch: pytest.MonkeyPa
         data = draw_batches(batches, size=16)
         with Waits() as waits:
             examine.examine(case, task.on(data), None)
-            examine.add_training(case, task.on(data))
+            examine.add_training(case, task.on(data), None)
         return waits.counts.total()
 
     assert count_waits(9) == count_waits(5)

@@ -141,13 +141,20 @@ def test_halves_share_out_all_images(sizes: list[int], halves: tuple[list[int], 
     assert torch.equal(images[:, 0].long(), labels)
 
 
-def test_a_sample_is_spread_over_the_data() -> None:
-    batches = [torch.full((50, 1), float(number)) for number in range(60)]
+@pytest.mark.parametrize(
+    ("size", "count", "expected"),
+    [
+        (50, 60, list(range(0, 60, 3))),
+        (100, 19, [0, 1, 3, 5, 7, 9, 11, 13, 15, 17]),
+        (1, 1999, [number * 1999 // 1000 for number in range(1000)]),
+    ],
+)
+def test_a_sample_is_spread_over_the_data(size: int, count: int, expected: list[int]) -> None:
+    batches = [torch.full((size, 1), float(number)) for number in range(count)]
 
     sample = take_sample(batches)
 
-    numbers = [int(batch[0, 0]) for batch in sample]
-    assert numbers == list(range(0, 60, 3))
+    assert [int(batch[0, 0]) for batch in sample] == expected
     assert sum(map(len, sample)) == MOST_IMAGES == 1000
 
 

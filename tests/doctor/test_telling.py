@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnlab import diagnose
+from bnlab import diagnose, recalibrate
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference
 from bnlab.doctor.report.diagnosis import Diagnosis
@@ -151,6 +151,8 @@ def test_images_are_ruled_out_where_the_training_batches_fail_as_well() -> None:
     assert without.verdict in ("images", "averages or images")
     assert diagnosis.verdict not in ("images", "averages or images")
     assert "The images are not at fault: the training batches fail as well." in " ".join(str(diagnosis).split())
+    recalibration = recalibrate(model, batches, training_batches=mixed, progress=False)
+    assert "BN209" not in str(recalibration.reason), recalibration.reason
 
 
 def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy() -> None:

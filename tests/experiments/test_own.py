@@ -178,6 +178,34 @@ class Largest(Measurement):
 @dataclass
 class SameTable(Largest):
     pass
+
+
+@dataclass
+class OfEstimators(Measurement):
+    name: str = "of_estimators"
+    table: ClassVar[Table] = Table("A row of each.", common("run step estimator"), {"size": real("of its name")})
+
+    def scope(self, run, subjects):
+        return {subject: run.measured_steps for subject in subjects}
+
+    def measure(self, run, subjects, steps):
+        rows = [{"estimator": each.estimator, "step": step, "size": 3.0} for each in subjects for step in steps]
+        return pd.DataFrame(rows)
+
+
+@dataclass
+class OfMomentum(Measurement):
+    name: str = "of_momentum"
+    table: ClassVar[Table] = Table("The optimizer's.", common("run step"), {"momentum": real("of the optimizer")})
+
+    def measure(self, run, subjects, steps):
+        return pd.DataFrame({"step": steps, "momentum": 0.9})
+
+
+@dataclass
+class Untold(OfEstimators):
+    name: str = "untold"
+    table: ClassVar[Table] = Table("Of which?", common("run step"), {"size": real("of its name")})
 """
 ALL = ("model=mine.make_model", "data=mine.make_data", "estimator=[ema,mine.Half,exact]")
 SMALL = ("steps=4", "batch_size=12", "evaluate_at=final", "hydra/launcher=basic")
@@ -226,6 +254,27 @@ def test_all_of_them(mine: None, call: Call, tmp_path: Path) -> None:
     made_from.unlink()  # so that the tables are put together again
     call("report", "name=adhoc", f"results={tmp_path}")
     assert (tmp_path / "adhoc" / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_tables_that_have_other_columns_than_ours_keep_their_rows(mine: None, call: Call, tmp_path: Path) -> None:
+    """One tells estimators apart without a momentum, and one is of no estimators and has a column of this name."""
+    words = ("momentum=0.5", "measurements=[mine.OfEstimators,mine.OfMomentum]")
+
+    sweep(call, tmp_path, *ALL, *words)
+
+    tables = load("adhoc", tmp_path)
+    assert sorted(tables["of_estimators"]["estimator"]) == ["ema", "exact", "half"]
+    assert [*tables["of_momentum"]["momentum"]] == [0.9]
+
+    _, out, _ = call("sweep", *SMALL, *ALL, *words, f"results={tmp_path}", "dry_run=true")
+    assert "nothing is left to be measured" in out
+
+
+def test_rows_of_estimators_have_to_say_of_which(mine: None, call: Call, tmp_path: Path) -> None:
+    code, _, err = call("sweep", *SMALL, *ALL, "measurements=mine.Untold", f"results={tmp_path}")
+
+    assert code == 2
+    assert 'write key=common("run step estimator' in err
 
 
 @pytest.mark.parametrize(("word", "measures"), [("norm=mine.Centered", True), ("norm=mine.make_group_norm", False)])

@@ -66,8 +66,9 @@ class OtherWeights(Cause):
         if known:
             reported.append(f"{describe_number(median_high(known), 2)} times farther off than chance explains")
         else:
-            gap = max(case.measure_distance(name, case.reference) for name in layers if name in case.reference)
-            reported.append(f"off by up to {gap:.2g} σ; too few batches to tell chance")
+            gaps = [case.measure_distance(name, case.reference) for name in layers if name in case.reference]
+            off = f"off by up to {max(gaps):.2g} σ; " if gaps else ""  # training batches may reach other layers only
+            reported.append(f"{off}too few batches to tell chance")
         return "; ".join(reported)
 
 

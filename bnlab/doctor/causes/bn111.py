@@ -88,7 +88,10 @@ def _find_mixture(case: Case) -> _Mixture | None:
 
 
 def _fit_mixture(case: Case, what: str, filled: Mapping[str, Tensor]) -> _Mixture:
-    """Fit the share of the fill by least squares over all layers: of means in σ, of variances relative."""
+    """Fit the share of the fill by least squares over all layers: of means in σ, of variances relative.
+
+    It is fitted to all images and not to the fold, as it also says whether the cause is there (`look`).
+    """
     exact = case.read_exact(case.seen)
     gaps = []
     directions = []

@@ -31,6 +31,8 @@ class AverageNoise(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         known = [name for name in layers if name in case.reference]
+        if not known:  # the training batches reach other layers only
+            return ""
         mean_gaps = [case.measure_gap(name, case.reference)[0] for name in known]
         ratio = max(case.noise_ratio(name) for name in known)
         momentum = get_momentum(case.layers[layers[0]])

@@ -55,8 +55,10 @@ class SmallBatches(Cause):
         for name in case.seen:
             view = case.find_view(name)
             if view is not None and 1 < view.values <= FEW_VALUES:
-                # The variance of all values is that within batches plus that between their means.
-                within = view.pooled.var - view.batch_means.var
+                # The variance of all values is that within batches plus that between their means, both without a
+                # correction for their number.
+                between = view.batch_means.var * (1 - 1 / view.batch_means.count)
+                within = view.pooled.var - between
                 unbiased = within * view.values / (view.values - 1)
                 averages[name] = torch.stack((view.pooled.mean, unbiased))
         return averages

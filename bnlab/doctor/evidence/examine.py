@@ -26,7 +26,7 @@ from bnlab.doctor.evidence.labels import (
 from bnlab.doctor.evidence.observing import CallLog, View, observe_batches
 from bnlab.doctor.evidence.predictions import compare_in_own_mode, find_unread, probe_predictions
 from bnlab.doctor.evidence.scores import Evaluate, score_batch
-from bnlab.doctor.evidence.scoring import add_own_statistics, score
+from bnlab.doctor.evidence.scoring import add_own_statistics, score, score_training
 from bnlab.doctor.evidence.setup import find_labels, measure
 from bnlab.doctor.undo import find_tensor
 from bnlab.exact.population import population_statistics
@@ -126,11 +126,13 @@ def _log_first_call(task: Task, evaluate: Evaluate, log: CallLog) -> Evaluate:
     return evaluate_and_watch
 
 
-def add_training(case: Case, task: Task) -> Case:
-    """Add to a case what the training batches show."""
+def add_training(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
+    """Add to a case what the training batches, those of the task, show."""
     exact = measure(task)
     view = task.ranks.run_together(lambda: observe_batches(task))
-    return replace(case, training=exact, training_view=view)
+    # A metric runs images of its own, and would not score the training batches.
+    score_of_training = None if evaluate is not None else task.ranks.run_together(lambda: score_training(task))
+    return replace(case, training=exact, training_view=view, training_score=score_of_training)
 
 
 def read_training_sizes(batches: Any, read: Task | None, max_images: int | None) -> tuple[int, int] | None:

@@ -97,6 +97,7 @@ class FirstLayer:
         if now is None or changed is None:
             return 0.0
         eps = {self.name: self._case.layers[self.name].eps}
+        # Each in the σ of its own images: those that are changed have training's σ if the change is right.
         before = self._case.measure_distance(self.name, Statistics({self.name: now}, eps))
         after = self._case.measure_distance(self.name, Statistics({self.name: changed}, eps))
         return 1 - after / before if before > 0 else 0.0

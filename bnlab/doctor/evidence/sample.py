@@ -33,11 +33,13 @@ def _drop_images(batch: Any, count: int) -> Any:
 
 def take_sample(data: Sequence[Any]) -> list[Any]:
     """Take batches from all over the data until they are `MOST_IMAGES` images; the last one is cut, if it can be."""
-    wanted = math.ceil(MOST_IMAGES / count_images(data[0]))
-    step = max(1, len(data) // wanted)
+    images = sum(map(count_images, data))
+    wanted = min(len(data), math.ceil(MOST_IMAGES * len(data) / images))
     sample = []
     missing = MOST_IMAGES
-    for batch in data[::step]:
+    for number in range(wanted):
+        # Test images often come class after class, so that the first ones would be of few classes.
+        batch = data[number * len(data) // wanted]
         sample.append(take_images(batch, missing))
         missing -= count_images(batch)
         if missing <= 0:

@@ -44,7 +44,7 @@ class Diagnosis:
 
     Attributes:
         case: all that was measured.
-        judged: the verdict with its reason; None without scores.
+        judged: the verdict with its reason; None without data, or without labels or classes.
         experiment: what was undone, and what that brought back; None where no cause saw a sign.
         faults: the findings, the most severe first.
         left_out: causes that could not be looked for.

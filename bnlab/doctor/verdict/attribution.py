@@ -149,4 +149,5 @@ def depends_on_first(case: Case, chosen: Sequence[Trial]) -> bool:
     drift = compare_with_drift(case, case.seen)
     if drift is not None and drift.is_lag:
         return False
+    # What is left of the start shows in the first layer whatever the images are, and does not speak for other ones.
     return replaces_first and not case.remembers_start(first)

@@ -58,6 +58,7 @@ def _locate(case: Case, experiment: UndoExperiment | None, chosen: Sequence[Tria
     """Say where the fault is, and why: by undos that take the gap away, if there are any."""
     if experiment is None or not chosen:
         return "undecided", _ONLY_LABELS
+    # Not `name_choice`: without labels exact statistics leave no gap by construction, and would rival any other kind.
     word = name_place(case, experiment, chosen)
     return word, f"Undoing {name_causes(chosen)} takes most of the gap away."
 

@@ -22,8 +22,8 @@ from bnlab.harness.schema import ORIGIN, Table, find_fault, read_frame, write_ro
 from bnlab.harness.source_code import Code
 
 Failures = dict[str, tuple[str, str]]
-"""Failures of measurements: estimator or table → the reason in one line, and the traceback."""
-_KEY = (ORIGIN, "estimator", "momentum", "statistics_split", "split", "shift", "step")
+"""Failures of measurements: estimator, or table if no estimator is to blame → the reason in a line, the traceback."""
+_OF_SUBJECTS = ("estimator", "momentum", "statistics_split")
 
 
 def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], failures: Failures) -> Selection:
@@ -33,22 +33,24 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     those that fail now come to them.
     """
     chosen = measurement.scope(run, [each for each in subjects if each.estimator not in failures])
+    key = _choose_key(measurement, has_subjects=any(chosen))
     folder = run.folder / "measurements" / measurement.name
-    files = {path.name: _read_keys(path) for path in sorted(folder.glob("*.parquet"))}
+    files = {path.name: _read_keys(path, key) for path in sorted(folder.glob("*.parquet"))}
     present = set().union(*files.values())
 
     selected = []
     for images in run.predicted_images if measurement.is_by_split else [()]:
         missing: dict[tuple[int, ...], list[Subject | None]] = {}
         for subject, steps in chosen.items():
-            columns = _describe_rows(run, measurement, subject, images)
+            described = _describe_rows(run, measurement, subject, images)
+            columns = {name: described[name] for name in key}
             selected.append((columns, list(steps)))
             absent = tuple(step for step in steps if (*columns.values(), step) not in present)
             if absent:
                 missing.setdefault(absent, []).append(subject)
         for absent_steps, group in missing.items():  # what lacks the same steps is measured together
             for path in _measure(run, measurement, group, [*absent_steps], failures, images):
-                files[path.name] = _read_keys(path)
+                files[path.name] = _read_keys(path, key)
 
     wanted = {(*columns.values(), step) for columns, steps in selected for step in steps}
     holding = [file for file, keys in files.items() if keys & wanted]
@@ -69,10 +71,23 @@ def _list_code(measurement: Measurement, subjects: Iterable[Subject | None]) -> 
     return codes
 
 
-def _read_keys(path: Path) -> set[tuple[Any, ...]]:
-    """Read the values by which the rows of a file are found; no momentum is None."""
-    frame = read_frame(path)
-    keys = frame[[column for column in _KEY if column in frame]].astype(object)
+def _choose_key(measurement: Measurement, *, has_subjects: bool) -> list[str]:
+    """Choose the columns by which the rows of a table are found, other than the step.
+
+    A user's table may lack the momentum, say, or have a column of this name although it is about no estimators.
+    """
+    names = [*(_OF_SUBJECTS if has_subjects else ()), *(("split", "shift") if measurement.is_by_split else ())]
+    if has_subjects and "estimator" not in measurement.table.key:
+        raise UserError(
+            f"measurements={measurement.name}: its `scope` chooses estimators, which its rows have to tell apart; "
+            'write key=common("run step estimator momentum statistics_split") into its table'
+        )
+    return [ORIGIN, *(name for name in names if name in measurement.table.columns)]
+
+
+def _read_keys(path: Path, key: Sequence[str]) -> set[tuple[Any, ...]]:
+    """Read the values of these columns and the step by which the rows of a file are found; no momentum is None."""
+    keys = read_frame(path)[[*key, "step"]].astype(object)
     # NaN does not equal itself, so that rows without a momentum would never be found.
     return set(keys.where(keys.notna(), None).itertuples(index=False, name=None))
 

@@ -45,8 +45,9 @@ def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> 
 
     replayed = replay_bank(run.trace, [*averages.values()], steps)
     if run.frozen_from is not None and run.config.freeze_with == "exact":
-        # Frozen buffers stay as they are, so that each later checkpoint has them; that of the last step is always kept.
-        held = bnlab.running_statistics(run.model_at(run.measured_steps[-1]))
+        # Frozen buffers stay as they are, so that each later checkpoint has them. The last one is always kept; the last
+        # of `evaluate_at` may be of a step before the freezing.
+        held = bnlab.running_statistics(run.model_at(max(run.list_checkpoints())))
         is_frozen = [step >= run.frozen_from for step in steps]
         replayed[:, is_frozen] = layout.flatten(held)
     values[[*averages]] = replayed

@@ -73,9 +73,9 @@ _PLACES = ("step", "panel", "layer", "channel", "split", "shift")
 # Columns that differ together, by the column along which values are compared.
 _DIFFERING = {
     "estimator": ("estimator", "momentum"),
-    "panel": ("panel", "step"),
+    "panel": ("panel", "step"),  # a panel is a share of the training, and so another step
     "depth": ("depth", "layer"),
-    "batch_size": ("batch_size", "step"),
+    "batch_size": ("batch_size", "step"),  # at the same share of the training, other sizes have made other updates
 }
 
 RATIO_OVER_LAYERS: dict[str, Any] = {"depth": OtherThan(1), "average": "layer", "geometric": True}
@@ -211,8 +211,9 @@ def paired(
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
-        UserError: the reference has several rows for a network and step, or other seeds than what is compared with it;
-            values of a column are compared in which rows should agree.
+        UserError: the reference has several rows for a network and step, or other seeds than what is compared with it,
+            over all conditions together (where one condition lacks seeds, the n of its mean shows it); values of a
+            column are compared in which rows should agree.
 
     Returns:
         All rows but the reference's, with a column that says that they were compared: differences of shares are none.

@@ -132,6 +132,7 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
         return verdict, ""
 
     if row.get("share"):
+        # If neither no hit nor all hits would be significant, no count is.
         of_none = compute_p_values({**row, "mean": 0.0}, margin)
         of_all = compute_p_values({**row, "mean": 1.0}, margin)
         return None if min(*of_none, *of_all) <= LEVEL else (NOT_TESTED, "")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bnlab.harness import load
+from bnlab.harness import load, load_model
 from bnlab.harness.lab.registry import list_measurements
 from tests.conftest import small_config
 from tests.helpers import find_network, run_job
@@ -61,3 +62,16 @@ def test_frozen_exact_statistics_are_read_from_the_last_measured_step(
 
     assert list_kept(tmp_path) == kept
     assert len(load("adhoc", tmp_path)[name])
+
+
+def test_frozen_exact_statistics_are_those_of_the_last_step_also_where_only_earlier_ones_were_measured(
+    tmp_path: Path,
+) -> None:
+    run_job(small_config(tmp_path, freeze_at=0.5, freeze_with="exact", evaluate_at=[1], measurements="gaps"))
+    (run,) = load("adhoc", tmp_path)["runs"]["run"]
+
+    held = load_model("adhoc", run, results=tmp_path)
+    averages = load_model("adhoc", run, statistics="ema", results=tmp_path)
+
+    for name, buffer in held.named_buffers():
+        assert torch.allclose(buffer, averages.get_buffer(name)), name
