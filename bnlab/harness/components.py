@@ -131,6 +131,8 @@ def check_settings(part: Any, group: str = "") -> None:
         for each in values:
             if each is not None:
                 meaning.check(key, each)
+            elif meaning.is_list and attribute.default is not None:
+                raise UserError(f"{key}=null: give at least one value")
 
 
 def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
@@ -142,6 +144,8 @@ def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
 
 def require_within(key: str, value: float, low: float, high: float = float("inf"), reason: str = "") -> None:
     """Raise UserError unless low ≤ value ≤ high; high is below low where no value is possible, as of few images."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{key}={value}: must be a number")
     if low <= value <= high:
         return
     bounds = f"{low:,} to {high:,}"

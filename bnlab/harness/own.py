@@ -40,8 +40,7 @@ class Own(Component):
 
     def __post_init__(self) -> None:
         for name, value in self.arguments.items():
-            if isinstance(value, list):  # which has no hash
-                setattr(self, name, tuple(value))
+            setattr(self, name, _make_hashable(value))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -67,6 +66,11 @@ class Own(Component):
 
     def identify(self) -> dict[str, Any]:
         return super().identify() | self.digest()
+
+
+def _make_hashable(value: Any) -> Any:
+    """Make tuples of lists, also of those in lists."""
+    return tuple(map(_make_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def own(kind: Kind) -> Kind:
@@ -147,7 +151,12 @@ def call_own(key: str, path: str, *given: Any, **arguments: Any) -> Any:
         raise UserError(f"{key}={path}: {where_raised(error)}{called}") from error
 
 
-@cache  # what runs is the code as it was when it was imported
+def forget_code() -> None:
+    """Forget the code of the user's functions: a notebook may have imported modules again."""
+    find_code.cache_clear()
+
+
+@cache  # a sweep asks thousands of times
 def find_code(obj: Any, path: str = "") -> Code:
     """Find the code of a user's class or function: of the module that has it at its import path, and where it is made.
 
@@ -165,7 +174,6 @@ def find_code(obj: Any, path: str = "") -> Code:
     return code
 
 
-@cache
 def digest_of_code(obj: Any, path: str = "") -> str:
     """Digest the code of a user's class or function, see `find_code`; of bnlab's own questions the text."""
     code = find_code(obj, path)
@@ -222,5 +230,5 @@ def _find_type(argument: inspect.Parameter) -> Any:
     """Find the type that values are checked against; without one, any."""
     for kind in _CHECKED:
         if argument.annotation in (kind, kind.__name__):  # a word where annotations are not evaluated
-            return kind
+            return kind if argument.default is not None else kind | None  # people write `width: int = None`
     return Any

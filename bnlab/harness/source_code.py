@@ -31,6 +31,7 @@ SOURCE = "source"
 
 _OURS = ("bnlab", "experiments")  # packages that are not the user's, wherever they lie
 _DIGITS = 10
+_AS_IMPORTED: dict[str, tuple[Any, tuple[str, list[str]]]] = {}  # module → its spec, and what `_read_module` has found
 
 
 def read_code(*modules: str) -> dict[str, str]:
@@ -54,11 +55,25 @@ def read_code(*modules: str) -> dict[str, str]:
         file = _find_file(name)
         if file is None or not (name in modules or _is_of_user(name, file)):
             continue
-        tree = _parse(file.read_bytes())
-        code[name] = _digest_tree(tree)
-        is_package = file.name == "__init__.py"
-        waiting += _list_imports(tree, name if is_package else package)
+        code[name], imported = _read_module(name, file)
+        waiting += imported
     return code
+
+
+def _read_module(name: str, file: Path) -> tuple[str, list[str]]:
+    """Digest a module, and list what it imports."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    # What runs is the code as it was when it was imported, and importing it again makes another spec.
+    if spec is not None and name in _AS_IMPORTED and _AS_IMPORTED[name][0] is spec:
+        return _AS_IMPORTED[name][1]
+
+    tree = _parse(file.read_bytes())
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    found = _digest_tree(tree), [*_list_imports(tree, package)]
+    if spec is not None:
+        _AS_IMPORTED[name] = spec, found
+    return found
 
 
 def digest_files(modules: Iterable[str]) -> Code:

@@ -199,7 +199,7 @@ class OfMomentum(Measurement):
     table: ClassVar[Table] = Table("The optimizer's.", common("run step"), {"momentum": real("of the optimizer")})
 
     def measure(self, run, subjects, steps):
-        return pd.DataFrame({"step": steps, "momentum": 0.9})
+        return pd.DataFrame([{"step": at, "momentum": 0.9} for at in steps])
 
 
 @dataclass

@@ -81,7 +81,7 @@ class Config:
         at_most=0.999999,
         is_list=True,
     )
-    seed: int = setting(0, "initialization, order and augmentation are derived from it", at_least=0)
+    seed: int = setting(0, "initialization, order and augmentation are derived from it", at_least=0, at_most=2**32 - 1)
     # What is measured on it: any of these may change without training again
     momentum: Any = setting(0.1, "weight of the new batch, or a list", is_weight=True, is_list=True)
     estimator: Any = setting("ema", "which statistics, or a list; see below", is_list=True)

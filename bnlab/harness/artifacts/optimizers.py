@@ -143,3 +143,11 @@ def restore_state(
     fresh = optimizer.state_dict()["param_groups"]
     of_groups = [{**group, **values} for group, values in zip(fresh, numbers["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": of_groups})
+
+    # torch has given most tensors the type of their weights, which would round an own optimizer's float64 ones.
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, values in state.items():
+        restored = optimizer.state[weights[index]]
+        for name, value in values.items():
+            if isinstance(value, Tensor) and restored[name].dtype != value.dtype:
+                restored[name] = value.to(restored[name].device)

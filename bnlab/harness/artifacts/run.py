@@ -50,6 +50,12 @@ _CHECKPOINT = "bnlab.checkpoint/1"
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
+def name_decay(decay: float) -> str:
+    """Name the decay of averaged weights, in files: in six digits, or in as many as tell it from all others."""
+    short = f"{decay:g}"
+    return short if float(short) == decay else repr(decay)
+
+
 class Run:
     """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot.
 
@@ -280,7 +286,7 @@ class Run:
 
     def locate_average(self, decay: float, step: int) -> Path:
         """Return where the average with this decay, of `weight_averages`, lies as it was after `step` updates."""
-        return self.folder / "averages" / f"{decay:g}" / f"step_{step:07d}.safetensors"
+        return self.folder / "averages" / name_decay(decay) / f"step_{step:07d}.safetensors"
 
     def save_average(self, decay: float, step: int, model: nn.Module) -> None:
         """Write averaged weights and buffers."""

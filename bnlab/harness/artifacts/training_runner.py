@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -26,7 +28,8 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import list_code
 from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.optimizers import divide_state, restore_state
-from bnlab.harness.artifacts.run import Run, describe_environment
+from bnlab.harness.artifacts.run import Run, describe_environment, name_decay
+from bnlab.harness.artifacts.seeding import restore_generators, write_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
@@ -39,6 +42,7 @@ _SWA_FROM = 0.75  # share of the training
 _EMA_DECAY = 0.99
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 _STATE = "bnlab.state/2"
+_NUMBERED = ("averages", "optimizer")  # groups of tensors in a state of which there are several
 
 
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.measured_steps) -> None:
@@ -205,8 +209,11 @@ def _write_settings(run: Run) -> None:
 
 
 def start_training(run: Run) -> TrainingState:
-    """Begin the training at step 0; sets torch's random state."""
-    torch.manual_seed(run.config.seed)  # dropout and the like
+    """Begin the training at step 0; sets the random states of torch, numpy and Python."""
+    # For dropout and the like. Layers of the user's own may draw from the two others.
+    torch.manual_seed(run.config.seed)
+    np.random.seed(run.config.seed)
+    random.seed(run.config.seed)
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
     averages = {
@@ -274,7 +281,7 @@ def _save_state(run: Run, state: TrainingState, seconds: float) -> None:
     if state.average is not None:
         groups["average"] = state.average.state_dict()
     for decay, average in state.kept_beside.items():
-        groups[f"averages/{decay:g}"] = average.state_dict()
+        groups[f"averages/{name_decay(decay)}"] = average.state_dict()
     of_optimizer, numbers = divide_state(state.optimizer)
     groups |= of_optimizer
     if run.device.type == "cuda":
@@ -284,8 +291,26 @@ def _save_state(run: Run, state: TrainingState, seconds: float) -> None:
     for group, values in groups.items():
         for name, value in values.items():
             tensors[f"{group}/{name}"] = value
-    metadata = {"seconds": repr(seconds), "step": str(state.step), "optimizer": json.dumps(numbers)}
+    metadata = {
+        "seconds": repr(seconds),
+        "step": str(state.step),
+        "optimizer": json.dumps(numbers),
+        "generators": write_generators(),
+    }
     save_tensors(run.state, tensors, _STATE, metadata)
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    """Split the key of a tensor into its group and its name, which may have a slash too, as a layer's name may.
+
+    >>> _split_key("model/a/b.weight"), _split_key("averages/0.99/a/b.weight")
+    (('model', 'a/b.weight'), ('averages/0.99', 'a/b.weight'))
+    """
+    group, _, name = key.partition("/")
+    if group in _NUMBERED:
+        number, _, name = name.partition("/")
+        group = f"{group}/{number}"
+    return group, name
 
 
 def _restore_state(run: Run, state: TrainingState) -> float:
@@ -294,17 +319,19 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         tensors, metadata = load_tensors(run.state, _STATE)
         groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors.items():
-            group, _, name = key.rpartition("/")
+            group, name = _split_key(key)
             groups[group][name] = value
 
         state.model.load_state_dict(groups["model"])
         if state.average is not None:
             state.average.load_state_dict(groups["average"])
         for decay, average in state.kept_beside.items():
-            average.load_state_dict(groups[f"averages/{decay:g}"])
+            average.load_state_dict(groups[f"averages/{name_decay(decay)}"])
         restore_state(state.optimizer, groups, json.loads(metadata["optimizer"]))
 
         torch.set_rng_state(groups["rng"]["cpu"])
+        if "generators" in metadata:  # earlier versions left them as they were
+            restore_generators(metadata["generators"])
         if run.device.type == "cuda":
             torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
         state.step = int(metadata["step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import shlex
@@ -21,16 +22,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from bnlab.harness.artifacts.data.own_data import forget_own
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.explaining import FILES, UNKNOWN, explain, explain_unknown, explain_value, first_line
 from bnlab.harness.lab.launchers import register_launchers
 from bnlab.harness.lab.registry import CONF
-from bnlab.harness.own import KINDS, make_own
+from bnlab.harness.own import KINDS, forget_code, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _FOLDERS = ("results", "data.root")
+_MET: set[tuple[str, str]] = set()  # group and import path of each function of the user's that Hydra knows
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -78,6 +81,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     With `multirun`, or where an experiment's file says so, comma lists are swept. `begin` is told what takes long.
     """
     register()
+    _forget()
     overrides = [_read_word(word) for word in (*words, *_find_own_files())]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
@@ -168,6 +172,17 @@ def _compose_files(overrides: Iterable[Override]) -> tuple[DictConfig, DictConfi
     return _compose(tuple(choices))
 
 
+def _forget() -> None:
+    """Forget files and functions of an earlier sweep of this process, as a notebook may have changed them since."""
+    _compose.cache_clear()
+    forget_code()
+    forget_own()
+    for group, name in _MET:
+        # One that cannot be made any more is reported where a word chooses it.
+        with contextlib.suppress(UserError):
+            ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
+
+
 @cache  # takes a twentieth of a second, and most jobs of a sweep choose the same files
 def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     """Compose the files that are chosen; a user's own function is registered where it is first met."""
@@ -177,6 +192,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group in KINDS and "." in name:
             ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
+            _MET.add((group, name))
             # Hydra knows the function from now on.
             return _compose(choices)
         if not error.options:

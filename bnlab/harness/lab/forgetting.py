@@ -116,7 +116,7 @@ def _list_rows(request: Request) -> Iterator[dict[str, Any]]:
     for selection in request.selections.values():
         for columns, _ in selection.rows:
             if "estimator" in columns:
-                yield {"run": request.run, **{key: columns[key] for key in _OF_ROWS}}
+                yield {"run": request.run, **{key: columns.get(key) for key in _OF_ROWS}}
 
 
 def _leave_out_rows(path: Path, request: Request, chosen: Mapping[str, str]) -> None:

@@ -61,10 +61,12 @@ def _write_word(key: str, value: Any, is_list: bool) -> str:
     ('batch_size=4,32', 'momentum=[0.1,0.3]')
     >>> _write_word("momentum", np.array([0.1, 0.3]), True), _write_word("momentum", [np.float64(0.1)], True)
     ('momentum=[0.1,0.3]', 'momentum=[0.1]')
+    >>> _write_word("model.widths", [[16, 32], [8, 8]], False), _write_word("seed", range(3), False)
+    ('model.widths=[16,32],[8,8]', 'seed=0,1,2')
     """
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | range):
         return f"{key}={_write_value(value)}"
 
     values = ",".join(map(_write_value, value))
@@ -76,6 +78,8 @@ def _write_value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_write_value, value))}]"
     if isinstance(value, float):
         return repr(float(value))  # of numpy's numbers `repr` names the type, too
     text = str(value)

@@ -6,14 +6,12 @@ same whenever they are read.
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,11 +26,11 @@ from bnlab.harness.artifacts.data.pixels import (
     read_part,
     shuffle,
 )
+from bnlab.harness.artifacts.seeding import seed_generators
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import Own, call_own, digest_of_code, digest_of_text, import_object, own
+from bnlab.harness.own import Own, call_own, digest_of_code, digest_of_text, import_object, make_own, own
 from bnlab.harness.source_code import SOURCE, Code
-from bnlab.model.borrow import keep_random_state
 
 _EXPECTED = (
     "it has to give the training and the test part, each (images, labels), or a data set of such pairs; a third part "
@@ -58,7 +56,7 @@ class OwnData(Own, Data):
         return super().find_code() if SOURCE in self.digest() else {}
 
     def digest(self) -> dict[str, str]:
-        """Digest images and labels, since what a function gives can be known, and the code of random transforms."""
+        """Digest images and labels, since what a function gives is known; of random transforms code and arguments."""
         content, _, source = (self.content or self.find_content()).partition("-")
         return {"content": content, SOURCE: source} if source else {"content": content}
 
@@ -135,7 +133,7 @@ def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Parts:
             raise
         except Exception as error:
             raise UserError(f"data={path}: {where_raised(error)}; {_EXPECTED}") from error
-    return _digest_parts(parts, path)
+    return _digest_parts(parts, path, dict(arguments))
 
 
 def forget_own() -> None:
@@ -144,10 +142,11 @@ def forget_own() -> None:
     describe_own.cache_clear()
 
 
-def _digest_parts(parts: Parts, path: str) -> Parts:
-    """Digest images, labels and their order; of random transforms what they draw first, and their code.
+def _digest_parts(parts: Parts, path: str, arguments: Mapping[str, Any]) -> Parts:
+    """Digest images, labels and their order; of random transforms what they draw first, their code and its arguments.
 
-    Which other images they draw no sample tells, so that other code counts as other transforms.
+    Which other images they draw no sample tells, so that other code counts as other transforms, and so do arguments
+    that are not the default; not the folder, which may be moved.
     """
     digests = [digest_pixels(*parts.train), digest_pixels(*parts.test)]
     if parts.augmented is None:
@@ -158,20 +157,13 @@ def _digest_parts(parts: Parts, path: str) -> Parts:
     some = torch.tensor(_spread(len(labels)))
     digests.append(digest_pixels(parts.augmented(some, 0), labels[some]))
     function = import_object("data", path)
-    content = f"{digest(*digests, digits=10)}-{digest_of_code(function, path)}"
+    code = digest_of_code(function, path)
+    defaults = make_own("data", path).arguments
+    chosen = {key: value for key, value in arguments.items() if key not in OwnData.usual and value != defaults[key]}
+    source = digest(code, json.dumps(chosen, sort_keys=True), digits=10) if chosen else code
+    content = f"{digest(*digests, digits=10)}-{source}"
     by_text = digest(*digests, digest_of_text(function), digits=10)
     return parts._replace(content=content, content_by_text=by_text)
-
-
-@contextlib.contextmanager
-def seed_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch (on the CPU), numpy and random in the block; they are restored after it."""
-    with keep_random_state():
-        random.seed(seed)
-        np.random.seed(seed)
-        # Not torch.manual_seed: that would also reseed the accelerators, which are not restored here.
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _read_parts(parts: Any, name: str) -> Parts:

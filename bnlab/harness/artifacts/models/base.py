@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
+from bnlab.harness.artifacts.seeding import seed_generators
 from bnlab.harness.components import Component
 
 
@@ -56,9 +57,7 @@ def build_model(
     The caller's random state is left as it was.
     """
     norms = NormBuilder(norm or Batch(), of_images=model.has_maps, steps=steps)
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
-        torch.default_generator.manual_seed(seed)
+    with seed_generators(seed):
         network = model.build(InputShape(channels, image_size, classes), norms)
     network.train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch

@@ -73,7 +73,8 @@ class BatchRenorm(nn.Module):
     def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute r and d, [C]."""
         all_but_channels = [0, *range(2, x.dim())]
-        var, mean = torch.var_mean(x, all_but_channels, correction=0)
+        # Autocast may give bfloat16, of which mean and variance would be rounded.
+        var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), all_but_channels, correction=0)
         running_mean, running_var = get_running_buffers(self.norm)
         std = torch.sqrt(var + self.norm.eps)
         running_std = torch.sqrt(running_var + self.norm.eps)
