@@ -54,8 +54,8 @@ FOLDERS = {
     "exact": "task source input_probe walk samples measure population",
     "doctor": "thresholds undo evidence words cause causes catalogue interventions verdict report diagnose backup "
     "recalibrate gallery",
-    "doctor.evidence": "labels exported stored scores observing history setup predictions formula case fills lag "
-    "sample first_layer scoring decisions examine",
+    "doctor.evidence": "labels exported stored scores observing looking history setup predictions formula case fills "
+    "lag sample first_layer scoring decisions examine",
     "doctor.interventions": "experiment",
     "doctor.verdict": "verdict attribution findings labelled unlabelled",
     "doctor.report": "page diagnosis",

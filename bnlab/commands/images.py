@@ -85,6 +85,11 @@ class ImageFolder:
         mode = "L" if len(self.mean) == 1 else "RGB"
         try:
             with pillow.open(path) as file:
+                if file.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
+                    raise ValueError(
+                        f"{path}: has pixels of more than 8 bits (mode {file.mode}), and nothing says how they are "
+                        "scaled; give the doctor a function that reads such images"
+                    )
                 image = operations.fit(file.convert(mode), (self.size, self.size), pillow.Resampling.BILINEAR)
         except OSError as error:
             raise ValueError(f"{path}: cannot be read as an image ({error})") from error
@@ -135,7 +140,9 @@ def find_images(folder: Path, arguments: argparse.Namespace) -> ImageFolder:
 
 
 def _list_images(folder: Path, pattern: str = "**/*") -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in _ENDINGS)
+    """List the images below a folder, without hidden files and folders, which notebooks and systems leave there."""
+    images = [path for path in folder.glob(pattern) if path.suffix.lower() in _ENDINGS]
+    return sorted(path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:

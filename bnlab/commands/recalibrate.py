@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     # The undo file is written first, because new weights without it could not be undone.
     recalibration.save_undo(undo)
     _save_state(call["model"], out)
-    print(f"Wrote {out}. To undo it: bnlab undo {arguments.model} {undo} --weights {out} --out OLD.safetensors")
+    undoing = ["bnlab", "undo", arguments.model, str(undo), "--weights", str(out), "--out", "OLD.safetensors"]
+    print(f"Wrote {out}. To undo it: {shlex.join(undoing)}")
     return 0
 
 

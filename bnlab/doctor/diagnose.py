@@ -17,7 +17,7 @@ from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
-from bnlab.doctor.evidence.setup import CALLER, find_scored_output, read_batches, select_output, set_up
+from bnlab.doctor.evidence.setup import CALLER, find_scored_output, measure, read_batches, select_output, set_up
 from bnlab.doctor.evidence.stored import list_incomplete, list_stored
 from bnlab.doctor.interventions.experiment import try_undos
 from bnlab.doctor.report.diagnosis import Diagnosis
@@ -165,10 +165,19 @@ def _try_to_examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     try:
         examined = examine(case, task, evaluate)
     except ValueError:
-        if any(isinstance(layer, BatchNorm) for layer in task.layers.values()):
+        if any(isinstance(layer, BatchNorm) for layer in task.layers.values()) or _can_measure(task):
             raise
         return replace(case, stored={**case.stored, **case.layers})
     return add_fills(examined, task)
+
+
+def _can_measure(task: Task) -> bool:
+    """Find out if the layers can be measured: if so, something else is wrong."""
+    try:
+        measure(task)
+    except ValueError:
+        return False
+    return True
 
 
 def _note_output(number: int) -> list[str]:
@@ -211,11 +220,12 @@ def _find_layers(model: nn.Module, stored: dict[str, BatchNorm]) -> tuple[dict[s
             count += 1
             if module.running_mean is None:
                 without.append(name)
-    if without and len(without) == count:
-        return {}, without
     try:
         return batch_norm_layers(model, caller=CALLER), without
     except ValueError:
+        # Norms of other classes may keep running statistics where none of torch's does.
+        if without and len(without) == count and not stored:
+            return {}, without
         if stored:
             return stored, without
         incomplete = list_incomplete(model)

@@ -251,7 +251,11 @@ def recalibrate(
         # A tolerance ends the reading of the images, and nothing that of the training batches: as many are read.
         most_training = most if tolerance is None else sum(map(count_images, task.data))
         case = add_training(case, read_batches(task, training_batches, most_training), evaluate)
-    own_hidden = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
+    # Alike again, as statistics of layers that were left out are measured by all ranks together.
+    is_any_broken = any(ranks.gather(case.is_broken))
+    own_hidden = None
+    if not is_any_broken:
+        own_hidden = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
     hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, task.data)))))
     has_labels = any(ranks.gather(any(find_labels(task, batch) is not None for batch in task.data)))
 
@@ -326,8 +330,6 @@ def _find_hidden(
     evaluate: Evaluate | None,
 ) -> _Mistake | None:
     """Find a mistake that new statistics would hide, in this process's data: undone, it brings back as much."""
-    if case.is_broken:
-        return None
     view = observe_batches(task)
     # What would be written counts as exact, even if it is one-pass or the caller's, because the question is what *it*
     # would hide. It is not complete if frozen layers were left out, which data reaches too.

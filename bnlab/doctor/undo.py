@@ -140,15 +140,22 @@ def find_tensor(args: Any, kwargs: Any) -> Tensor | None:
 def replace_forwards(layers: Iterable[nn.Module], forward: Callable[[Any, Tensor], Tensor]) -> Apply:
     """Undo by another output of layers, computed from their input."""
     chosen = list(layers)
+    given: dict[nn.Module, Tensor | None] = {}
+
+    def keep(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        x = find_tensor(args, kwargs)
+        given[layer] = None if x is None else x.clone()  # a layer may write into its input
 
     def replace_output(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        x = find_tensor(args, kwargs)
+        x = given.pop(layer)
         return output if x is None else forward(layer, x)
 
     def apply(model: nn.Module, stack: ExitStack) -> None:
         for layer in chosen:
-            handle = layer.register_forward_hook(replace_output, with_kwargs=True)
-            stack.callback(handle.remove)
+            before = layer.register_forward_pre_hook(keep, with_kwargs=True)
+            after = layer.register_forward_hook(replace_output, with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
 
     return apply
 

@@ -205,5 +205,6 @@ def _fold_stepwise(states: Tensor, group: _Group, before: int, after: int) -> Te
         value = group.values[t]
         moved = torch.lerp(states, value.expand_as(states), gain)
         # `lerp` reads the old state even if the gain is 1, so that a NaN would stay.
-        states = torch.where(gain == 1, value, moved)
+        # Nor does a batch of gain 0 count, whatever it holds.
+        states = torch.where(gain == 1, value, torch.where(gain == 0, states, moved))
     return states

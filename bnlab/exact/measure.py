@@ -300,7 +300,10 @@ def measure_errors(task: Task, statistics: Statistics, is_precise: bool) -> dict
     difference from the statistics of all; of B batches the squared error is B/(B−1) times the sum of the squared
     contributions, NaN for fewer than two.
     """
-    squares = {name: torch.zeros(2, len(moments.mean), dtype=torch.float64) for name, moments in statistics.items()}
+    squares = {
+        name: torch.zeros(2, len(moments.mean), dtype=torch.float64, device="cpu")
+        for name, moments in statistics.items()
+    }
     batches = dict.fromkeys(statistics, 0)
     parts: dict[str, list[Any]] = {}
 

@@ -137,7 +137,7 @@ def decompose(
         step = last - 1 - age
         with _with_weights(model, weights(step), step):
             past, _ = measure(trained_on, training=True)
-        weight = torch.tensor([of_layer[age] for of_layer in shares], dtype=e.dtype)
+        weight = torch.tensor([of_layer[age] for of_layer in shares], dtype=e.dtype, device="cpu")
         lagged += by_channel(weight, layout.channels) * past
 
     m, _ = measure(trained_on, training=True)
@@ -170,10 +170,10 @@ def _measure_moments(
     # A layer may be missing in the recording, or be there without a call.
     recorded = [name in frozen.layers for name in layout.names]
     called = [len(frozen.layers.get(name, ())) > 0 for name in layout.names]
-    is_recorded = by_channel(torch.tensor(recorded), layout.channels)
-    is_called = by_channel(torch.tensor(called), layout.channels)
+    is_recorded = by_channel(torch.tensor(recorded, device="cpu"), layout.channels)
+    is_called = by_channel(torch.tensor(called, device="cpu"), layout.channels)
 
-    moments = torch.full((2, 2, len(is_recorded)), math.nan, dtype=torch.float64)
+    moments = torch.full((2, 2, len(is_recorded)), math.nan, dtype=torch.float64, device="cpu")
     moments[..., is_recorded] = averages
     m, q = moments.where(is_called, math.nan)
     return m, q

@@ -72,7 +72,7 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         for module in merging:
             undo.callback(_tell_mode, module, module.training)
 
-        undo.callback(_give_back_tensors, _list_tensors(modules))
+        undo.callback(_give_back_tensors, modules, _list_tensors(modules))
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
         if training is not None:
             model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
@@ -144,7 +144,14 @@ def _give_back_values(values: Values) -> None:
             tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 
-def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+def _give_back_tensors(modules: Iterable[nn.Module], tensors: Sequence[tuple[nn.Module, str, Tensor]]) -> None:
+    # A buffer may be registered as None, and be filled by the first forward: that is nothing the list has.
+    known = {(id(module), name) for module, name, _ in tensors}
+    for module in modules:
+        for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]:
+            if (id(module), name) not in known:
+                setattr(module, name, None)
+
     for module, name, tensor in tensors:
         # Identity matters: a forward that replaces a tensor by an equal one must not leave its own behind.
         if getattr(module, name, None) is not tensor:

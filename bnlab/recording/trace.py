@@ -94,14 +94,17 @@ class LayerTrace:
         # has left.
         at = len(self) - self._stored
         if at < len(self._places):
-            return self._places[at]
+            place = self._places[at]
+            if (place[0].dtype, place[0].device) == (like.dtype, like.device):
+                return place
         # The buffer decides on type and device, because a model may be moved after recording has begun.
         self._open_chunk(like)
         return self._places[0]
 
     def _open_chunk(self, like: Tensor) -> None:
-        if self._open is not None:
-            self._full.append(self._store.keep(self._open))
+        written = len(self) - self._stored
+        if self._open is not None and written:
+            self._full.append(self._store.keep(self._open[:written]))
         with torch.inference_mode(False):  # tensors made in it cannot be written by later steps outside of it
             self._open = like.new_zeros(_CHUNK, *self.start.shape)
         self._open[:, 1] = NOT_WRITTEN

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.evidence.scores import Scores, read_values
+from bnlab.doctor.evidence.scores import Scores, average_by_image, read_values
 from bnlab.doctor.words import describe_number, describe_score
 from bnlab.model.layers import join_names
 
@@ -155,6 +155,8 @@ def read_metrics(returned: Any) -> Metrics:
         raise TypeError(f"watch: evaluate returned None; {_ADVICE}")
     if isinstance(returned, tuple):  # a loss and an accuracy, rather than the scores of two images
         raise TypeError(f"watch: evaluate returned a tuple of {len(returned)}; {_ADVICE}")
+    if hasattr(returned, "shape") and len(returned.shape) > 1:  # of pixels or labels, which are no images of their own
+        returned = average_by_image(torch.as_tensor(returned))
     values = read_values(returned, "watch", must_be_finite=False, advice=_ADVICE)
     return {"score": (values.clone(), True)}  # the caller may fill the same array again
 

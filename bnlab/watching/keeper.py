@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from bnlab.model.batches import copy_batch, count_bytes, count_images, list_settings, list_tensors
+from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_settings, list_tensors
 from bnlab.model.borrow import count_loans
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.recorders import RecordingCall
@@ -110,8 +110,10 @@ class _Kept:
         if list(list_settings(batch)) != self._settings:
             return False
         # Values are compared last, because that waits for an accelerator.
-        copies = list_tensors(self.batch)
-        return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in zip(copies, tensors, strict=True))
+        pairs = zip(list_tensors(self.batch), tensors, strict=True)
+        # torch compares no sparse or nested tensors: that they are the same ones has to do.
+        dense = [(copy, tensor) for copy, tensor in pairs if is_dense(tensor)]
+        return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in dense)
 
 
 class Keeper:

@@ -148,7 +148,7 @@ def test_arguments_that_people_write(write: Write) -> None:
     model = plan_network("model=noisy.make", "model.stages=[[1,2],[5,6]]").config.model
     assert model.arguments == {"width": None, "stages": ((1, 2), (5, 6))}  # type: ignore[attr-defined]
     (config,) = plan_jobs(("model=noisy.make", "model.width=3")).configs
-    assert config.model.arguments["width"] == 3
+    assert config.model.arguments["width"] == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

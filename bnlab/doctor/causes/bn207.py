@@ -30,7 +30,10 @@ class OtherData(Cause):
         return read_moments(case.training)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        first = case.first
+        known = [name for name in case.seen if name in case.reference]
+        if not known:  # the training batches reach other layers only
+            return ""
+        first = known[0]
         here = case.measure_distance(first, case.exact)
         there = case.measure_distance(first, case.reference)
         return f"first layer {here:.2g} σ off on these images, {there:.2g} σ on the training batches"

@@ -113,7 +113,10 @@ def _list_removals(case: Case) -> Iterator[_Removal]:
     if case.history is None or not case.history.resized:
         return
     then = case.history.resized
-    modules = {name: module for name, module in case.model.named_modules() if not any(module.children())}
+    # Leaves, and batch norms, which may have an activation inside.
+    modules = {
+        name: module for name, module in case.model.named_modules() if name in case.layers or not any(module.children())
+    }
     names = list(modules)
     kept = {name: _find_kept(case, name, then) for name in case.layers}
     for name, rows in kept.items():

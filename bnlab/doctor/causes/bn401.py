@@ -33,7 +33,7 @@ class RanksDiffer(Cause):
             name: _compute_spread(torch.stack([rank[name] for rank in ranks]), layer.eps)
             for name, layer in case.layers.items()
         }
-        layers = [name for name, spread in spreads.items() if spread > RANKS_DIFFER]
+        layers = [name for name, spread in spreads.items() if not spread <= RANKS_DIFFER]  # also NaN
         if not layers:
             return None
         worst = max(layers, key=lambda name: spreads[name])

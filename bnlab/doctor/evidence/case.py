@@ -295,8 +295,9 @@ class Case:
         scale = self.exact[name].var + self.exact.eps[name]
         of_mean = view.batch_means.var / scale
         of_var = view.batch_squares.var / (2 * scale.square())
-        both = (of_mean + of_var).nan_to_num().sum()
-        return float(both) * (self._noise_share(name) + 1 / view.batch_means.count)
+        # Of variances it is not known where rows are no images, and of means it is.
+        both = of_mean.nan_to_num() + of_var.nan_to_num()
+        return float(both.sum()) * (self._noise_share(name) + 1 / view.batch_means.count)
 
     def read_exact(self, layers: Iterable[str]) -> dict[str, Tensor]:
         """Read the exact mean and variance [2, C] of layers."""

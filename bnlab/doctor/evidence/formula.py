@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from bnlab.doctor.evidence.looking import LayerCall, run_and_look
 from bnlab.doctor.thresholds import FORMULA_DIFFERS
 from bnlab.doctor.undo import find_tensor
 from bnlab.exact.task import Task
-from bnlab.model.batches import take_images
-from bnlab.model.borrow import measured
 from bnlab.model.layers import BatchNorm, get_bias, get_running_buffers, get_weight, has_own_forward
 
 _IMAGES = 8
@@ -50,18 +47,14 @@ def find_deviations(task: Task, unread: Mapping[str, Any]) -> dict[str, Deviatio
         return {}
     deviations: dict[str, Deviation] = {}
 
-    def look(name: str, layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-        x = find_tensor(args, kwargs)
+    def look(name: str, layer: Any, given: LayerCall, output: Any) -> None:
+        x = find_tensor(given.args, given.kwargs)
         if x is not None and isinstance(output, Tensor) and output.shape == x.shape and x.dim() > 1:
             deviation = _compare(layer, _list_channels(x), _list_channels(output))
             if deviation is not None:
                 deviations[name] = deviation
 
-    with measured(task.model), ExitStack() as stack:
-        for name, layer in layers.items():
-            handle = layer.register_forward_hook(partial(look, name), with_kwargs=True)
-            stack.callback(handle.remove)
-        task.evaluate(take_images(task.data[0], _IMAGES))
+    run_and_look(task, layers, _IMAGES, look)
     return deviations
 
 

@@ -117,7 +117,8 @@ class _Watch:
         images = int(self._images.count)
         both = Scatter.of(images, self._images)
         image_means, image_squares = (
-            Scatter(images, mean, var) for mean, var in zip(both.mean.chunk(2), both.var.chunk(2), strict=True)
+            Scatter(images, mean, var)
+            for mean, var in zip(both.mean.tensor_split(2), both.var.tensor_split(2), strict=True)
         )
         calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in self._calls]
         batch_means = Scatter.of(self._batches, self._batch_means)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bnlab.doctor.evidence.looking import LayerCall, run_and_look
 from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
 from bnlab.exact.task import Task
 from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
@@ -27,7 +27,10 @@ def probe_predictions(task: Task) -> tuple[float, float]:
     batch = take_images(task.data[0], _IMAGES)
     model = task.model
     with measured(model):
-        output = _find_output(task.evaluate(batch))
+        try:
+            output = _find_output(task.evaluate(batch))
+        except Exception:  # a model that takes batches of one size may raise anything
+            return math.nan, math.nan
         before = [buffer.clone() for buffer in model.buffers()]  # after a first forward, which may fill caches
         twice = _measure_difference(output, _find_output(task.evaluate(batch)))
         after = list(model.buffers())
@@ -122,33 +125,55 @@ def find_unread(task: Task) -> dict[str, frozenset[str]]:
     """
     unread: dict[str, frozenset[str]] = {}
 
-    def look(name: str, layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if name in unread or not isinstance(output, Tensor):
-            return
-        if output.isfinite().all():
-            parts = _list_unread(layer, args, kwargs, output)
-            unread[name] = frozenset(parts)
+    def look(name: str, layer: Any, given: LayerCall, output: Any) -> None:
+        if name not in unread and isinstance(output, Tensor) and output.isfinite().all():
+            unread[name] = frozenset(_list_unread(layer, given, output))
 
-    batch = take_images(task.data[0], _FEW)
-    with measured(task.model), ExitStack() as stack:
-        for name, layer in task.layers.items():
-            handle = layer.register_forward_hook(partial(look, name), with_kwargs=True)
-            stack.callback(handle.remove)
-        task.evaluate(batch)
+    run_and_look(task, task.layers, _FEW, look)
     return {name: parts for name, parts in unread.items() if parts}
 
 
-def _list_unread(layer: BatchNorm, args: Any, kwargs: Any, output: Tensor) -> Iterator[str]:
+def _list_unread(layer: BatchNorm, given: LayerCall, output: Tensor) -> Iterator[str]:
     mean, var = get_running_buffers(layer)
-    parts = {"the mean": mean, "the variance": var, "the weight": get_weight(layer), "the bias": get_bias(layer)}
-    for words, values in parts.items():
-        if values is None:
-            continue
-        before = values.detach().clone()
-        # This changes zeros, too, and leaves variances positive.
-        values.data.copy_(2 * before + 1)
-        # Calling the layer itself would call this hook again.
-        changed = layer.forward(*args, **kwargs)
-        values.data.copy_(before)
-        if torch.equal(changed.nan_to_num(), output.nan_to_num()):
+    weight, bias = get_weight(layer), get_bias(layer)
+    if not mean.isfinite().all() or not var.isfinite().all():
+        return  # changed, they are as bad as before
+
+    with ExitStack() as stack:
+        expected = output
+        # Under weights of 0, as at the end of residual branches, no output depends on the averages.
+        if isinstance(weight, nn.Parameter) and not weight.any():
+            stack.enter_context(_holding(weight, torch.ones_like(weight)))
+            try:
+                expected = given.call(layer)
+            except Exception:  # a forward of the user's own may raise anything
+                return
+        for words, values in (("the mean", mean), ("the variance", var)):
+            if not _reads(layer, given, values, expected):
+                yield words
+    for words, parameter in (("the weight", weight), ("the bias", bias)):
+        # What a parametrization computes anew at each call cannot be changed here.
+        if isinstance(parameter, nn.Parameter) and not _reads(layer, given, parameter, output):
             yield words
+
+
+def _reads(layer: BatchNorm, given: LayerCall, values: Tensor, output: Tensor) -> bool:
+    """Return whether a layer's output changes with these values; True if it cannot be computed with others."""
+    # This changes zeros, too, and leaves variances positive.
+    with _holding(values, 2 * values.detach() + 1):
+        try:
+            changed = given.call(layer)
+        except Exception:  # a forward of the user's own may raise anything
+            return True
+    return not torch.equal(changed.nan_to_num(), output.nan_to_num())
+
+
+@contextmanager
+def _holding(tensor: Tensor, values: Tensor) -> Iterator[None]:
+    """A tensor holds other values in the block."""
+    before = tensor.detach().clone()
+    tensor.data.copy_(values)
+    try:
+        yield
+    finally:
+        tensor.data.copy_(before)

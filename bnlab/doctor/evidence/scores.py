@@ -207,7 +207,7 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
     classes = logits.shape[1]
     # `gather` needs a class for each label. Those that do not count get any, and are left out of the average.
     chosen = labels.long().where(find_counted(labels), 0).unsqueeze(1)
-    if not bool((chosen < classes).all()):
+    if not bool(((chosen >= 0) & (chosen < classes)).all()):
         return None
     likelihoods = logits.double().log_softmax(1).gather(1, chosen).squeeze(1)
     likelihoods = likelihoods.nan_to_num(nan=LEAST_LIKELIHOOD).clamp(min=LEAST_LIKELIHOOD)
@@ -283,7 +283,7 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
     are_classes = (labels == 0) | (labels == 1)
     if not are_classes.all():
         errors = (outputs - labels).double()
-        return _average_by_image(-errors.square())
+        return average_by_image(-errors.square())
     if _are_one_hot(labels):
         named = labels.argmax(1)
         right = outputs.argmax(1) == named
@@ -295,7 +295,7 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
     right = predicted == labels
     if labels.dim() > 2:
         return average_by_class(right, labels, 2)
-    return _average_by_image(right)
+    return average_by_image(right)
 
 
 def _are_one_hot(labels: Tensor) -> bool:
@@ -303,7 +303,7 @@ def _are_one_hot(labels: Tensor) -> bool:
     return labels.dim() > 1 and labels.shape[1] > 1 and bool((labels.sum(1) == 1).all())
 
 
-def _average_by_image(values: Tensor) -> Tensor:
+def average_by_image(values: Tensor) -> Tensor:
     """Average [N, ...] to float64 [N]."""
     return values.double().reshape(len(values), -1).mean(1)
 

@@ -178,7 +178,7 @@ def _score_constants(task: Task) -> Counter[int] | None:
     return Counter(score_constants(whole)) if len(whole) == len(labels) else None
 
 
-def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
+def choose_judge(task: Task, evaluate: Evaluate | None, has_scores: bool) -> tuple[Judge, bool]:
     """Choose by what undos are judged, and say whether by labels or a metric."""
 
     def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Judged:
@@ -197,8 +197,8 @@ def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
 
     if evaluate is not None:
         return judge_by_metric, True
-    # Two images show whether labels and outputs belong together, since all batches have one form.
-    if score_by_labels(task.on([take_images(task.data[0], 2)])) is not None:
+    # Two images show whether labels and outputs belong together. There are scores only if all batches have labels.
+    if has_scores and score_by_labels(task.on([take_images(task.data[0], 2)])) is not None:
         return judge_by_labels, True
     return partial(_judge_by_gap, task), False
 

@@ -270,7 +270,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     if evaluate is None:
         halves = _swap_halves(whole, sample)
 
-    judge, has_labels = choose_judge(task, evaluate)
+    judge, has_labels = choose_judge(task, evaluate, case.scores is not None)
     unchanged = _join([judge(judging, None) for _, judging in halves])
     notes: set[str] = set()
     most = math.inf if evaluate is None else _MOST_CALLS

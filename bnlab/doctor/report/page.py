@@ -60,6 +60,9 @@ def make_page(diagnosis: Any) -> str:
     trials = diagnosis.trials
     is_shown = (trials.index < _MOST_TRIALS) | trials["chosen"]
     scores = case.scores
+    training = None
+    if case.training_score is not None and scores is not None:  # the images may have no labels
+        training = describe_training(case.training_score, scores)
     return fill_in(
         Path(__file__).with_name("page.html"),
         name=type(case.model).__name__,
@@ -68,7 +71,7 @@ def make_page(diagnosis: Any) -> str:
         **_describe_verdict(diagnosis),
         scores=None if scores is None else _list_scores(scores),
         always=None if scores is None or scores.commonest is None else describe_score(scores.commonest, scores),
-        training=None if case.training_score is None else describe_training(case.training_score, scores),
+        training=training,
         find_tone=_find_tone,
         few=_FEW,
         trials=_list_trials(trials[is_shown], scores) if len(trials) else None,

@@ -414,7 +414,7 @@ def _describe_undecided(gain: Difference, scores: Scores, worth: float) -> str:
     reported = f"Exact statistics {describe_gain(gain, scores)} on {count_things(gain.images, 'image')}"
     half = (gain.high - gain.low) / 2
     wanted = "more images"
-    if math.isfinite(half):
+    if math.isfinite(half) and half > 0:
         is_unchanged = bool((scores.values["exact"] == scores.values["running"]).all())
         power = 1 if is_unchanged else 2  # intervals of images that do not change fall with their number
         needed = gain.images * (half / worth) ** power

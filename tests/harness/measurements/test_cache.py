@@ -21,7 +21,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import cache, estimates, find_measurement, list_names
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
-from bnlab.harness.own import digest_of_code, find_code
+from bnlab.harness.own import find_code
 from tests.helpers import Config, Run
 
 MODULE = """
@@ -81,7 +81,6 @@ def forget() -> None:
     sys.modules.pop("my_estimators", None)
     importlib.invalidate_caches()
     find_code.cache_clear()
-    digest_of_code.cache_clear()
     linecache.clearcache()
     gc.collect()
 
