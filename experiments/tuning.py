@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import select
 from bnlab.harness.reporting.plots import Axis
@@ -60,7 +61,7 @@ def validate(tables: Tables) -> pd.DataFrame:
 
     exact = select(at_end, estimator=("exact", "none")).set_index("run")["accuracy"]
     running = select(at_end, estimator=("ema", "none")).set_index("run")["accuracy"]
-    chance = 1 / runs["data.classes"]
+    chance = compute_chance(runs)
     # A network that has diverged has no accuracy, and counts as guessing. If it were left out, its rate would look
     # better than it is.
     is_diverged = runs["status"] == "diverged"
@@ -68,6 +69,13 @@ def validate(tables: Tables) -> pd.DataFrame:
         accuracy=runs["run"].map(exact).mask(is_diverged, chance),
         running=runs["run"].map(running).mask(is_diverged, chance),
     )
+
+
+def compute_chance(runs: pd.DataFrame) -> pd.Series:
+    """Compute the accuracy of guessing, by the number of classes; UserError where tables do not say it."""
+    if runs["data.classes"].isna().any():
+        raise UserError("a rate can be tuned on glyphs alone: of other data the table runs has no data.classes")
+    return 1 / runs["data.classes"]
 
 
 def select_tested(tables: Tables, cell: Sequence[str]) -> Tables:

@@ -29,8 +29,8 @@ def average_layers(frame: pd.DataFrame, value: str, keys: Sequence[str]) -> pd.D
 
     Returns:
         Two rows for each of `keys`, told apart by the new column `layers`: `DEEPER` with the root mean square over the
-        deeper layers, the squares divided by their number, and `FIRST` with the gap of the first layer. Other columns
-        are those of one of the layers.
+        deeper layers, the squares divided by their number, and `FIRST` with the gap of the first layer. It is NaN where
+        that of a layer is. Other columns are those of one of the layers.
     """
     is_first = frame["depth"] == 1
     averaged = frame.assign(layers=np.where(is_first, FIRST, DEEPER))
@@ -38,7 +38,9 @@ def average_layers(frame: pd.DataFrame, value: str, keys: Sequence[str]) -> pd.D
 
     groups = averaged.groupby([*keys, "layers"], dropna=False, sort=False)
     mean_squares = groups[value].transform("mean")
-    averaged[value] = np.sqrt(mean_squares)
+    # pandas leaves out NaN, and with it the worst of the layers.
+    is_missing = averaged[value].isna().groupby([averaged[key] for key in (*keys, "layers")], dropna=False)
+    averaged[value] = np.sqrt(mean_squares.mask(is_missing.transform("any")))
     return averaged.drop_duplicates([*keys, "layers"])
 
 

@@ -14,7 +14,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
 from experiments.margins import A_POINT, AS_ACCURATE, GAINS
-from experiments.tuning import RATE, RATES, VALIDATED, select_collapses, select_tested, validate
+from experiments.tuning import RATE, RATES, VALIDATED, compute_chance, select_collapses, select_tested, validate
 
 CELL = ("norm", "norm.momentum", "batch_size")
 EACH = ("line", "batch_size")
@@ -43,7 +43,7 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
         line=_name_norms(diverged),
         step=diverged["steps"],
         panel=frame["panel"].iloc[0],
-        accuracy=1 / diverged["data.classes"],
+        accuracy=compute_chance(diverged),
         is_collapsed=True,
     )
     return pd.concat([measured, lost[list(measured)]], ignore_index=True)

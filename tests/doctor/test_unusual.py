@@ -34,8 +34,8 @@ class InPlace(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
             return super().forward(input)
-        scale = (self.running_var + self.eps).rsqrt() * self.weight  # type: ignore[operator]
-        return input.sub_(self.running_mean).mul_(scale).add_(self.bias)  # type: ignore[arg-type]
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return input.sub_(mean).mul_((var + self.eps).rsqrt() * self.weight).add_(self.bias)
 
 
 class OfFixedSize(nn.Module):
@@ -179,7 +179,7 @@ def test_a_page_of_images_without_labels_beside_training_batches(
 
 
 def test_batches_of_which_only_some_have_labels(network: nn.Sequential, batches: Batches) -> None:
-    network[1].running_mean += 3  # type: ignore[operator]
+    network[1].get_buffer("running_mean").add_(3)
     images, _ = batches[-1]
 
     assert diagnose(network, [*batches[:-1], images], progress=False).verdict
@@ -209,6 +209,7 @@ def test_what_a_forward_puts_into_an_empty_buffer_is_taken_out_again() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.scale: Tensor | None
             self.register_buffer("scale", None)
             self.norm = nn.BatchNorm1d(3)
 

@@ -167,11 +167,24 @@ def test_what_watched_trainings_have_lost_is_in_points(tmp_path: Path) -> None:
     assert of_loss.score({})["mean"].tolist() == [-0.02, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_validations_without_a_finite_number_are_left_out_and_counted(bad: float, tmp_path: Path) -> None:
+    path = write_history(tmp_path / "watch.parquet")
+    history = pd.read_parquet(path).dropna(subset=["exact"])
+    history.loc[history.index[-1], ["running", "lost"]] = [bad, -bad]
+
+    (figure,) = watched.declare_figures({watched.WATCHED: history.assign(line="a")}).values()
+
+    assert figure.score({})["mean"].isna().sum() == 1
+    assert figure.caption.endswith("1 validation under running averages gave no finite number: not drawn.")
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"lost": "much"}, "(column 'lost' has no numbers)"),
-        ({"lost": float("nan")}, "no row of this history has exact statistics"),
+        ({"exact": float("nan"), "lost": float("nan")}, "no row of this history has exact statistics"),
+        ({"running": float("inf"), "lost": float("-inf")}, "no validation under running averages gave a finite number"),
     ],
 )
 def test_histories_that_are_none(columns: dict[str, Any], message: str, tmp_path: Path, call: Call) -> None:

@@ -11,6 +11,7 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.components import COMPONENTS, Component, discover, list_modules, require_one_of
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import import_object
+from bnlab.harness.trained_with import TRAINED_WITH
 
 if TYPE_CHECKING:  # mistakes are answered before these are imported
     import pandas as pd
@@ -91,6 +92,11 @@ def find_measurement(name: str) -> Measurement:
             f"measurements={name}: needs a name, a table with run and step in its key, and a method that gives its "
             'rows; write name = "...", table = Table(about, key=common("run step ..."), others=...) and '
             "measure(self, run, subjects, steps) into the class"
+        )
+    taken = [column for column in cls.table.columns if column in ("seed", "status", *TRAINED_WITH)]
+    if taken:
+        raise UserError(
+            f"measurements={name}: the table runs has a column {taken[0]!r} already, of the network; call it otherwise"
         )
     if cls.name in ("runs", *list_names()) or not re.fullmatch(r"\w+", cls.name):
         raise UserError(f"measurements={name}: give it another name than {cls.name!r}, of letters, digits and _")

@@ -149,7 +149,7 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     group = pd.Series(0, runs.index)
     if by:
         group = runs.groupby([*by], dropna=False, sort=False).ngroup()
-    counts = runs[settings].groupby(group).nunique()
+    counts = runs[settings].groupby(group).nunique(dropna=False)
     differs = counts.gt(1).any(axis=1)
     doubled = runs.assign(group=group).duplicated(["group", "seed"])
     is_doubled = doubled.groupby(group).any()

@@ -33,7 +33,8 @@ COMPARED = "is_compared"
 """A column of rows that were compared, see `frames.paired`."""
 # What tells apart the statistics that a network has at one step; a frame has some of these columns.
 _STATISTICS = ("run", "panel", "line", "step", "estimator", "momentum", "statistics_split", "last")
-_REAL_KEYS = ("momentum", "dose", "size")  # columns of real numbers that are no measured values
+# Columns of real numbers that are no measured values.
+_REAL_KEYS = ("momentum", "dose", "size", "epochs", "freeze_at")
 
 
 def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:

@@ -88,10 +88,15 @@ class _Measure:
         return means.sort_values(keys, ignore_index=True)
 
     def average_last(self) -> pd.DataFrame:
-        """Average over seeds at the last step of each network that has not diverged."""
+        """Average over seeds at the last step of each condition; networks that have diverged are left out.
+
+        One that was measured only before that is none of the n seeds.
+        """
         trained = self.frame[self.frame["status"] != "diverged"]
-        last = trained.groupby("run")["step"].transform("max")
-        return self.average(trained[trained["step"] == last])
+        share = trained["step"] / trained["steps"]
+        in_one_condition = [pd.Series(0, trained.index), *(trained[key] for key in self.settings)]
+        last = share.groupby(in_one_condition, dropna=False).transform("max")
+        return self.average(trained[share == last])
 
 
 def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> Overview:
@@ -102,7 +107,7 @@ def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> 
     """
     runs = tables["runs"]
     settings = _find_varied(runs)
-    networks = runs[["run", "seed", "status", *settings]]
+    networks = runs[[*dict.fromkeys(["run", "seed", "status", "steps", *settings])]]
     measures = []
     for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_predictions), strict=True):
         if len(tables.get(table, ())):
@@ -157,10 +162,12 @@ def _find_varied(runs: pd.DataFrame) -> list[str]:
 
 
 def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
-    """Average gaps over layers, see `average_gap`."""
-    trained_on = select(rows, estimator=OtherThan("exact"), statistics_split="train")
-    frame = average_gap(trained_on).merge(networks, on="run")
-    return [_Measure("gap", GAP, frame, settings, "mean_gap")]
+    """Average gaps over layers, see `average_gap`; the images of statistics are a setting where there are several."""
+    frame = average_gap(select(rows, estimator=OtherThan("exact"))).merge(networks, on="run")
+    keys = [*settings]
+    if frame["statistics_split"].nunique() > 1:
+        keys.append("statistics_split")
+    return [_Measure("gap", GAP, frame, keys, "mean_gap")]
 
 
 def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
@@ -175,6 +182,11 @@ def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: l
     images = list_values(frame["split"])
     accuracy = _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys, "accuracy", scale=100)
     return [accuracy, *_measure_losses(accuracy)]
+
+
+def _escape(text: str) -> str:
+    """Write a text of the user's so that captions, which have fields in braces, leave it as it is."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _measure_own(
@@ -193,7 +205,7 @@ def _measure_own(
     for column, meaning in described.numbers.items():
         label = f"{name}: {column}"
         measures.append(
-            _Measure(f"{name}_{column}", Axis(label), frame, keys, column, caption=f"`{column}`: {meaning}.")
+            _Measure(f"{name}_{column}", Axis(label), frame, keys, column, caption=f"`{column}`: {_escape(meaning)}.")
         )
     return measures
 

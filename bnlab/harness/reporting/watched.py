@@ -34,9 +34,11 @@ def read_histories(paths: Sequence[Path]) -> Tables:
     names = stems if len({*stems}) == len(stems) else [str(path) for path in paths]
     histories = []
     for name, path in zip(names, paths, strict=True):
-        history = _read_history(path).dropna(subset=["lost"])
+        history = _read_history(path).dropna(subset=["exact"])
         if history.empty:
             raise NoRows(f"{path}: no row of this history has exact statistics")
+        if not np.isfinite(history["lost"]).any():
+            raise NoRows(f"{path}: no validation under running averages gave a finite number")
         histories.append(history.drop_duplicates(["metric", "update"], keep="last").assign(line=name))
     # Drawing reads the settings of networks from `runs`; of a caller's trainings there are none.
     return {WATCHED: pd.concat(histories), "runs": pd.DataFrame(columns=["batch_size"])}
@@ -85,8 +87,11 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     means[["low", "high"]] = np.nan  # one training has no interval
     # With n = 0 the caption says nothing of seeds.
     means["n"] = 0
-    low = min(0.0, means["mean"].min())
-    high = max(0.0, means["mean"].max())
+    finite = means["mean"][np.isfinite(means["mean"])]
+    low = min([0.0, *finite])
+    high = max([0.0, *finite])
+    left_out = len(means) - len(finite)
+    means["mean"] = means["mean"].where(np.isfinite(means["mean"]))
     label = "points lost" if are_shares else "lost, in the metric's unit"
     axis = Axis(label, (1.1 * low, 1.1 * high) if low < high else None)
     unit = "points" if are_shares else "the metric's unit"
@@ -94,7 +99,14 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
         "Lost under running averages, in watched trainings",
         "Read a point as how much worse a validation is under running averages than under exact statistics of the "
         f"latest training images, of the same weights, in {unit}. Below 0 running averages do better. A line is one "
-        "training.",
+        f"training.{_say_left_out(left_out)}",
         lambda tables: means,
         Curves("update", "line", axis, across=_UPDATES),
     )
+
+
+def _say_left_out(count: int) -> str:
+    """Say how many validations cannot be drawn; empty for none."""
+    if not count:
+        return ""
+    return f" {count} validation{'' if count == 1 else 's'} under running averages gave no finite number: not drawn."

@@ -223,6 +223,8 @@ def round_numbers(mean: float, low: float, high: float) -> list[str]:
         return [f"{number:.1e}" for number in numbers]
 
     digits = 3
+    if mean:  # two digits, also of small numbers that all seeds share
+        digits = min(_MOST_DIGITS, max(digits, 1 - math.floor(math.log10(abs(mean)))))
     if half > 1e-9 * abs(mean):  # else the interval is of rounding
         wanted = 1 - math.floor(math.log10(half))
         digits = min(_MOST_DIGITS, max(0, wanted))

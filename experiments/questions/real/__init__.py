@@ -168,7 +168,8 @@ def compute_map(tables: Tables) -> pd.DataFrame:
     lost["small"] = (100 * lost["exact"]).map("of {:.0f}%".format)
     lost["panel"] = lost[SCHEDULE].map(PANELS)
 
-    share = lost["epoch"] / EPOCHS
+    # Each size has its own number of batches in an epoch, so that a share falls on a step only nearly.
+    share = (lost["epoch"] / EPOCHS).round(2)
     updates = (share * UPDATES).round().astype(int)
     is_falling = lost[SCHEDULE] == COSINE
     lost["column"] = updates.map("{:,}".format).mask(is_falling, share.map("{:.0%}".format))
@@ -185,7 +186,7 @@ def compute_map(tables: Tables) -> pd.DataFrame:
 
 def mark_picks(tables: Tables, lost: pd.DataFrame) -> pd.DataFrame:
     """Mark the cells at the end whose learning rate most seeds would pick, under either kind of statistics."""
-    group = ("seed", SCHEDULE)
+    group = ("seed", SCHEDULE, "batch_size")
     at_end = select(select_accuracies(tables, CELL, (1.0,), "val"), batch_size=128)
     complete = select_complete(tables, at_end, group)
     is_at_end = (lost["batch_size"] == 128) & (lost["epoch"] == EPOCHS)

@@ -27,7 +27,6 @@ from bnlab.harness.measurements.estimates import (
     IMAGES_AT_ONCE,
     find_population,
     flat_statistics,
-    in_batches,
     measure_at,
     tabulate,
 )
@@ -137,8 +136,8 @@ def predict(model: nn.Module, split: Split, statistics: Statistics | None = None
             stack.enter_context(using(model, statistics))
         if isinstance(subject.statistic, TestTimeStatistics):
             stack.enter_context(apply_statistics(model, subject.statistic))
-        for part in in_batches(len(split.labels), subject.at_once or IMAGES_AT_ONCE):
-            images = split.images[part]
+        # What is predicted together counts only for rules that read the batch.
+        for images in split.images.split(subject.at_once or IMAGES_AT_ONCE):
             parts.append(model(images))
     return torch.cat(parts).double()
 
