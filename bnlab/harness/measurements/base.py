@@ -11,7 +11,6 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.components import COMPONENTS, Component, discover, list_modules, require_one_of
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import import_object
-from bnlab.harness.trained_with import TRAINED_WITH
 
 if TYPE_CHECKING:  # mistakes are answered before these are imported
     import pandas as pd
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # mistakes are answered before these are imported
     from bnlab.harness.schema import Table
 
 _TABLES = f"{__package__}.tables"
+_OF_NETWORKS = ("seed", "status", "batch_size", "epochs", "steps")  # columns of `runs` that reports read beside others
 
 
 @dataclass(unsafe_hash=True)
@@ -93,7 +93,7 @@ def find_measurement(name: str) -> Measurement:
             'rows; write name = "...", table = Table(about, key=common("run step ..."), others=...) and '
             "measure(self, run, subjects, steps) into the class"
         )
-    taken = [column for column in cls.table.columns if column in ("seed", "status", *TRAINED_WITH)]
+    taken = [column for column in cls.table.columns if column in _OF_NETWORKS]
     if taken:
         raise UserError(
             f"measurements={name}: the table runs has a column {taken[0]!r} already, of the network; call it otherwise"
