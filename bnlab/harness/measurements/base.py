@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # mistakes are answered before these are imported
     from bnlab.harness.schema import Table
 
 _TABLES = f"{__package__}.tables"
-_OF_NETWORKS = ("seed", "status", "batch_size", "epochs", "steps")  # columns of `runs` that reports read beside others
+_OF_NETWORKS = ("seed", "status", "batch_size")  # columns of `runs` that reports read beside others
 
 
 @dataclass(unsafe_hash=True)
