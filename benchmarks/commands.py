@@ -36,7 +36,7 @@ from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement
-from bnlab.harness.requests import find_rows
+from bnlab.harness.requests import locate_rows
 from bnlab.harness.schema import read_frame, write_rows
 
 ROUNDS = 3
@@ -109,7 +109,7 @@ def _copy(first: Run, rows: dict[tuple[str, str], pd.DataFrame], config: Config)
     shutil.copytree(first.folder, run.folder, ignore=shutil.ignore_patterns("measurements"))
     write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     for (table, file), frame in rows.items():
-        path = find_rows(Path(config.results), run.id, table) / file
+        path = locate_rows(Path(config.results), run.id, table) / file
         write_rows(path, find_measurement(table).table, frame.assign(run=run.id))
     execute(config)
 
