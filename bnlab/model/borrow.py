@@ -136,11 +136,12 @@ def _give_back_values(values: Values) -> None:
             tensor.data.copy_(value)
             continue
 
-        # On CUDA a comparison would wait for the device, so tensors are written without one. An expanded tensor cannot
-        # be written; as nothing can have changed it, the comparison finds it equal.
-        is_expanded = 0 in tensor.stride()
-        skips_comparison = tensor.is_cuda and not is_expanded
-        if skips_comparison or not torch.equal(tensor, value):
+        # An expanded tensor cannot be written, so that nothing can have changed it.
+        is_expanded = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+        if is_expanded:
+            continue
+        # On CUDA a comparison would wait for the device, so tensors are written without one.
+        if tensor.is_cuda or not torch.equal(tensor, value):
             tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 

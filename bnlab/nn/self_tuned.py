@@ -48,7 +48,8 @@ class SelfTuned(AveragesByItself):
     Not averaged are batches with values that are not finite, forwards while `layer.momentum` is 0, and batches whose
     mean and variance equal, bit for bit, those of one of the latest batches (64 at most): activation checkpointing
     runs forwards twice. A layer that is given the same batches again and again, as one on raw inputs in a fixed order
-    of few batches, averages each of them once. While `layer.momentum` is None, as `update_bn` sets it, or 1, as
+    of few batches, averages each of them once: if it began warm and sees one batch only, it keeps the averages that it
+    had. While `layer.momentum` is None, as `update_bn` sets it, or 1, as
     fvcore's `update_bn_stats` does, the buffers are torch's own.
 
     With several processes each chooses its own momenta, except for SyncBatchNorm, and DistributedDataParallel evaluates

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from bnlab.model.borrow import count_loans
@@ -58,6 +58,17 @@ class RecordingCall:
     def __reduce__(self) -> tuple[Any, ...]:
         # Copying a bound method also copies its layer, so that the forward of a copy belongs to the copy.
         return functools.partial, (self._layer_forward,)
+
+
+def count_averaged(layer: nn.Module, x: Tensor) -> int:
+    """Count the values in a channel that a layer averages: of a SyncBatchNorm those of all processes.
+
+    Their shares of a batch are taken to be equal, as DistributedSampler makes them.
+    """
+    count = x.numel() // x.shape[1]
+    if isinstance(layer, nn.SyncBatchNorm) and distributed.is_available() and distributed.is_initialized():
+        count *= distributed.get_world_size(layer.process_group)
+    return count
 
 
 class Recorder(ABC):
@@ -120,7 +131,7 @@ class Recorder(ABC):
 
     def add(self, x: Tensor, momentum: float) -> None:
         """Make an entry of the values in the next place, which are the moments of `x`."""
-        self.entries.add(self.counter.enter_step(), x.numel() // x.shape[1], momentum)
+        self.entries.add(self.counter.enter_step(), count_averaged(self.layer, x), momentum)
 
     def compute_weight(self) -> float:
         """Compute the weight of the latest batch in the layer's own average."""

@@ -172,7 +172,8 @@ class MomentTrace:
         self.on_step()
 
     def truncate(self, step: int) -> None:
-        """Forget what was recorded after `step`."""
+        """Forget what was recorded after `step`; before the first step there is nothing to keep."""
+        step = max(step, self.first_step)
         for layer in self.layers.values():
             layer.truncate(step)
         self.last_step = min(self.last_step, step)

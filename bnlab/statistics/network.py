@@ -164,7 +164,7 @@ class Statistics(Mapping[str, Moments]):
         for name, weight in self.weights.items():
             tensors[f"{name}/weight"] = weight
 
-        metadata = {"layers": json.dumps(layers), "unseen": json.dumps(self.unseen)}
+        metadata = {"layers": json.dumps(layers, default=float), "unseen": json.dumps(self.unseen)}
         save_tensors(path, tensors, _FORMAT, metadata)
 
     @staticmethod

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from bnlab import MomentTrace, population_statistics, record, record_frozen, replay, running_statistics, using
 from bnlab.estimators import EMA, Cumulative, LastBatch
 from bnlab.inference import TestBatch, apply_statistics
+from bnlab.recording.recorders import count_averaged
 from tests.exact.zoo import Net, OwnForward, conv, make_cases
 from tests.helpers import (
     assert_equal_statistics,
@@ -485,3 +486,12 @@ def test_what_cannot_be_read_is_left_alone() -> None:
 def test_a_layer_that_averages_something_else_is_named() -> None:
     with pytest.warns(UserWarning, match="are not the average of what was recorded"), record(model := Squaring(3)):
         model(DATA[0])
+
+
+def test_a_batch_norm_over_several_processes_averages_the_values_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 4)
+    x = torch.zeros(2, 3, 5, 5)
+
+    assert count_averaged(nn.SyncBatchNorm(3), x) == 4 * 50
+    assert count_averaged(nn.BatchNorm2d(3), x) == 50

@@ -7,6 +7,7 @@ import torch
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case, has_bad_values
 from bnlab.doctor.evidence.setup import has_overflown
+from bnlab.doctor.words import describe_number
 from bnlab.model.layers import BatchNorm, get_momentum, get_running_buffers
 
 
@@ -42,7 +43,7 @@ class NotHeld(Cause):
             return None
         worst = max((case.layers[name] for name in rounded), key=compute_stall)
         kind = str(_find_type(worst)).removeprefix("torch.")
-        reported = f"{kind}: an average may stop {100 * compute_stall(worst):.2g}% short of its goal"
+        reported = f"{kind}: an average may stop {describe_number(100 * compute_stall(worst), 2)}% short of its goal"
         is_training = any(case.layers[name].training for name in rounded)
         return Signs.of(rounded, reported, "warning" if is_training else "note")
 

@@ -11,6 +11,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.history import LayerChange
 from bnlab.doctor.thresholds import COLLAPSE_FALLS, COLLAPSED, NOT_COLLAPSED, WEIGHTS_MOVED
 from bnlab.doctor.undo import EXACT, RESCALED
+from bnlab.doctor.words import describe_number
 
 
 class WeightsMovedAlone(Cause):
@@ -52,7 +53,7 @@ class WeightsMovedAlone(Cause):
         if history is None or not {*self.list_layers(case)} & {*layers}:
             shallow, deep = _compare_depths(case)
             return f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"
-        moved = f"weights moved by {100 * history.distance:.2g}%"
+        moved = f"weights moved by {describe_number(100 * history.distance, 2)}%"
         is_written = bool({*_list_written(case)} & {*layers})
         return f"{moved}, buffers written and no update counted" if is_written else f"{moved}, buffers the same"
 

@@ -13,7 +13,7 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import EXPLAINED, FILL_EXPLAINS, FILL_SHOWS
 from bnlab.doctor.undo import EXACT, Undo, write_averages
-from bnlab.doctor.words import count_things
+from bnlab.doctor.words import count_things, describe_number
 from bnlab.model.layers import AveragesByItself, get_momentum
 
 _LEAST_LEFT = 1e-3  # of the images' own share, below which rounding decides what is left once the rest is taken out
@@ -114,7 +114,7 @@ def _take_out(buffers: Tensor, filled: Tensor, weight: float) -> Tensor:
 
 
 def _describe(case: Case, mixture: _Mixture) -> str:
-    reported = f"{100 * mixture.weight:.2g}% of the averages are those of {mixture.what}"
+    reported = f"{describe_number(100 * mixture.weight, 2)}% of the averages are those of {mixture.what}"
     layer = case.layers[case.first]
     momentum = get_momentum(layer)
     if isinstance(layer, AveragesByItself) or not momentum or momentum >= 1 or mixture.weight == 1:

@@ -318,7 +318,10 @@ def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice:
     if isinstance(returned, Real):
         raise TypeError(f"{caller}: evaluate returned one number, {returned}; {advice}")
     try:
-        values = torch.as_tensor(returned).detach().cpu().double().flatten()
+        values = torch.as_tensor(returned).detach().cpu()
+        if values.is_complex():
+            raise TypeError
+        values = values.double().flatten()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{caller}: evaluate returned a {type(returned).__name__}; {advice}") from error
     if not len(values) or (isinstance(returned, Tensor) and returned.dim() == 0):
