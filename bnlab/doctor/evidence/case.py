@@ -448,13 +448,18 @@ class Case:
         return torch.stack((moments.mean, moments.var))
 
     def measure_mended(self, averages: Mapping[str, Tensor]) -> float:
-        """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none."""
+        """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none.
+
+        `explain` asks how near the present averages are to predicted ones; this asks how much nearer *other* averages
+        would be to the fold. Here each layer counts once, however many channels it has, and there each channel does:
+        `EXPLAINS_ALL` is of layers.
+        """
         before = 0.0
         after = 0.0
-        for name, mended in averages.items():
-            exact = self.read_fold(name)
-            before += self._measure_squares(name, self.buffers[name], exact)
-            after += self._measure_squares(name, mended, exact)
+        mended = replace(self, buffers={**self.buffers, **averages})
+        for name in averages:
+            before += self.measure_distance(name, self.fold) ** 2
+            after += mended.measure_distance(name, self.fold) ** 2
         return _compute_share_gone(before, after)
 
 
