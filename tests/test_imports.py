@@ -64,7 +64,7 @@ FOLDERS = {
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",
     "commands": "packages images loading demo doctor gap recalibrate",
-    "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings naming run live "
+    "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings code_changes run live "
     "training_runner",
     "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
     "overview page watched",

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from bnlab.common.files import Unreadable, quarantine, write_text
 from bnlab.harness import schema
-from bnlab.harness.artifacts import naming
-from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own, list_own_settings
+from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings
 from bnlab.harness.artifacts.run import Run, describe_environment
 from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.config import check_device
@@ -41,7 +40,6 @@ from bnlab.harness.requests import (
     write_request,
 )
 from bnlab.harness.setting_columns import describe_runs
-from bnlab.harness.source_code import name_file
 from bnlab.harness.trial import select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
@@ -79,23 +77,6 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
     return json.dumps([settings, images, code, VERSION, sorted(failed)], default=list)
-
-
-def note_codes(configs: Iterable[Config]) -> list[str]:
-    """Note the code of networks that an earlier version of bnlab has named; what had to be assumed of it, in words."""
-    assumptions = []
-    for config in configs:
-        run = Run(config)
-        own = list_own(config)
-        for key, code in naming.note_codes(config, run.folder, run.settings).items():
-            module = own[key].own_module
-            imported = ", ".join(name_file(name) for name in code if name != module)
-            if imported:
-                assumptions.append(
-                    f"{run.id} was named by {name_file(module)} alone; what that imports is taken to be as it was: "
-                    f"{imported}"
-                )
-    return assumptions
 
 
 def require_writable(results: Path, *folders: Path) -> None:

@@ -11,8 +11,8 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.common.files import Unreadable, reading
-from bnlab.harness.artifacts.job_settings import list_own, restore_config
-from bnlab.harness.artifacts.naming import list_changes
+from bnlab.harness.artifacts.code_changes import list_changes
+from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError, find_network
@@ -93,8 +93,7 @@ def open_run(run: str, results: str | Path = "results") -> Run:
         raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
     if changed:
         raise UserError(f"{run}: {say_changed(changed)} since it was trained; undo that, or sweep it again")
-    # Code of the user's own has been compared already, and an earlier version may have named its network otherwise.
-    if not list_own(opened.config) and Run(opened.config).id != run:
+    if Run(opened.config).id != run:
         raise UserError(f"{run}: its settings name another network in this version of bnlab; sweep it again")
     return opened
 

@@ -60,10 +60,6 @@ class Own(Component):
         """Digest what its results are known by, as a column of the table `runs`: its code."""
         return {SOURCE: digest_of_code(import_object(self.group, self.name), self.name)}
 
-    def digest_text(self) -> dict[str, str]:
-        """Digest what earlier versions of bnlab knew its results by: the text of its module."""
-        return {SOURCE: digest_of_text(import_object(self.group, self.name))}
-
     def identify(self) -> dict[str, Any]:
         return super().identify() | self.digest()
 
@@ -177,7 +173,7 @@ def find_code(obj: Any, path: str = "") -> Code:
 def digest_of_code(obj: Any, path: str = "") -> str:
     """Digest the code of a user's class or function, see `find_code`; of bnlab's own questions the text."""
     code = find_code(obj, path)
-    return digest_whole(code) if code else digest_of_text(obj)
+    return digest_whole(code) if code else _digest_text(obj)
 
 
 def digest_of_own(cls: type) -> str:
@@ -186,11 +182,8 @@ def digest_of_own(cls: type) -> str:
 
 
 @cache
-def digest_of_text(obj: Any) -> str:
-    """Digest the text of the module in which a class or function is defined, to ten hexadecimal digits.
-
-    Networks with code of the user's own were named by it once, and those with code of bnlab's own questions are.
-    """
+def _digest_text(obj: Any) -> str:
+    """Digest the text of the module in which a class or function of bnlab's own questions is defined."""
     return digest(_read_source(sys.modules.get(obj.__module__), obj), digits=10)
 
 

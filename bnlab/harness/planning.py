@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bnlab.common.files import Unreadable
+from bnlab.harness.artifacts.code_changes import find_changes
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.naming import find_changes
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training_runner import format_seconds
 from bnlab.harness.durations import Durations, estimate_durations

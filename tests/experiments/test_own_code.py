@@ -7,12 +7,10 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from bnlab.estimators import list_estimators
-from bnlab.harness import load, load_model, own
-from bnlab.harness.artifacts.data.own_data import OwnData
+from bnlab.harness import load, load_model
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.compose import plan_jobs
@@ -192,76 +190,6 @@ def test_comments_docstrings_and_layout_are_no_part_of_it(
     assert read_layers(tmp_path / "results") == {run: "ReLU"}
 
 
-OLD_NAME = "be392fc803/seed_0"
-"""The name that the last version gave it which knew code by its text."""
-
-
-def name_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bnlab be as it was when a user's code was known by the text of one module."""
-    monkeypatch.setattr(own, "digest_of_code", lambda obj, path="": own.digest_of_text(obj))
-    monkeypatch.setattr("bnlab.harness.artifacts.training_runner.list_code", lambda config: {})
-
-
-@pytest.fixture
-def old(net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a network that an earlier version of bnlab has trained, as that has named it."""
-    monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as before:
-        name_by_text(before)
-        (run,) = list_trained(sweep(*OF_NET, "estimator=ema"))
-    return run
-
-
-def test_a_network_of_an_earlier_version_is_known_by_the_text(
-    old: str, sweep: Callable[..., str], tmp_path: Path
-) -> None:
-    assert old == OLD_NAME
-    assert read_layers(tmp_path / "results") == {old: "ReLU"}
-    before = load("c17", tmp_path / "results")
-
-    out = sweep(*OF_NET, "estimator=ema")
-
-    assert not list_trained(out)
-    assert f"{old} was named by net.py alone; what that imports is taken to be as it was: net_layers.py" in out
-    for name, frame in load("c17", tmp_path / "results").items():
-        pd.testing.assert_frame_equal(frame, before[name])
-
-
-def test_a_network_of_an_earlier_version_is_known_by_its_code_from_then_on(
-    old: str, net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path
-) -> None:
-    """Comments do not count any more, and what is imported does; another seed has the same name."""
-    sweep(*OF_NET, "estimator=ema")
-
-    net(f"# A comment\n{NET}")
-    (second,) = list_trained(sweep(*OF_NET, "estimator=ema", "seed=0,1", "-m"))
-    assert read_layers(tmp_path / "results") == {old: "ReLU", second: "ReLU"}
-    assert second == old.replace("seed_0", "seed_1")
-    assert load("c17", tmp_path / "results")["runs"]["model.source"].nunique() == 1
-
-    net(layers=TANH)
-    out = sweep(*OF_NET, "estimator=ema", "seed=0,1", "-m")
-    assert len(list_trained(out)) == 2
-    assert "net_layers.py has changed: 2 networks are trained again" in out
-    kinds = read_layers(tmp_path / "results")
-    assert kinds.pop(old).startswith("net_layers.py has changed")
-    assert kinds.pop(second).startswith("net_layers.py has changed")
-    assert {*kinds.values()} == {"Tanh"}
-
-
-def test_a_network_of_an_earlier_version_whose_text_has_changed_since(
-    old: str, net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path
-) -> None:
-    """Nobody knows what its code was; the file is named by whose text it was known."""
-    net(f"# A comment\n{NET}")
-
-    out = sweep(*OF_NET, "estimator=ema")
-
-    assert len(list_trained(out)) == 1
-    assert "net.py has changed: 1 network is trained again" in out
-    assert read_layers(tmp_path / "results")[old].startswith("net.py has changed since it was trained")
-
-
 @pytest.fixture
 def pictures(write: Write) -> Callable[[str, str], None]:
     """Writes data with random transforms, which stand in a module of their own."""
@@ -274,22 +202,15 @@ def pictures(write: Write) -> Callable[[str, str], None]:
     return written
 
 
-@pytest.mark.parametrize("is_old", [False, True])
 def test_random_transforms_of_data_are_known_by_their_code(
-    is_old: bool,
     pictures: Callable[..., None],
     sweep: Callable[..., str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where an earlier version has named the network, by the text of the module; transforms may never differ."""
     monkeypatch.chdir(tmp_path)
     words = ("data=pictures.make_data", *SMALL[:2], *SMALL[3:], "measurements=[log]", "name=pictures")
-    with monkeypatch.context() as before:
-        if is_old:
-            name_by_text(before)
-            before.setattr(OwnData, "find_content", lambda data: data._describe().content_by_text)
-        (run,) = list_trained(sweep(*words))
+    (run,) = list_trained(sweep(*words))
     results = tmp_path / "results"
 
     assert not list_trained(sweep(*words))

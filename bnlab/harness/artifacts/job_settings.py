@@ -192,17 +192,6 @@ def list_naming_settings(config: Config) -> dict[str, Any]:
     return settings | {group: getattr(config, group).identify() for group in GROUPS}
 
 
-def name_by_text(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Change the naming settings to what they were when the user's code was known by the text of one module."""
-    own = {key: without_code(settings[key]) | chosen.digest_text() for key, chosen in list_own(config).items()}
-    return {**settings, **own}
-
-
-def without_code(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the digest of a user's code."""
-    return {name: value for name, value in settings.items() if name != SOURCE}
-
-
 def hash_settings(settings: Mapping[str, Any]) -> str:
     """Digest the naming settings of a network to ten hexadecimal digits, which name it."""
     return digest(json.dumps(settings, sort_keys=True), digits=10)

@@ -34,9 +34,8 @@ from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
 from bnlab.harness.artifacts.corruptions import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
-from bnlab.harness.artifacts.job_settings import Config, as_list, hash_settings, list_steps
+from bnlab.harness.artifacts.job_settings import Config, as_list, hash_settings, list_naming_settings, list_steps
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.naming import find_settings
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import import_object
@@ -60,13 +59,13 @@ class Run:
     """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot.
 
     Attributes:
-        settings: what names it, see `find_settings`.
+        settings: what names it, see `list_naming_settings`.
         id: its name, unless that is given.
     """
 
     def __init__(self, config: Config, name: str = "") -> None:
         self.config = config
-        self.settings = find_settings(config)
+        self.settings = list_naming_settings(config)
         self.id = name or f"{hash_settings(self.settings)}/seed_{config.seed}"
         self.folder = Path(config.results, "runs", self.id)
         self.state = self.folder / "state.safetensors"

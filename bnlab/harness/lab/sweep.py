@@ -72,7 +72,7 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
 
     display.begin("looking what is there")
     # Takes a second or two, in which a mistake has been answered.
-    from bnlab.harness.jobs import list_waiting, note_codes
+    from bnlab.harness.jobs import list_waiting
     from bnlab.harness.planning import outline, plan
 
     configs = sweep.configs
@@ -90,9 +90,6 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
     display.print(*outline(configs, waiting))
     if waiting:
         _prepare(configs, launcher, words, display)
-    # Only now, because `_prepare` may refuse the sweep.
-    display.print(*note_codes(configs))
-    if waiting:
         # Configurations have no hash.
         is_waiting = {id(config) for config in waiting}
         _run([job for job in sweep.jobs if id(job.config) in is_waiting], launcher, display)

@@ -35,7 +35,6 @@ class Parts(NamedTuple):
     test: Pixels
     augmented: Draw | None = None  # draws images of the training part with random transforms of the user's
     content: str = ""  # see `Data.find_content`
-    content_by_text: str = ""  # the same as earlier versions of bnlab have it
 
 
 @dataclass(unsafe_hash=True)

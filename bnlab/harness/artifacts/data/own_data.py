@@ -29,7 +29,7 @@ from bnlab.harness.artifacts.data.pixels import (
 from bnlab.harness.artifacts.seeding import seed_generators
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import Own, call_own, digest_of_code, digest_of_text, import_object, make_own, own
+from bnlab.harness.own import Own, call_own, digest_of_code, import_object, make_own, own
 from bnlab.harness.source_code import SOURCE, Code
 
 _EXPECTED = (
@@ -60,11 +60,6 @@ class OwnData(Own, Data):
         content, _, source = (self.content or self.find_content()).partition("-")
         return {"content": content, SOURCE: source} if source else {"content": content}
 
-    def digest_text(self) -> dict[str, str]:
-        """Digest images and labels, and the text of the module of random transforms, together."""
-        digests = self.digest()
-        return {"content": self._describe().content_by_text} if SOURCE in digests else digests
-
     def identify(self) -> dict[str, Any]:
         """Collect what names networks: the content, in place of the arguments, by which it may be found elsewhere."""
         settings = super().identify()
@@ -81,8 +76,7 @@ class OwnData(Own, Data):
 
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
-        # A network that an earlier version has named has the content by text.
-        if self.content and self.content not in (parts.content, parts.content_by_text):
+        if self.content not in ("", parts.content):
             raise UserError(
                 f"data={self.name}: gives other images or labels than those that this network is named by; "
                 "give it those, or sweep again: these train a network of their own (a function has to give the same "
@@ -102,7 +96,6 @@ class Description(NamedTuple):
 
     size: Size
     content: str
-    content_by_text: str
     has_known_range: bool
 
 
@@ -119,7 +112,7 @@ def describe_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Descripti
         classes=int(labels.max()) + 1,
     )
     has_known_range = not images.is_floating_point()
-    return Description(size, parts.content, parts.content_by_text, has_known_range)
+    return Description(size, parts.content, has_known_range)
 
 
 @lru_cache(maxsize=2)
@@ -150,8 +143,7 @@ def _digest_parts(parts: Parts, path: str, arguments: Mapping[str, Any]) -> Part
     """
     digests = [digest_pixels(*parts.train), digest_pixels(*parts.test)]
     if parts.augmented is None:
-        content = digest(*digests, digits=10)
-        return parts._replace(content=content, content_by_text=content)
+        return parts._replace(content=digest(*digests, digits=10))
 
     _, labels = parts.train
     some = torch.tensor(_spread(len(labels)))
@@ -161,9 +153,7 @@ def _digest_parts(parts: Parts, path: str, arguments: Mapping[str, Any]) -> Part
     defaults = make_own("data", path).arguments
     chosen = {key: value for key, value in arguments.items() if key not in OwnData.usual and value != defaults[key]}
     source = digest(code, json.dumps(chosen, sort_keys=True), digits=10) if chosen else code
-    content = f"{digest(*digests, digits=10)}-{source}"
-    by_text = digest(*digests, digest_of_text(function), digits=10)
-    return parts._replace(content=content, content_by_text=by_text)
+    return parts._replace(content=f"{digest(*digests, digits=10)}-{source}")
 
 
 def _read_parts(parts: Any, name: str) -> Parts:
