@@ -181,6 +181,21 @@ class SameTable(Largest):
 
 
 @dataclass
+class TooFar(Largest):
+    name: str = "too_far"
+    read: ClassVar[int] = 100
+
+    def reads(self, run, subjects):
+        return [self.read]
+
+
+@dataclass
+class BeforeTheFirst(TooFar):
+    name: str = "before_the_first"
+    read: ClassVar[int] = 0
+
+
+@dataclass
 class OfEstimators(Measurement):
     name: str = "of_estimators"
     table: ClassVar[Table] = Table("A row of each.", common("run step estimator"), {"size": real("of its name")})
@@ -268,6 +283,20 @@ def test_tables_that_have_other_columns_than_ours_keep_their_rows(mine: None, ca
 
     _, out, _ = call("sweep", *SMALL, *ALL, *words, f"results={tmp_path}", "dry_run=true")
     assert "nothing is left to be measured" in out
+
+
+@pytest.mark.parametrize(("name", "step"), [("TooFar", 100), ("BeforeTheFirst", 0)])
+def test_a_checkpoint_that_no_training_leaves_fails_the_job(
+    name: str, step: int, mine: None, call: Call, tmp_path: Path
+) -> None:
+    """Without training again and again for it."""
+    words = (*SMALL, "model=mine.make_model", f"measurements=mine.{name}", f"results={tmp_path}")
+
+    code, _, err = call("sweep", *words)
+
+    assert code == 1
+    assert f"a checkpoint of step {step} is asked for, but the training has steps 1 to 4" in err
+    assert "run.measured_steps" in err
 
 
 def test_rows_of_estimators_have_to_say_of_which(mine: None, call: Call, tmp_path: Path) -> None:

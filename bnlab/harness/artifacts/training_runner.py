@@ -31,6 +31,7 @@ from bnlab.harness.artifacts.optimizers import divide_state, restore_state
 from bnlab.harness.artifacts.run import Run, describe_environment, name_decay
 from bnlab.harness.artifacts.seeding import restore_generators, write_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
+from bnlab.harness.errors import JobError
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
 from bnlab.model.layers import batch_norm_layers
@@ -41,6 +42,7 @@ STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much tr
 _SWA_FROM = 0.75  # share of the training
 _EMA_DECAY = 0.99
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
+_TRAININGS = 3  # one for all checkpoints, and further ones where training diverges, each time at another step
 _STATE = "bnlab.state/2"
 _NUMBERED = ("averages", "optimizer")  # groups of tensors in a state of which there are several
 
@@ -49,17 +51,37 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     """Train the run's network unless that has been done; after a kill, go on from its state. Other processes wait.
 
     Where a checkpoint is missing, it is trained again from the start. `list_checkpoints` is called again once training
-    has ended, as a training that diverged has fewer. Unreadable for a file from which training was to go on.
+    has ended, as a training that diverged has fewer. Unreadable for a file from which training was to go on; JobError
+    for a checkpoint that no training leaves.
     """
     with run.lock:
-        while not run.is_complete(list_checkpoints(run)):
-            # While the status is known: a network that diverges is predicted at its last step before that.
-            known = {*list_checkpoints(run), *run.list_kept()}
+        for _ in range(_TRAININGS):
+            wanted = list_checkpoints(run)
+            if run.is_complete(wanted):
+                break
+            _require_reached(run, [step for step in wanted if not 1 <= step <= run.steps])
+            # With its status a network that has diverged wants its last step before that, and without it all steps.
+            with_status = {*wanted, *run.list_kept()}
             # A run without a status goes on after a kill; with one, it would count as finished.
             (run.folder / "status.json").unlink(missing_ok=True)
-            kept = {*known, *list_checkpoints(run), *run.list_checkpoints(), run.steps}
-            _train(run, kept)
+            without_status = {*list_checkpoints(run), *run.list_checkpoints()}
+            _train(run, {*with_status, *without_status, run.steps})
+        else:
+            _require_reached(run, {*list_checkpoints(run)} - {*run.list_checkpoints()})
         _write_where_images_are(run)
+
+
+def _require_reached(run: Run, missing: Iterable[int]) -> None:
+    """Raise JobError for steps of which no training leaves a checkpoint."""
+    steps = ", ".join(map(str, sorted(missing)))
+    if not steps:
+        return
+    status = run.status or {"status": "finished"}
+    end = f"diverged at step {status['step']}" if status["status"] == "diverged" else f"has steps 1 to {run.steps}"
+    raise JobError(
+        f"a checkpoint of step {steps} is asked for, but the training {end}; let the measurement's `reads` choose from "
+        "run.measured_steps"
+    )
 
 
 def _train(run: Run, kept: set[int]) -> None:

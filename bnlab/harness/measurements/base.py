@@ -58,7 +58,11 @@ class Measurement(Component):
         return {None: self.list_steps(run)}
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
-        """List the steps whose checkpoints it reads: by default all that it measures."""
+        """List the steps whose checkpoints it reads: by default all that it measures.
+
+        Choose from those up to the last of `run.measured_steps`: a training may diverge before the steps of the
+        settings, and a dry run tries one of four updates.
+        """
         return self.list_steps(run)
 
     def list_steps(self, run: Run) -> list[int]:
