@@ -156,7 +156,8 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
             display.print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
     for note in found.notes:
         say(note, first.quiet)
-    _say_diverged(planned, found["runs"])
+    if "runs" in found:  # else each job was ended from outside before it left anything
+        _say_diverged(planned, found["runs"])
 
     are_all_done = _say_unfinished(waiting)
     report = _name_report(first, words)
