@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from bnlab.harness.requests import (
     locate_failure,
     locate_request,
     read_commands,
+    read_requests,
     write_request,
 )
 from bnlab.harness.setting_columns import describe_runs
@@ -91,14 +92,37 @@ def require_writable(results: Path, *folders: Path) -> None:
             raise UserError(f"results={results}: {there} {reason}; name another folder, as results=/tmp/results")
 
 
+def _require_one_sample(runs: Sequence[Run]) -> None:
+    """Raise UserError if an experiment would have rows of one network on two values of `population_images`.
+
+    Its tables have no column that tells such rows apart: in a mean over seeds, both would be averaged.
+    """
+    measured: dict[tuple[Path, str], int | None] = {}
+    for folder in {run.config.folder for run in runs}:
+        for request in read_requests(folder):
+            measured[folder, request.run] = request.population_images
+
+    for run in runs:
+        images = run.config.population_images
+        known = measured.setdefault((run.config.folder, run.id), images)
+        if known != images:
+            values = " and ".join("null" if each is None else str(each) for each in (known, images))
+            raise UserError(
+                f"population_images: {run.id} would be measured with {values} in {run.config.name}, whose tables do "
+                "not tell them apart; give each a name= of its own, which trains nothing again"
+            )
+
+
 def prepare(configs: list[Config]) -> None:
     """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
 
-    UserError for an estimator that cannot average a short stream, or a kind of network that cannot make an update.
+    UserError for an estimator that cannot average a short stream, a kind of network that cannot make an update, or a
+    network that would be measured on two numbers of images.
     """
     require_writable(Path(configs[0].results), configs[0].folder)
     try_estimators(subject for config in configs for subject in list_subjects(config))
     runs = [Run(config) for config in configs]
+    _require_one_sample(runs)
     kinds: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         if not run.finished:
@@ -243,8 +267,12 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
     with run.lock:
         folder = run.config.folder
         path = locate_request(folder, run.id, _describe_asked(run, failed))
-        *_, command = ["", *read_commands(folder)]  # none of a job that no sweep has run
-        write_request(path, Request(run.id, _describe_run(run), selections, command=command))
+        commands = read_commands(folder)
+        command = commands[-1] if commands else ""  # none of a job that no sweep has run
+        images = run.config.population_images
+        row = _describe_run(run)
+        request = Request(run.id, row, selections, command=command, population_images=images)
+        write_request(path, request)
 
 
 def _describe_run(run: Run) -> dict[str, object]:

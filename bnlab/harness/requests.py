@@ -18,7 +18,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from bnlab.common.files import Unreadable, digest, reading, write_text
+from bnlab.common.files import Unreadable, digest, quarantine, reading, write_text
 from bnlab.harness.source_code import Code
 
 MEASURED_WITH = (
@@ -55,13 +55,24 @@ class Selection:
 
 @dataclass(frozen=True)
 class Request:
-    """Request of a job: the row of its network in `runs`, and the measured rows that it is about, by table."""
+    """Request of a job.
+
+    Attributes:
+        run: the name of its network.
+        row: of this network in the table `runs`.
+        selections: the measured rows that it is about, by table.
+        written: when, in ns since 1970.
+        command: that ran the job; empty without a sweep.
+        population_images: on how many images a network was measured before its last step, None for all of them. A
+            table does not tell rows of different numbers apart, so that an experiment has one.
+    """
 
     run: str
     row: dict[str, Any]
     selections: Mapping[str, Selection]
-    written: int = 0  # in ns since 1970
-    command: str = ""  # of the sweep
+    written: int = 0
+    command: str = ""
+    population_images: int | None = None
 
 
 def locate_request(folder: Path, run: str, settings: str) -> Path:
@@ -126,7 +137,25 @@ def read_request(path: Path) -> Request:
             rows = [(subject, steps) for subject, steps in selection["rows"]]
             is_own = selection.get("is_own", False)  # earlier versions did not note it
             selections[table] = Selection(selection["files"], rows, selection.get("code", {}), is_own)
-        return Request(values["run"], values["row"], selections, values["written"], values.get("command", ""))
+        return Request(
+            values["run"],
+            values["row"],
+            selections,
+            values["written"],
+            values.get("command", ""),
+            values.get("population_images"),
+        )
+
+
+def read_requests(folder: Path) -> list[Request]:
+    """The requests of an experiment, the newest last. Files that cannot be read are named and set aside."""
+    requests = []
+    for path in sorted((folder / "requests").glob("*.json")):
+        try:
+            requests.append(read_request(path))
+        except Unreadable as error:
+            quarantine(path, error, "run the sweep again to ask for its rows again")
+    return sorted(requests, key=lambda request: request.written)
 
 
 def has_all_rows(path: Path, results: Path) -> bool:

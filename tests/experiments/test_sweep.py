@@ -170,6 +170,34 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(
     assert len(steps[diverged["run"]]) <= len(log) == diverged["last_step"] < 6
 
 
+@pytest.mark.parametrize("earlier", [(), ("population_images=300",)], ids=["in one sweep", "in two"])
+def test_a_network_is_measured_on_one_number_of_images(earlier: tuple[str, ...], call: Call, tmp_path: Path) -> None:
+    """Tables do not tell rows on 300 and on 500 images apart, and means over seeds would have both."""
+    words = ("steps=4", "evaluate_at=[2,4]", "measurements=[gaps]", "hydra/launcher=basic", f"results={tmp_path}")
+    if earlier:
+        assert call("sweep", *words, *earlier).code == 0
+        code, _, err = call("sweep", *words, "population_images=500")
+    else:
+        code, _, err = call("sweep", "-m", *words, "population_images=300,500")
+
+    assert code == 2
+    assert "would be measured with 300 and 500 in adhoc, whose tables do not tell them apart" in err
+    assert (tmp_path / "adhoc").exists() == bool(earlier)
+    assert call("sweep", *words, "population_images=500", "name=other").code == 0
+
+
+def test_jobs_that_all_end_before_they_leave_anything(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster that ends them."""
+    monkeypatch.setattr("bnlab.harness.lab.sweep._run", lambda *args: None)
+
+    code, out, _ = call("sweep", "steps=4", "hydra/launcher=basic", f"results={tmp_path}")
+
+    assert code == 1
+    assert "whose job was ended from outside; the same command continues" in out
+
+
 def test_what_to_do_next(call: Call, results: Path) -> None:
     """The command of the question's report, under the name that was swept; none where no report could be made."""
     words = ("batch_size=256", "steps=1", "hydra/launcher=basic", "seed=0", "evaluate_at=final")

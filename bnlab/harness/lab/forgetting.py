@@ -15,7 +15,7 @@ import pandas as pd
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.command import keep_command, print_table
 from bnlab.harness.lab.removing import remove_network
-from bnlab.harness.reporting.tables import read_requests, write_tables
+from bnlab.harness.reporting.tables import write_tables
 from bnlab.harness.reporting.wording import list_values, list_varied
 from bnlab.harness.requests import (
     MEASURED_WITH,
@@ -26,6 +26,7 @@ from bnlab.harness.requests import (
     locate_failure,
     locate_request,
     read_request,
+    read_requests,
     write_request,
 )
 

@@ -27,7 +27,7 @@ from filelock import FileLock
 from bnlab.common.files import Unreadable, quarantine, reading, write_text
 from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.requests import Request, Selection, locate_columns, locate_rows, read_commands, read_request
+from bnlab.harness.requests import Request, Selection, locate_columns, locate_rows, read_commands, read_requests
 from bnlab.harness.run_table import RUNS
 from bnlab.harness.schema import (
     ORIGIN,
@@ -257,17 +257,6 @@ def _finish(rows: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     filled = rows.assign(**dict.fromkeys(missing))
     ordered = filled.sort_values(read_key(schema), ignore_index=True)
     return conform(ordered, schema)
-
-
-def read_requests(folder: Path) -> list[Request]:
-    """The requests of an experiment, the newest last."""
-    requests = []
-    for path in sorted((folder / "requests").glob("*.json")):
-        try:
-            requests.append(read_request(path))
-        except Unreadable as error:
-            quarantine(path, error, "run the sweep again to ask for its rows again")
-    return sorted(requests, key=lambda request: request.written)
 
 
 def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[list[pa.Table], bool]:
