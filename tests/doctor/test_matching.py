@@ -16,7 +16,7 @@ from bnlab.doctor.evidence.history import Changes
 from tests.doctor.digits import list_codes, make_healthy
 
 
-def get_history(model: nn.Module, before: nn.Module) -> Changes:
+def get_history(model: nn.Module, before: nn.Module | Mapping[str, Tensor]) -> Changes:
     """Return what is found by comparing a network with an earlier one."""
     history = diagnose(model, before=before).case.history
     assert history is not None
@@ -76,6 +76,18 @@ def test_a_checkpoint_is_matched_as_far_as_it_goes(name: str) -> None:
     assert list_codes(diagnosis) == ([] if "without counts" in name else ["BN104"])
     assert diagnosis.case.history is not None
     assert diagnosis.case.history.parameters == (12 if "less" in name else 14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_buffers_loaded_from_half_precision_are_those_of_the_checkpoint(dtype: torch.dtype) -> None:
+    model = make_healthy().to(dtype).float()
+    before = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
+    }
+
+    history = get_history(model, before)
+
+    assert all(change.is_same for change in history.layers.values())
 
 
 def test_two_copies_of_the_model_are_not_guessed_from() -> None:

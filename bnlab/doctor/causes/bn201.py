@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from bnlab.doctor.cause import Cause, Ground
@@ -30,13 +31,16 @@ class AverageNoise(Cause):
         return {"noise": case.explain(case.read_exact(ordinary), layers, with_noise=True)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        known = [name for name in layers if name in case.reference]
-        if not known:  # the training batches reach other layers only
+        # Training batches may reach other layers only, and an average that remembers no batch has no noise.
+        known = [name for name in layers if name in case.reference and _is_ordinary(case, name)]
+        if not known:
             return ""
-        mean_gaps = [case.measure_gap(name, case.reference)[0] for name in known]
-        ratio = max(case.noise_ratio(name) for name in known)
-        momentum = get_momentum(case.layers[layers[0]])
-        return f"means up to {max(mean_gaps):.2f} σ off, |T| up to {ratio:.1f}, with momentum {momentum}"
+        mean_gap = max(case.measure_gap(name, case.reference)[0] for name in known)
+        ratios = [case.noise_ratio(name) for name in known]  # NaN with fewer than three batches
+        ratio = f"|T| up to {max(ratios):.1f}, " if all(map(math.isfinite, ratios)) else ""
+        momenta = dict.fromkeys(get_momentum(case.layers[name]) for name in known)
+        averaged = " and ".join("over all batches" if each is None else f"with momentum {each}" for each in momenta)
+        return f"means up to {mean_gap:.2f} σ off, {ratio}averaged {averaged}"
 
 
 def _is_ordinary(case: Case, name: str) -> bool:

@@ -161,7 +161,8 @@ def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) 
         return None
 
     now = read_buffers(layer).cpu()
-    then = torch.stack((mean.detach().cpu(), var.detach().cpu()))
+    # In the type of the model's buffers, which a checkpoint of half precision was loaded into.
+    then = torch.stack((mean.detach(), var.detach())).to(now)
     count = before.get(name_tensor(name, "num_batches_tracked"))
     count_now = get_batch_count(layer)
     updates = None if count is None or count_now is None else int(count_now) - int(count)

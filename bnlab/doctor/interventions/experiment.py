@@ -35,6 +35,7 @@ _MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one wit
 _NO_RESPONSE = "What is fed to the first layer does not follow a change of the images, so that none was undone."
 _TOO_MANY = "Not all that may have gone wrong was tried: evaluate= is called twelve times at most."
 _TRAINING_FAILS = "The images are not at fault: the training batches fail as well."
+_NO_EFFECT = "What was undone to the images changed no score, so that nothing is known of it."
 _NOT_REACHED = "evaluate= goes past the model's own forward, so that nothing could be undone to its images."
 
 
@@ -282,7 +283,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     trials = []
     for trial in tried:
         if trial.cause.kind == "images" and _are_equal(trial.judged, unchanged):
-            notes.add(_NOT_REACHED)
+            notes.add(_NO_EFFECT if evaluate is None else _NOT_REACHED)
         elif trial.cause.kind == "images" and _does_training_fail(case, trial, unchanged):
             notes.add(_TRAINING_FAILS)
         else:

@@ -252,16 +252,24 @@ def _ask_for_chance(
     assert experiment.best is not None and scores.commonest is not None
     before = float(experiment.as_is.scores.mean())
     after = float(experiment.best.judged.scores.mean())
+    better = max(before, after)
     edge = Edge(
-        "the best undo reaches", after, scores.commonest, "undecided", SURELY_HEALTHY * worth, scores.are_shares, "%"
+        "with or without the best undo the score reaches",
+        better,
+        scores.commonest,
+        "undecided",
+        SURELY_HEALTHY * worth,
+        scores.are_shares,
+        "%",
     )
     sentence = (
         f"Below chance before ({describe_score(before, scores)}) and after the best undo "
         f"({describe_score(after, scores)}), where always predicting the most frequent class scores "
         f"{describe_score(scores.commonest, scores)}: nothing shows what is wrong. {_OTHER_LABELS}"
     )
-    is_below = max(before, after) <= scores.commonest
-    return _Condition("undecided", [*numbers, _Number(edge, is_below)], lambda: Verdict("undecided", sentence, gain))
+    return _Condition(
+        "undecided", [*numbers, _Number(edge, better <= scores.commonest)], lambda: Verdict("undecided", sentence, gain)
+    )
 
 
 def _ask_for_network(case: Case, scores: Scores, gain: Difference, worth: float) -> Iterator[_Condition]:
