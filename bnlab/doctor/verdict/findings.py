@@ -77,18 +77,22 @@ def find_explained(trials: Iterable[Trial], experiment: UndoExperiment, case: Ca
     return list(findings.values())
 
 
-def find_off(causes: Sequence[Cause], case: Case, severity: Severity | None) -> list[Finding]:
+def list_off(case: Case) -> list[str]:
+    """List the layers whose averages are visibly off."""
+    return [name for name in case.seen if case.measure_distance(name, case.exact) > VISIBLE]
+
+
+def explain_off(
+    causes: Sequence[Cause], case: Case, off: Sequence[str], severity: Severity | None = None
+) -> list[Finding]:
     """Explain averages that are off although nothing that was tried is known to help.
 
     Args:
         causes: of which the one that explains most is named.
         case: with data.
-        severity: "note" where nothing is lost; "warning" where predictions suffer, and then all layers are named if
-            none is visibly off; None: as the cause says.
+        off: the layers whose averages are.
+        severity: None: as the cause says.
     """
-    off = [name for name in case.seen if case.measure_distance(name, case.exact) > VISIBLE]
-    if severity == "warning":
-        off = off or case.seen
     best = name_gap(causes, case, off) if off else None
     if best is None:
         return []

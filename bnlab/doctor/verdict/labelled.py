@@ -15,7 +15,15 @@ from bnlab.doctor.evidence.setup import CALLER
 from bnlab.doctor.interventions.experiment import Choice, Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.verdict.attribution import depends_on_first, name_causes, name_choice
-from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
+from bnlab.doctor.verdict.findings import (
+    Finding,
+    explain_off,
+    find_explained,
+    find_signs,
+    grade_cost,
+    list_off,
+    sort_findings,
+)
 from bnlab.doctor.verdict.verdict import BROKEN, ELSEWHERE, Edge, Verdict, Word
 from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
 
@@ -66,7 +74,7 @@ def _explain(
         shown = find_explained(experiment.choose_shown(), experiment, case, worth)
         if shown and not is_poor:  # at chance a higher likelihood only means less certain errors
             return [replace(finding, severity="note") for finding in shown]
-    return find_off(causes, case, None if is_poor else "note")
+    return explain_off(causes, case, list_off(case), None if is_poor else "note")
 
 
 def _add_cost_of_mode(finding: Finding, scores: Scores, worth: float) -> Finding:

@@ -15,7 +15,7 @@ from bnlab.doctor.evidence.scores import Decisions
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
 from bnlab.doctor.verdict.attribution import name_causes, name_place
-from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, sort_findings
+from bnlab.doctor.verdict.findings import Finding, explain_off, find_explained, find_signs, list_off, sort_findings
 from bnlab.doctor.verdict.labelled import let_signs_speak
 from bnlab.doctor.verdict.verdict import BROKEN, Edge, Verdict, Word
 from bnlab.doctor.words import count_things
@@ -43,7 +43,10 @@ def conclude_unlabelled(
         explained = find_explained(chosen, experiment, case, WORTH)
         explained = [replace(finding, severity=severity or finding.severity) for finding in explained]
     elif case.has_data:
-        explained = find_off(causes, case, severity)
+        off = list_off(case)
+        if severity == "warning":  # predictions suffer, so that gaps too small to be visible must add up
+            off = off or case.seen
+        explained = explain_off(causes, case, off, severity)
     others = find_signs(causes, case, [finding.cause.code for finding in explained])
 
     findings = sort_findings([*explained, *others])
