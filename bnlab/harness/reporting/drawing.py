@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,42 @@ def _remove_title(drawn: Drawn) -> None:
     ConstrainedLayoutEngine().execute(drawn)
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """How the panels of a figure are arranged. Lengths are in inches.
+
+    Attributes:
+        count: of panels.
+        columns: of panels.
+        width: of the figure.
+        height: of a panel.
+        font: size of words, relative to the one for which `_LETTER` and `_LINE` hold.
+    """
+
+    count: int
+    columns: int
+    width: float
+    height: float
+    font: float
+
+    @property
+    def rows(self) -> int:
+        return math.ceil(self.count / self.columns)
+
+    @property
+    def panel_width(self) -> float:
+        return self.width / self.columns
+
+    @property
+    def line(self) -> float:
+        """The height of a line of words."""
+        return self.font * _LINE
+
+    def count_letters(self, length: float) -> int:
+        """Count the letters that a line of this length holds."""
+        return int(length / (self.font * _LETTER))
+
+
 def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Drawn:
     """Draw the rows of all panels, in order of appearance, with the labels that these share and one legend below.
 
@@ -148,77 +184,100 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
         frame: the rows.
         width: in inches; None: as wide as it takes on a page. Panels keep their shape.
     """
-    font = plt.rcParams["font.size"] / _FONT
-    letter = font * _LETTER
-    line = font * _LINE
     panels = list(frame["panel"].unique())
-    count = len(panels)
-    columns = count if count in (1, 3) else 2  # no more than two of many: words stay legible on a telephone
-    rows = math.ceil(count / columns)
-    lines = figure.plot.count_lines(frame)
-    has_room = columns > 1 or lines > 0
-    usual_width = _WIDE if has_room else _NARROW
-    if width is None:
-        width = usual_width
-    height = (_TALL if columns == 1 else _LOW) * width / usual_width
-    if "printed" in frame and frame["printed"].all():
-        height = _LEAST if lines else _LOW * width / usual_width
-    if rows > 3:
-        height *= 0.75
-    height = max(height, 0.5 + lines * line)
-
-    drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
-    axes = dict(zip(panels, grid.flat, strict=False))
+    grid = _arrange(figure, frame, len(panels), width)
+    drawn, places = plt.subplots(grid.rows, grid.columns, sharey=True, squeeze=False)
+    axes = dict(zip(panels, places.flat, strict=False))
     figure.plot.draw(frame, axes)
     for ax in axes.values():
         _draw_spans(ax, figure.spans)
-    for ax in grid.flat[count:]:
+        write_out_decades(ax)
+    for ax in places.flat[grid.count :]:
         ax.set_axis_off()
 
-    handles: dict[str, Artist] = {}
-    letters = int((width / columns - 0.3) / letter)  # in a line of a panel
-    letters_below = letters
-    if isinstance(grid[0, 0].yaxis.get_major_formatter(), FuncFormatter):  # names stand beside all panels
-        names = [label.get_text() for label in grid[0, 0].get_yticklabels()]
-        beside = max(len(part) for name in names for part in name.split("\n"))
-        letters_below = int(((width - beside * letter) / columns - 0.2) / letter)
+    # Words take room of their own, so that panels keep their shape however many lines there are.
+    lines = _write_title(drawn, figure.title, grid)
+    lines += grid.rows * _name_panels(axes, grid)
+    lines += _label_axes(drawn, [*axes.values()], grid)
+    lines += _add_legend(drawn, axes.values(), grid)
+    drawn.set_size_inches(grid.width, grid.rows * grid.height + lines * grid.line)
+    # Once: a figure that has a layout engine is drawn a further time whenever it is saved.
+    ConstrainedLayoutEngine().execute(drawn)
+    return drawn
 
-    title_lines = 0
-    for place, (panel, ax) in enumerate(axes.items()):
-        write_out_decades(ax)
-        thin_labels(ax, letters_below)
+
+def _arrange(figure: Figure, frame: pd.DataFrame, count: int, width: float | None) -> _Grid:
+    """Choose how so many panels are arranged, and how large they are."""
+    font = plt.rcParams["font.size"] / _FONT
+    columns = count if count in (1, 3) else 2  # no more than two of many: words stay legible on a telephone
+    names = figure.plot.count_lines(frame)
+    usual_width = _WIDE if columns > 1 or names > 0 else _NARROW
+    width = usual_width if width is None else width
+
+    height = (_TALL if columns == 1 else _LOW) * width / usual_width
+    if "printed" in frame and frame["printed"].all():
+        height = _LEAST if names else _LOW * width / usual_width
+    if math.ceil(count / columns) > 3:
+        height *= 0.75
+    height = max(height, 0.5 + names * font * _LINE)
+    return _Grid(count, columns, width, height, font)
+
+
+def _write_title(drawn: Drawn, title: str, grid: _Grid) -> float:
+    """Write the title above all panels; the lines of words that it takes."""
+    lines = textwrap.wrap(title, int(grid.width / (grid.font * _LETTER) / 1.3))  # its letters are larger, and bold
+    drawn.suptitle("\n".join(lines), x=0.02, ha="left")
+    return _TITLE * len(lines)
+
+
+def _name_panels(axes: Mapping[Any, Axes], grid: _Grid) -> int:
+    """Write the name of each panel above it; the lines that the longest one takes more than one."""
+    letters = grid.count_letters(grid.panel_width - 0.3)
+    further = 0
+    for panel, ax in axes.items():
         parts = [str(panel)]
         if len(str(panel)) > letters:
             # A long name is first broken behind commas and before brackets, where its parts end.
             parts = re.split(r"(?<=,) | (?=\()", str(panel))
         ax.set_title("\n".join(textwrap.fill(part, letters) for part in parts))
-        title_lines = max(title_lines, ax.get_title().count("\n"))
-        is_labelled = place == 1 if count == 3 else place + columns >= count  # under the middle one of three
-        label_width = width if count == 3 else width / columns
-        across = textwrap.fill(ax.get_xlabel(), int(0.8 * label_width / letter))
-        upward = textwrap.fill(ax.get_ylabel(), int(0.85 * rows * height / letter))
+        further = max(further, ax.get_title().count("\n"))
+    return further
+
+
+def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
+    """Thin the labels of ticks, and write those of the axes, which panels share; the lines of the horizontal one."""
+    first = axes[0]
+    letters = grid.count_letters(grid.panel_width - 0.3)
+    if isinstance(first.yaxis.get_major_formatter(), FuncFormatter):  # names stand beside all panels
+        names = [label.get_text() for label in first.get_yticklabels()]
+        beside = max(len(part) for name in names for part in name.split("\n"))
+        letters = grid.count_letters((grid.width - beside * grid.font * _LETTER) / grid.columns - 0.2)
+
+    is_one_row_of_three = grid.count == 3
+    room = grid.width if is_one_row_of_three else grid.panel_width
+    across = textwrap.fill(first.get_xlabel(), grid.count_letters(0.8 * room))
+    drawn.supylabel(textwrap.fill(first.get_ylabel(), grid.count_letters(0.85 * grid.rows * grid.height)))
+    for place, ax in enumerate(axes):
+        thin_labels(ax, letters)
+        is_lowest = place + grid.columns >= grid.count
+        is_labelled = place == 1 if is_one_row_of_three else is_lowest  # of three the middle one, for all
         ax.set(xlabel=across if is_labelled else "", ylabel="")
         ax.yaxis.set_label_coords(0, 0)  # else ticks are measured to place the empty label
+    return 1 + across.count("\n")
+
+
+def _add_legend(drawn: Drawn, axes: Iterable[Axes], grid: _Grid) -> int:
+    """Add one legend below all panels, with each label once; the lines that it takes."""
+    handles: dict[str, Artist] = {}
+    for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
-
-    # All panels have the same label, so that any of them will do.
-    drawn.supylabel(upward)
-
-    # Letters of the title are larger, and bold.
-    title = textwrap.wrap(figure.title, int(width / letter / 1.3))
-    drawn.suptitle("\n".join(title), x=0.02, ha="left")
-
-    letters = 6 + max(map(len, handles), default=0)  # of an entry of the legend, with its handle
-    entries = max(1, int(width / letter / letters))  # in a row
-    if handles:
-        drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=entries)
-
-    layout = ConstrainedLayoutEngine()
-    words = _TITLE * len(title) + 1 + across.count("\n") + rows * title_lines + math.ceil(len(handles) / entries)
-    drawn.set_size_inches(width, rows * height + words * line)
-    layout.execute(drawn)  # once: a figure that has a layout engine is drawn a further time whenever it is saved
-    return drawn
+    if not handles:
+        return 0
+    letters = 6 + max(map(len, handles))  # of an entry, with its handle
+    entries = max(1, int(grid.width / (grid.font * _LETTER) / letters))  # in a row
+    drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=entries)
+    return math.ceil(len(handles) / entries)
 
 
 def _draw_spans(ax: Axes, spans: Iterable[Span]) -> None:
