@@ -55,7 +55,7 @@ FOLDERS = {
     "doctor": "thresholds undo evidence words cause causes catalogue interventions verdict report diagnose backup "
     "recalibrate gallery",
     "doctor.evidence": "labels exported stored scores observing looking history setup predictions formula case fills "
-    "lag sample first_layer scoring decisions examine",
+    "lag sample first_layer choosing scoring decisions examine",
     "doctor.interventions": "experiment",
     "doctor.verdict": "verdict attribution findings labelled unlabelled",
     "doctor.report": "page diagnosis",

@@ -64,9 +64,9 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels",
-        help="package.module:function of a batch that returns its labels; default the second part of a tuple, the "
-        "third of (images, anything, labels) or (index, images, labels), or labels, label, targets, target or y of a "
-        "dictionary",
+        help="package.module:function of a batch that returns its labels; default what a dictionary or a named tuple "
+        "calls labels, label, targets, target or y, the second part of a tuple, and of a longer one the part that the "
+        "model predicts",
     )
     parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
 

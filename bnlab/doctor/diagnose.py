@@ -11,13 +11,14 @@ from torch import fx, nn
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_all_buffers
+from bnlab.doctor.evidence.choosing import choose_scoring
 from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
 from bnlab.doctor.evidence.exported import insert_norms
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
-from bnlab.doctor.evidence.setup import CALLER, find_scored_output, measure, read_batches, select_output, set_up
+from bnlab.doctor.evidence.setup import CALLER, measure, read_batches, set_up
 from bnlab.doctor.evidence.stored import list_incomplete, list_stored
 from bnlab.doctor.interventions.experiment import try_undos
 from bnlab.doctor.report.diagnosis import Diagnosis
@@ -72,10 +73,10 @@ def diagnose(
         model: any module with batch norms; what they normalize in a graph of `torch.export` is measured if it was
             exported with a dynamic batch dimension.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
-            Labels are the second part of a tuple or list, the third of (images, anything, labels) and of (index,
-            images, labels), or `labels`, `label`, `targets`, `target` or `y` of a dictionary; in masks, positions with
-            255 or a negative label do not count, and the classes in an image count alike, however small. Of several
-            outputs the one that names classes is scored.
+            Labels are what a dictionary or a named tuple calls `labels`, `label`, `targets`, `target` or `y`, the
+            second part of a tuple or list, and of a longer one the part that outputs predict; in masks, positions
+            with 255 or a negative label do not count, and the classes in an image count alike, however small. Of
+            several outputs the one that names classes is scored.
         before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
             contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
         trace: what `bnlab.record` recorded of the training.
@@ -130,11 +131,11 @@ def diagnose(
 
     task = None
     training = None
-    scored_output = 0
+    chosen: list[str] = []
     if batches is not None and layers and case.is_measurable:
         task = read_batches(set_up(model, layers, forward, inputs, progress, labels=labels), batches, max_images)
-        scored_output = 0 if evaluate is not None else find_scored_output(task)
-        task = select_output(task, scored_output)
+        if evaluate is None:
+            task, chosen = choose_scoring(task)
         case = _try_to_examine(case, task, evaluate)
         if case.has_data and training_batches is not None:
             training = read_batches(task, training_batches, max_images)
@@ -156,7 +157,7 @@ def diagnose(
     else:
         judged, findings = conclude(case, case.scores, experiment, known, worth)
 
-    notes = [*_note_limits(case), *_note_output(scored_output), *(experiment.notes if experiment is not None else ())]
+    notes = [*_note_limits(case), *chosen, *(experiment.notes if experiment is not None else ())]
     return Diagnosis(case, judged, experiment, findings, skipped, notes)
 
 
@@ -178,13 +179,6 @@ def _can_measure(task: Task) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _note_output(number: int) -> list[str]:
-    """Say which of several outputs was scored, where it is not the first."""
-    if number == 0:
-        return []
-    return [f"Of the model's outputs, output[{number}] was scored, as it names classes."]
 
 
 def _note_limits(case: Case) -> list[str]:

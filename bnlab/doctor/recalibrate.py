@@ -13,13 +13,14 @@ from bnlab.doctor.backup import BufferBackup, write_statistics
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
+from bnlab.doctor.evidence.choosing import choose_scoring
 from bnlab.doctor.evidence.examine import add_forwards, add_training
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
 from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
 from bnlab.doctor.evidence.scoring import score
-from bnlab.doctor.evidence.setup import find_labels, find_scored_output, measure, read_batches, select_output, set_up
+from bnlab.doctor.evidence.setup import find_labels, measure, read_batches, set_up
 from bnlab.doctor.interventions.experiment import try_undos
 from bnlab.doctor.verdict.attribution import name_place, name_trials
 from bnlab.doctor.verdict.findings import choose_known
@@ -241,7 +242,8 @@ def recalibrate(
         statistics = _select(statistic, model, names, layers is not None)
     else:
         task, statistics = _measure(task, batches, statistic, names, most, tolerance)
-    task = task if evaluate is not None else select_output(task, find_scored_output(task))
+    if evaluate is None:
+        task, _ = choose_scoring(task)
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
     # All ranks have to decide alike, because each of them takes part in scoring.

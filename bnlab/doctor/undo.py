@@ -64,8 +64,8 @@ def write_averages(layers: Layers, averages: Mapping[str, Tensor]) -> Apply:
     def apply(model: nn.Module, stack: ExitStack) -> None:
         for name, values in averages.items():
             mean, var = get_running_buffers(layers[name])
-            mean.copy_(values[0])
-            var.copy_(values[1])
+            mean.data.copy_(values[0])  # .data: a backward pass still to come may have saved the buffer
+            var.data.copy_(values[1])
 
     return apply
 
@@ -85,8 +85,8 @@ def write_each_call(layers: Layers, calls: Mapping[str, Sequence[Moments]]) -> A
             moments = calls[name][min(numbers[name], len(calls[name]) - 1)]
             numbers[name] += 1
             mean, var = get_running_buffers(layers[name])
-            mean.copy_(moments.mean)
-            var.copy_(moments.var)
+            mean.data.copy_(moments.mean)
+            var.data.copy_(moments.var)
 
         stack.callback(model.register_forward_pre_hook(begin).remove)
         for name in calls:

@@ -44,6 +44,7 @@ class Task:
         caller: the public call, for messages.
         progress: whether bars are shown.
         labels: called with a batch, returns its labels, for whoever scores; None: they are looked for.
+        reading: how outputs are compared with labels, for whoever scores.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Task:
     caller: str = CALLER
     progress: bool | None = None
     labels: Callable[[Any], Any] | None = None
+    reading: Any = None
 
     def __post_init__(self) -> None:
         self.root = unwrap_parallel(self.model)

@@ -127,6 +127,42 @@ def test_the_output_that_names_classes_is_scored_and_named(order: tuple[int, ...
     assert (f"output[{number}] was scored, as it names classes." in " ".join(str(diagnosis).split())) == (number > 0)
 
 
+# Which labels are compared
+
+
+@pytest.mark.parametrize(
+    ("order", "is_noted"),
+    [
+        (("labels",), False),
+        (("labels", "domains"), False),
+        (("labels", "weights"), False),
+        (("labels", "index"), False),
+        (("domains", "labels"), True),
+        (("lengths", "labels"), True),
+        (("weights", "labels"), True),
+        (("domains", "index", "labels"), True),
+    ],
+)
+def test_of_several_parts_that_is_the_labels_which_outputs_predict(order: tuple[str, ...], is_noted: bool) -> None:
+    batches = []
+    for place, (images, labels) in enumerate(make_batches(images=IMAGES)):
+        number = torch.arange(len(labels))
+        parts = {
+            "labels": labels,
+            "domains": number % digits.CLASSES,
+            "lengths": 20 + number % 7,
+            "weights": torch.ones(len(labels)),
+            "index": place * len(labels) + number,
+        }
+        batches.append((images, *(parts[name] for name in order)))
+
+    diagnosis = diagnose(make_healthy(), batches, progress=False)
+    recalibration = bnlab.recalibrate(make_healthy(), batches, progress=False)
+
+    assert diagnosis.scores["running"] == recalibration.before == pytest.approx(find_accuracy())
+    assert any("Labels were taken from batch[" in note for note in diagnosis.notes) == is_noted
+
+
 LABELS = torch.tensor([0, 1, 2, 2])
 RIGHT = torch.eye(3)[LABELS]
 

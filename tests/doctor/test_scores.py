@@ -2,7 +2,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from bnlab.doctor.evidence.scores import (
     Scores,
     bound_unchanged,
     estimate_mean,
+    find_reading,
     measure_likelihood,
     read_values,
     score_batch,
@@ -25,6 +26,11 @@ LABELS = torch.tensor([1, 0, 2])
 LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 0.0, 0.5]])  # right, right, wrong
 RIGHT = [1.0, 1.0, 0.0]
 POSITIONS = torch.zeros(3, 2, 1, 3).index_fill(1, torch.tensor(1), 1.0)  # class 1 everywhere
+
+
+def score_alone(output: Any, labels: Tensor | None) -> Tensor | None:
+    """Score a batch that is all there is."""
+    return score_batch(output, labels, find_reading([output], [] if labels is None else [labels]))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_what_is_no_tensor_of_labels_is_not_one(batch: Any) -> None:
         (torch.tensor([0.1, 0.4, 0.6, 0.9])[:, None], torch.tensor([0, 0, 1, 1]), [0, 0, 1, 1]),
         # Floating-point labels of 0 and 1, the same
         (torch.tensor([-3.0, 0.3, 2.0]), torch.tensor([0.0, 0.0, 1.0]), [1, 0, 1]),
-        (torch.tensor([0.1, 0.3, 0.9]), torch.tensor([0.0, 0.0, 1.0]), [1, 1, 1]),
+        (torch.tensor([0.1, 0.3, 0.9] * 3), torch.tensor([0.0, 0.0, 1.0] * 3), [1] * 9),
         # Several labels of an image count by their share
         (torch.tensor([[2.0, -1.0], [-1.0, -2.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), [0.5, 1]),
         # Positions that losses ignore do not count
@@ -82,12 +88,55 @@ def test_what_is_no_tensor_of_labels_is_not_one(batch: Any) -> None:
     ],
 )
 def test_scores_of_images(output: Any, labels: Tensor | None, expected: list[float] | None) -> None:
-    values = score_batch(output, labels)
+    values = score_alone(output, labels)
 
     assert (values is None) == (expected is None)
     if values is not None:
         assert values.dtype == torch.float64
         assert values.tolist() == expected
+
+
+class Named(NamedTuple):
+    image: Tensor
+    site: Tensor
+    label: Tensor
+
+
+def test_labels_of_a_named_tuple_are_found_by_their_name() -> None:
+    assert find_labels(Named(LOGITS, torch.zeros(3).long(), LABELS)) is LABELS
+
+
+def make_values() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Outputs, labels and scores of 24 images: of a sigmoid, counts, maps half of which are empty, several labels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(24, 1, generator=generator)
+    is_one = logits > 0.3
+    counts = torch.poisson(torch.full((24, 1), 0.7), generator=generator)
+    maps = torch.rand(24, 1, 4, 4, generator=generator)
+    heat = maps.flip(0).clone()
+    heat[::2] = 0
+    several = torch.randn(24, 6, generator=generator)
+    true = torch.rand(24, 6, generator=generator) < 1 / 6
+    return {
+        "shares": (logits.sigmoid(), is_one[:, 0].long(), (logits > 0) == is_one),
+        "logits": (logits, is_one.float(), (logits > 0) == is_one),
+        "counts": (logits, counts, -(logits - counts).square()),
+        "maps": (maps, heat, -(maps - heat).square()),
+        "several": (several, true.float(), (several > 0) == true),
+    }
+
+
+@pytest.mark.parametrize("name", make_values())
+@pytest.mark.parametrize("size", [1, 3, 24])
+def test_the_score_does_not_depend_on_the_batch_size(name: str, size: int) -> None:
+    """One batch of counts may be of zeros and ones alone, and one of logits may lie between 0 and 1."""
+    outputs, labels, expected = make_values()[name]
+    batches = list(zip(outputs.split(size), labels.split(size), strict=True))
+    reading = find_reading(outputs.split(size), labels.split(size))
+
+    values = torch.cat([each for batch in batches if (each := score_batch(*batch, reading)) is not None])
+
+    assert values.tolist() == pytest.approx(expected.double().flatten(1).mean(1).tolist())
 
 
 @pytest.mark.parametrize("kind", ["numbers", "one-hot"])
@@ -99,7 +148,7 @@ def test_each_class_in_an_image_counts_alike(kind: str) -> None:
     if kind == "one-hot":
         labels = F.one_hot(labels, 3).movedim(-1, 1).float()
 
-    values = score_batch(logits, labels)
+    values = score_alone(logits, labels)
 
     assert values is not None
     assert values.tolist() == [1 / 2, 1 / 3]
@@ -111,8 +160,8 @@ def test_a_mask_that_is_all_background_scores_half() -> None:
     labels[0, 3:5, 3:5] = 1
     outputs = torch.full((1, 1, 8, 8), -2.0)
 
-    as_classes = score_batch(torch.cat((-outputs, outputs), 1), labels)
-    as_numbers = score_batch(outputs, labels[:, None].float())
+    as_classes = score_alone(torch.cat((-outputs, outputs), 1), labels)
+    as_numbers = score_alone(outputs, labels[:, None].float())
 
     assert as_classes is not None and as_numbers is not None
     assert as_classes.tolist() == as_numbers.tolist() == [0.5]
@@ -126,7 +175,7 @@ def test_scores_and_likelihoods_of_positions_are_those_of_a_plain_loop(shape: tu
     labels[0, :3] = 255
     labels[1] = 2
 
-    scores = score_batch(logits, labels)
+    scores = score_alone(logits, labels)
     likelihoods = measure_likelihood(logits, labels)
 
     assert scores is not None and likelihoods is not None

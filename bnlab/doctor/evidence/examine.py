@@ -61,7 +61,7 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
         labels = find_labels(task, batch)
         if labels is not None and task.labels is not None:
             require_as_many_labels(output, labels, task.caller)
-        values = score_batch(output, labels)
+        values = score_batch(output, labels, task.reading)
         own_values.append(values)
         if values is None:
             misfit = describe_unread(batch) if labels is None else describe_misfit(output, labels)

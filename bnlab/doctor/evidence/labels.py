@@ -51,7 +51,7 @@ def require_as_many_labels(output: Any, labels: Tensor, caller: str) -> None:
 
 
 def find_labels(batch: Any) -> Tensor | None:
-    """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls by one of `KEYS`.
+    """Find the labels of a batch: what it calls by one of `KEYS`, or the second part of a tuple or list.
 
     Of (images, anything, labels) and (index, images, labels) the third, where the second is no label for each image.
     """
@@ -60,15 +60,29 @@ def find_labels(batch: Any) -> Tensor | None:
 
 
 def _get_labels(batch: Any) -> Any:
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        if is_numbered(batch):
-            return batch[2]
-        if len(batch) == 3 and not _is_one_for_each(batch[0], batch[1]) and _are_classes(batch[0], batch[2]):
-            return batch[2]
-        return batch[1]
     if isinstance(batch, Mapping):
         return next((batch[key] for key in KEYS if key in batch), None)
-    return None
+    named = next((getattr(batch, key) for key in KEYS if hasattr(batch, key)), None)
+    if named is not None:  # of a named tuple, say
+        return named
+    return batch[find_part(batch)] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def find_part(batch: Sequence[Any]) -> int:
+    """Find the number of the part of a tuple or list that looks like its labels: 1, or 2."""
+    if len(batch) != 3:
+        return 1
+    is_third = not _is_one_for_each(batch[0], batch[1]) and _are_classes(batch[0], batch[2])
+    return 2 if is_numbered(batch) or is_third else 1
+
+
+def list_parts(batch: Any) -> list[int]:
+    """List the numbers of the parts of a batch that may be its labels; none where its labels have a name or a place."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 3 or is_numbered(batch):
+        return []
+    if any(hasattr(batch, key) for key in KEYS):
+        return []
+    return [number for number in range(1, len(batch)) if isinstance(batch[number], Tensor) and batch[number].dim() > 0]
 
 
 def is_numbered(batch: Any) -> bool:

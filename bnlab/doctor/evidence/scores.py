@@ -16,7 +16,7 @@ from bnlab.doctor.evidence.labels import find_counted, find_logits
 from bnlab.doctor.thresholds import LEAST_LIKELIHOOD, NEAR_CHANCE
 
 _ADVICE = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
-_MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
+_MANY = 8  # outputs: so many logits are hardly ever all between 0 and 1
 
 Evaluate = Callable[[nn.Module], Any]
 """Called with the model in eval mode; returns a value for each image, higher is better, always in the same order."""
@@ -162,12 +162,57 @@ def bound_unchanged(images: int, spread: float) -> Difference:
     return Difference(0.0, -half, half, images)
 
 
-def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
+@dataclass(frozen=True)
+class Reading:
+    """How outputs are compared with labels.
+
+    It is found once, of all batches: one batch of floating-point labels may be of zeros alone, and one of logits may
+    happen to lie between 0 and 1.
+
+    Attributes:
+        are_binary: whether all floating-point labels are 0 or 1, so that right ones are counted; of others errors are
+            squared.
+        are_one_hot: whether floating-point labels [N, classes, ...] name one class each.
+        least: outputs of two classes above it stand for 1: 0 of logits, 0.5 of shares, as a sigmoid gives them.
+    """
+
+    are_binary: bool = True
+    are_one_hot: bool = False
+    least: float = 0.0
+
+
+def find_reading(outputs: Sequence[Any], labels: Sequence[Tensor]) -> Reading:
+    """Find out how outputs are compared with labels.
+
+    Args:
+        outputs: of some batches, as for `score_batch`.
+        labels: of all batches.
+    """
+    numbers = [part for part in labels if part.is_floating_point()]
+    are_binary = all(bool(((part == 0) | (part == 1)).all()) for part in numbers)
+    are_one_hot = bool(numbers) and are_binary and all(map(_are_one_hot, numbers))
+    logits = [each for each in map(find_logits, outputs) if each is not None]
+    are_shares = all(bool(((each >= 0) & (each <= 1)).all()) for each in logits)
+    are_enough = sum(each.numel() for each in logits) >= _MANY
+    return Reading(are_binary, are_one_hot, 0.5 if are_shares and are_enough else 0.0)
+
+
+def merge_readings(readings: Sequence[Reading]) -> Reading:
+    """Merge the readings of several processes, each of which has found it of its own batches."""
+    return Reading(
+        all(each.are_binary for each in readings),
+        all(each.are_one_hot for each in readings),
+        min(each.least for each in readings),
+    )
+
+
+def score_batch(output: Any, labels: Tensor | None, reading: Reading) -> Tensor | None:
     """Compute how well an output does on each image; None where labels and output do not say.
 
     Args:
         output: of the model: a tensor, an object that has `logits`, or a tuple or list that begins with one.
         labels: of the images.
+        reading: how the two are compared.
 
     Returns:
         float64 [N], on the output's device. Where labels are whole numbers, of [N, classes] outputs 0 or 1; of
@@ -181,10 +226,10 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
     labels = labels.to(logits.device)
 
     if labels.is_floating_point():
-        return _score_numbers(logits, labels) if labels.shape == logits.shape else None
+        return _score_numbers(logits, labels, reading) if labels.shape == logits.shape else None
     if logits.dim() < 2:
         return None
-    predicted = _predict_one(logits[:, 0]) if logits.shape[1] == 1 else logits.argmax(1)
+    predicted = logits[:, 0] > reading.least if logits.shape[1] == 1 else logits.argmax(1)
     if predicted.shape != labels.shape:
         return None
     return average_by_class(predicted == labels, labels, max(2, logits.shape[1]))
@@ -270,28 +315,17 @@ def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
     return sums.view(images, classes)
 
 
-def _predict_one(outputs: Tensor) -> Tensor:
-    """Predict 0 or 1 from logits, or from shares, as a sigmoid gives them: then all outputs lie between 0 and 1."""
-    are_shares = ((outputs >= 0) & (outputs <= 1)).all()
-    are_enough = outputs.numel() >= _MANY  # that logits are not between 0 and 1 by chance
-    least = 0.5 * (are_shares & are_enough)
-    return outputs > least
-
-
-def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
+def _score_numbers(outputs: Tensor, labels: Tensor, reading: Reading) -> Tensor:
     """Score outputs against floating-point labels of the same shape [N, ...]."""
-    are_classes = (labels == 0) | (labels == 1)
-    if not are_classes.all():
+    if not reading.are_binary:
         errors = (outputs - labels).double()
         return average_by_image(-errors.square())
-    if _are_one_hot(labels):
+    if reading.are_one_hot:
         named = labels.argmax(1)
         right = outputs.argmax(1) == named
         return average_by_class(right, named, labels.shape[1])
 
-    are_shares = (outputs >= 0) & (outputs <= 1)
-    least = 0.5 if are_shares.all() else 0.0  # shares come from a sigmoid
-    predicted = outputs > least
+    predicted = outputs > reading.least
     right = predicted == labels
     if labels.dim() > 2:
         return average_by_class(right, labels, 2)

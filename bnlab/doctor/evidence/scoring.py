@@ -114,7 +114,7 @@ def score_by_labels(task: Task, apply: Apply | None = None, has_likelihoods: boo
         for batch in task.data:
             output = task.evaluate(batch)
             labels = find_labels(task, batch)
-            scores = score_batch(output, labels)
+            scores = score_batch(output, labels, task.reading)
             if scores is None:
                 return None
             rows = [scores]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.evidence.labels import Labels, choose_part, is_numbered, read_labels
+from bnlab.doctor.evidence.labels import Labels, is_numbered, read_labels
 from bnlab.exact.population import population_statistics
 from bnlab.exact.source import Source
 from bnlab.exact.task import Ranks, Task, watched
-from bnlab.model.batches import Forward, call, count_images, find_device, map_batch, take_images
+from bnlab.model.batches import Forward, call, count_images, find_device, map_batch
 from bnlab.model.borrow import keep_random_state, measured
 from bnlab.model.layers import BatchNorm, Extract, Inputs, batch_norm_layers, get_running_buffers
 from bnlab.model.reading import choose_reader
@@ -23,7 +22,6 @@ from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics, using
 
 CALLER = "diagnose"
-_FEW = 64  # images by which the output that is scored is chosen
 
 
 def set_up(
@@ -115,33 +113,6 @@ def measure_under(task: Task, given: Statistics) -> Statistics:
 def find_labels(task: Task, batch: Any) -> Tensor | None:
     """Find the labels of a batch."""
     return read_labels(batch, task.labels, task.caller)
-
-
-def find_scored_output(task: Task) -> int:
-    """Find which output is scored, of several: a forward of two images, and one of more if there are several."""
-    if find_labels(task, task.data[0]) is None:
-        return 0
-    for count in (2, _FEW):
-        batch = take_images(task.data[0], count)
-        try:
-            with measured(task.model):
-                output = task.evaluate(batch)
-        except Exception:  # what is wrong will be said of a whole batch
-            return 0
-        if not isinstance(output, (tuple, list)) or len(output) < 2:
-            return 0
-    labels = find_labels(task, batch)
-    return 0 if labels is None else choose_part(output, labels)
-
-
-def select_output(task: Task, number: int) -> Task:
-    """Return the task with a forward that returns this output alone, where there are several."""
-
-    def select(model: nn.Module, batch: Any) -> Any:
-        output = task.forward(model, batch)
-        return output[number] if isinstance(output, (tuple, list)) and len(output) > number else output
-
-    return task if number == 0 else replace(task, forward=select)
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:

@@ -1,0 +1,149 @@
+"""What is scored, chosen once for all batches: which output, which labels, and how the two are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.doctor.evidence.labels import choose_part, find_logits, find_part, find_strangers, list_parts
+from bnlab.doctor.evidence.scores import find_reading, merge_readings, score_batch
+from bnlab.doctor.evidence.setup import find_labels
+from bnlab.doctor.undo import normalize_each_batch
+from bnlab.exact.task import Task
+from bnlab.model.batches import count_images, take_images
+from bnlab.model.borrow import measured
+
+_FEW = 64  # images by which is chosen
+_SURELY = 3.0  # standard errors by which other labels are predicted better; chance does so once in 700 times
+
+Shown = Sequence[tuple[Any, Any]]
+"""Some batches, and their outputs."""
+
+
+def choose_scoring(task: Task) -> tuple[Task, list[str]]:
+    """Choose what is scored, by up to 64 images that are evaluated; all processes of a task choose together.
+
+    Returns:
+        The task, whose forward gives the chosen output, and a sentence on each choice that one may not expect.
+    """
+    notes = []
+    number = _find_output(task)
+    if number:
+        task = _select_output(task, number)
+        notes.append(f"Of the model's outputs, output[{number}] was scored, as it names classes.")
+
+    shown = _evaluate_few(task)
+    usual, part = _find_labels_part(shown) if task.labels is None else (0, 0)
+    if part != usual:
+        task = replace(task, labels=itemgetter(part))
+        notes.append(
+            f"Labels were taken from batch[{part}], which the outputs predict, and not from batch[{usual}]; pass "
+            "labels= if that is wrong."
+        )
+
+    labels = [each for batch in task.data if (each := find_labels(task, batch)) is not None]
+    reading = find_reading([output for _, output in shown], labels)
+    readings = [each for each in task.ranks.gather(reading if labels else None) if each is not None]
+    return replace(task, reading=merge_readings(readings) if readings else reading), notes
+
+
+def _evaluate_few(task: Task) -> Shown:
+    """Evaluate a few images while each batch normalizes by its own statistics, which cannot be as wrong as averages."""
+    shown = []
+    images = 0
+    try:
+        with measured(task.model), ExitStack() as stack:
+            normalize_each_batch(task.layers)(task.root, stack)
+            for batch in task.data:
+                few = take_images(batch, _FEW)
+                shown.append((few, task.evaluate(few)))
+                images += count_images(few)
+                if images >= _FEW:
+                    break
+    except Exception:  # what is wrong will be said of a whole batch
+        return []
+    return shown
+
+
+def _find_labels_part(shown: Shown) -> tuple[int, int]:
+    """Find which part of a tuple looks like its labels, and which one is: that which the outputs predict.
+
+    They are the same where the batches are no tuples of several such parts.
+    """
+    numbers = list_parts(shown[0][0]) if shown else []
+    if not numbers:
+        return 0, 0
+    usual = find_part(shown[0][0])
+    right = {}
+    for number in numbers:
+        values = _count_right(shown, number)
+        if values is not None:
+            right[number] = values
+    if not right:
+        return usual, usual
+
+    best = max(right, key=lambda number: float(right[number].mean()))
+    if usual not in right:
+        return usual, usual if all(_are_numbers(batch[usual], output) for batch, output in shown) else best
+    differences = right[best] - right[usual]
+    is_surely_better = float(differences.sum()) > _SURELY * math.sqrt(int((differences != 0).sum()))
+    return usual, best if is_surely_better else usual
+
+
+def _count_right(shown: Shown, number: int) -> Tensor | None:
+    """Find which images are predicted right if a part is their labels [N]; None where it is not one class for each."""
+    parts = [batch[number] for batch, _ in shown]
+    if any(not isinstance(part, Tensor) or part.is_floating_point() for part in parts):
+        return None
+    outputs = [output for _, output in shown]
+    reading = find_reading(outputs, parts)
+    values = []
+    for output, part in zip(outputs, parts, strict=True):
+        strangers = find_strangers(output, part)
+        right = score_batch(output, part, reading)
+        if right is None or strangers is None or bool(strangers.any()):
+            return None
+        values.append(right.cpu())
+    return torch.cat(values)
+
+
+def _are_numbers(part: Any, output: Any) -> bool:
+    """Return whether a part is floating-point labels of an output."""
+    logits = find_logits(output)
+    if logits is None or not isinstance(part, Tensor) or not part.is_floating_point():
+        return False
+    return part.shape == logits.shape
+
+
+def _find_output(task: Task) -> int:
+    """Find which output is scored, of several: a forward of two images, and one of more if there are several."""
+    if find_labels(task, task.data[0]) is None:
+        return 0
+    for count in (2, _FEW):
+        batch = take_images(task.data[0], count)
+        try:
+            with measured(task.model):
+                output = task.evaluate(batch)
+        except Exception:  # what is wrong will be said of a whole batch
+            return 0
+        if not isinstance(output, (tuple, list)) or len(output) < 2:
+            return 0
+    labels = find_labels(task, batch)
+    return 0 if labels is None else choose_part(output, labels)
+
+
+def _select_output(task: Task, number: int) -> Task:
+    """Return the task with a forward that returns this output alone, where there are several."""
+
+    def select(model: nn.Module, batch: Any) -> Any:
+        output = task.forward(model, batch)
+        return output[number] if isinstance(output, (tuple, list)) and len(output) > number else output
+
+    return replace(task, forward=select)
