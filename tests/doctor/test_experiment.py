@@ -71,6 +71,40 @@ def test_the_smallest_undo_that_brings_back_all_but_a_tenth_is_chosen(
     assert name_trials(experiment.choose_shown()) == list(chosen)
 
 
+def plant_scores(gain: float, likelihood: float, images: int = 1000) -> UndoExperiment:
+    """Plant one undo that makes a share of all images right, and labels so much likelier with a spread of 0.1."""
+    right = torch.arange(images).double() / images
+    as_is = Judged((right < 0.5).double(), torch.zeros(images).double())
+    judged = Judged((right < 0.5 + gain).double(), likelihood + 0.1 * draw(images, 1))
+    undo = Undo("undo 1", ("1",), 2, lambda model, stack: None)
+    return UndoExperiment(as_is, [Trial(Planted(), undo, judged)], has_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("gain", "likelihood", "by_scores"),
+    [
+        (0.05, -0.1, True),  # surely 5 points, though errors are surer of themselves
+        (0.05, 0.0, True),
+        (0.05, 0.1, False),  # labels are likelier, which tells more
+        (0.005, -0.1, False),  # half a point is not worth it
+        (0.01, -0.1, False),  # 0.4 to 1.6 points
+        (-0.05, -0.1, False),
+    ],
+)
+def test_scores_count_where_they_surely_gain_and_likelihoods_do_not(
+    gain: float, likelihood: float, by_scores: bool
+) -> None:
+    planted = plant_scores(gain, likelihood)
+
+    judged = planted.judge_by_scores()
+
+    assert (judged is not planted) == by_scores
+    assert judged.best is not None
+    if by_scores:
+        assert judged.measure_gain(judged.best).value == pytest.approx(gain)
+        assert name_trials(judged.choose_shown()) == ["1"]
+
+
 def test_nothing_is_shown_where_the_best_may_bring_back_nothing() -> None:
     """A gain of .02 with a standard deviation of 1 over 1,000 images, .032 of their mean."""
     assert plant([(0.02, 2)], spread=1.0).choose_shown() == []

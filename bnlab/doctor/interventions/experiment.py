@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from bnlab.doctor.evidence.sample import split_halves, take_sample
 from bnlab.doctor.evidence.scores import Difference, Evaluate, estimate_mean
 from bnlab.doctor.evidence.scoring import Judge, Judged, choose_judge
 from bnlab.doctor.evidence.setup import CALLER, measure, measure_under
-from bnlab.doctor.thresholds import EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER
+from bnlab.doctor.thresholds import EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER, WORTH
 from bnlab.doctor.undo import EACH_BATCH, EXACT, Kind, Undo
 from bnlab.exact.task import Task
 from bnlab.statistics.network import Statistics
@@ -144,6 +144,21 @@ class UndoExperiment:
     def measure_score(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the score."""
         return estimate_mean(trial.judged.scores - self.as_is.scores)
+
+    def judge_by_scores(self) -> UndoExperiment:
+        """Return the same trials, judged by the score where that surely gains and no likelihood surely does.
+
+        Weights that were trained under other averages may be more right and surer of their errors under better ones:
+        the likelihood of the labels falls with them, though the score rises by points.
+        """
+        best = self.best
+        if best is None or not self.has_labels or self.measure_gain(best).low > 0:
+            return self
+        gains = [trial.judged.scores - self.as_is.scores for trial in self.trials]
+        if not any(estimate_mean(gain, tests=len(gains)).low > WORTH for gain in gains):
+            return self
+        trials = [replace(trial, judged=Judged(trial.judged.scores, trial.judged.scores)) for trial in self.trials]
+        return replace(self, as_is=Judged(self.as_is.scores, self.as_is.scores), trials=trials)
 
     def choose_shown(self) -> Sequence[Trial]:
         """Choose the smallest undos where the best surely brings back some likelihood, however little; else none.
@@ -288,7 +303,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
             notes.add(_TRAINING_FAILS)
         else:
             trials.append(trial)
-    return UndoExperiment(unchanged, trials, has_labels, sorted(notes))
+    return UndoExperiment(unchanged, trials, has_labels, sorted(notes)).judge_by_scores()
 
 
 def _does_training_fail(case: Case, trial: Trial, unchanged: Judged) -> bool:

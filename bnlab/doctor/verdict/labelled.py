@@ -428,6 +428,8 @@ def _describe_low(scores: Scores, expected: float | None) -> str:
 
 def _describe_undecided(gain: Difference, scores: Scores, worth: float) -> str:
     reported = f"Exact statistics {describe_gain(gain, scores)} on {count_things(gain.images, 'image')}"
+    if gain.low > worth:  # by scores alone it would be clear, see `UndoExperiment.judge_by_scores`
+        return f"{reported}, but the labels are no likelier under them: too few images to tell; pass more."
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half) and half > 0:
