@@ -207,13 +207,21 @@ class Borrowings:
     def find_changed(self, also_weights: bool) -> str:
         """Name the first thing that is not as it was; "" if all is."""
         for prefix, attributes, name, value in self._attributes:
-            if attributes.get(name) != value:
+            now = attributes.get(name)
+            # NaN differs from itself.
+            if now != value and (now == now or value == value):
                 return f"{prefix}.{name}"
         if also_weights:
             for name, weight, value in self._weights:
-                if is_dense(weight) and weight.shape == value.shape and not torch.equal(weight, value):
+                if is_dense(weight) and weight.shape == value.shape and not are_equal(weight, value):
                     return name
         return ""
+
+
+def are_equal(tensor: Tensor, values: Tensor) -> bool:
+    """Return whether a tensor has these values; where both are NaN they are equal."""
+    # The quick comparison first: it is enough wherever nothing is NaN.
+    return torch.equal(tensor, values) or torch.allclose(tensor, values, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _is_of_torch(module: nn.Module) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
+from bnlab.model.borrow import are_equal
 from bnlab.model.layers import BatchNorm, get_running_buffers
 from bnlab.statistics.network import read_buffers
 
@@ -70,4 +70,4 @@ def _are_equal(tensor: Tensor, values: Tensor) -> bool:
     if tensor.dtype != values.dtype or tensor.shape != values.shape:
         return False
     # An evaluation may have moved the model to another device for a while.
-    return torch.allclose(tensor.to(values.device), values, rtol=0.0, atol=0.0, equal_nan=True)
+    return are_equal(tensor.to(values.device), values)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +75,19 @@ def test_weights_that_are_swapped_for_a_forward_come_back(strategy: str, is_care
     assert all(map(torch.equal, model.parameters(), before))
     weight, bias = averages[:2]
     assert_moments(found["1"], references.merge([x.double() @ weight.double().T + bias.double() for x in BATCHES]))
+
+
+@pytest.mark.parametrize("number", [math.nan, 1.5])
+def test_a_parameter_that_is_not_a_number_has_not_changed(number: float) -> None:
+    """It differs from itself, but no forward has changed it."""
+    model = build()
+    with torch.no_grad():
+        model.get_parameter("3.bias").fill_(number)
+    vars(model[2])["note"] = number
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        population_statistics(model, BATCHES, strategy="breadth")
 
 
 @STRATEGIES
