@@ -19,6 +19,7 @@ from bnlab.commands.images import add_image_arguments, find_images
 from bnlab.commands.packages import is_packaged, make_packaged
 from bnlab.doctor.evidence.history import read_state_file
 from bnlab.model.batches import require_batches
+from bnlab.model.layers import strip_wrappers
 
 _OPTIONS = {
     "before=": "--before",
@@ -100,6 +101,9 @@ def _load_weights(model: Any, path: Path) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"--weights: the model is a {type(model).__name__}; name a function that returns a module")
     state = read_state_file(path, "--weights")
+    # Saved from within DataParallel or torch.compile, names have further parts.
+    if not any(name in state for name in model.state_dict()):
+        state = {strip_wrappers(name): value for name, value in state.items()}
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bnlab.commands.loading import load_model
 from bnlab.doctor import list_causes
 from tests.commands.running import Done, call_bnlab, copy_module
 
@@ -84,6 +85,25 @@ def test_weights_and_an_earlier_checkpoint_come_from_files(folder: Path) -> None
     assert report["layers"][0]["updates"] == 1
     assert any("--before, an earlier checkpoint" in row["wanted"] for row in before["skipped"])
     assert not any("--before" in row["wanted"] for row in report["skipped"])
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", ""])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_weights_are_found_in_what_trainers_save(key: str, prefix: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    state = {prefix + name: value for name, value in model.state_dict().items()}
+    torch.save({key: state, "epoch": 3, "optimizer": {"state": {}}} if key else state, tmp_path / "weights.pt")
+    (tmp_path / "fresh_weights.py").write_text(
+        "from torch import nn\n\n\ndef fresh():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))\n",
+        encoding="utf-8",
+    )
+    with pytest.MonkeyPatch.context() as context:
+        context.syspath_prepend(tmp_path)
+
+        loaded = load_model("fresh_weights:fresh", str(tmp_path / "weights.pt"))
+
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
 
 
 def test_a_metric_of_the_users_own(folder: Path) -> None:

@@ -17,6 +17,7 @@ from bnlab.model.layers import BatchNorm, get_batch_count, join_names, strip_wra
 from bnlab.statistics.network import read_buffers
 
 _ORIGINAL = "_orig"  # what torch.nn.utils.prune adds to the name of a tensor, and to that of its mask
+_INNER = ("state_dict", "model_state_dict", "model")  # what trainers call the weights in a checkpoint
 _MASK = "_mask"
 
 
@@ -98,8 +99,9 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
 
 def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state dict inside of what trainers save."""
-    inner = state.get("state_dict")
-    return inner if isinstance(inner, Mapping) else state
+    if any(isinstance(value, Tensor) for value in state.values()):
+        return state
+    return next((state[key] for key in _INNER if isinstance(state.get(key), Mapping)), state)
 
 
 def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapping[str, Any], caller: str) -> Changes:
