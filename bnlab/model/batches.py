@@ -127,14 +127,12 @@ def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = Fa
 
 
 def count_images(batch: Any) -> int:
-    """Return the length of a batch's first tensor, or of a list of images; 1 without any."""
+    """Return the length of a batch's first tensor, else of its first array, or of a list of images; 1 without any."""
     images = find_image_list(batch)
     if images is not None:
         return len(images)
-    for tensor in list_tensors(batch):
-        if tensor.dim():
-            return tensor.size(0)
-    return 1
+    parts: list[Tensor | np.ndarray] = [*list_tensors(batch), *list_arrays(batch)]
+    return next((len(part) for part in parts if part.ndim), 1)
 
 
 def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
