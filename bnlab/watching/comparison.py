@@ -156,7 +156,10 @@ def read_metrics(returned: Any) -> Metrics:
     if isinstance(returned, tuple):  # a loss and an accuracy, rather than the scores of two images
         raise TypeError(f"watch: evaluate returned a tuple of {len(returned)}; {_ADVICE}")
     if hasattr(returned, "shape") and len(returned.shape) > 1:  # of pixels or labels, which are no images of their own
-        returned = average_by_image(torch.as_tensor(returned))
+        try:
+            returned = average_by_image(torch.as_tensor(returned))
+        except (TypeError, ValueError, RuntimeError) as error:  # of a table, say
+            raise TypeError(f"watch: evaluate returned a {type(returned).__name__}; {_ADVICE}") from error
     values = read_values(returned, "watch", must_be_finite=False, advice=_ADVICE)
     return {"score": (values.clone(), True)}  # the caller may fill the same array again
 

@@ -242,9 +242,12 @@ class Keeper:
         # optimizer does.
         if not self._has_forward and not self._has_eval_forward and self._level is not None:
             return
-        updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-        if not any(parameter in self._parameters for parameter in updated):
-            return
+        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if updated.isdisjoint(self._parameters):
+            # Of another model, or load_state_dict(assign=True) has put other parameters in the place of these.
+            self._parameters = {id(parameter) for parameter in self._modules[0].parameters()}
+            if updated.isdisjoint(self._parameters):
+                return
         if self._has_forward:
             self._updates += 1
             self._has_forward = False

@@ -227,6 +227,21 @@ def test_two_updates_are_counted(go_on: Callable[[nn.Module, bnlab.Watch], None]
     assert watch.history["update"].tolist() == [2]
 
 
+def test_updates_go_on_after_other_parameters_were_loaded() -> None:
+    """`load_state_dict(assign=True)` puts other parameters in the place of those that the watch has seen."""
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    for _ in range(2):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for batch in make_batches(5, 5):
+            model(batch).sum().backward()
+            optimizer.step()
+        model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    watch.compare(lambda: 1)
+
+    assert watch.history["update"].tolist() == [4]
+
+
 def test_what_is_no_training_is_not_kept() -> None:
     model = make_model().train()
     watch = bnlab.watch(model)
@@ -1112,6 +1127,11 @@ def watched(**options: Any) -> bnlab.Watch:
         (lambda: watched().compare(lambda: 1, lower="loss"), TypeError, "watch: lower='loss'; pass True, or a list"),
         (lambda: watched().compare(0.5), TypeError, "watch: evaluate is a float; pass a function"),  # type: ignore[arg-type]
         (lambda: watched().compare(lambda: "good"), TypeError, "watch: evaluate returned a str"),
+        (
+            lambda: watched().compare(lambda: pd.DataFrame({"right": [0, 1], "name": ["a", "b"]})),
+            TypeError,
+            "watch: evaluate returned a DataFrame",
+        ),
         (lambda: watched().compare(lambda: {}), ValueError, "watch: evaluate returned no metric"),
         (lambda: watched().compare(lambda: {"a": "b"}), TypeError, "watch: evaluate returned a str as 'a'"),
         (lambda: watched().plot(), ValueError, "watch: nothing was compared yet"),
