@@ -71,7 +71,8 @@ def compare_decisions(task: Task, exact: Statistics) -> Decisions | None:
             cost = replace(cost, low=-math.inf, high=math.inf)
         else:
             beyond = estimate_mean(compared.cost - by_chance.cost)
-            # The upper end keeps what chance may explain, so that no network is called healthy too readily.
+            # Value and lower end are what is beyond chance, so that no network is called ill too readily; the upper end
+            # keeps what chance may explain, so that none is called healthy too readily.
             cost = replace(cost, value=max(0.0, beyond.value), low=beyond.low)
     return Decisions(cost, differing)
 

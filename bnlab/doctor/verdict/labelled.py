@@ -179,12 +179,11 @@ def judge(case: Case, scores: Scores, experiment: UndoExperiment | None, worth: 
         *_ask_for_network(case, scores, gain, worth),
         *_ask_for_images(case, scores, experiment, gain, worth),
     ]
-    holding = [number for number, condition in enumerate(conditions) if condition.holds]
-    decided = holding[0]
+    decided, *later = [number for number, condition in enumerate(conditions) if condition.holds]
     edges = [_name_beyond(condition) for condition in conditions[:decided]]
-    # The last condition always holds and has no numbers, so that wherever this loop runs there is a next one.
+    # The last condition always holds and has no numbers, so that wherever this loop runs there is a later one.
     for number in conditions[decided].numbers:  # not met, the next condition that holds would decide
-        edges.append(replace(number.edge, beyond=conditions[holding[1]].word))
+        edges.append(replace(number.edge, beyond=conditions[later[0]].word))
 
     verdict = conditions[decided].decide()
     known = [edge for edge in (*edges, *verdict.edges) if math.isfinite(edge.value)]

@@ -97,8 +97,8 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
-        words = [str(override.input_line) for override in job]
-        own = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
+        chosen_words = [str(override.input_line) for override in job]
+        own = [word for word in chosen_words if not word.startswith(_SAME_FOR_ALL)]
         heading = f"job {number}  {' '.join(own)}" if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
 

@@ -35,7 +35,9 @@ def main(words: list[str]) -> int:
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
     require_memory()
-    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--cfg=") else [word])]
+    parts = []
+    for word in words:
+        parts += word.split("=", 1) if word.startswith("--cfg=") else [word]
     if "--cfg" in parts:
         place = parts.index("--cfg")
         _print_settings(parts[place + 1 : place + 2], [*parts[:place], *parts[place + 2 :]])

@@ -287,6 +287,13 @@ def choose_conditions(cells: pd.DataFrame, conditions: Sequence[str]) -> pd.Data
 
 
 def _has_all_words(where: tuple[str, ...], words: set[str]) -> bool:
+    """Return whether the values of a row have these words, and each value all of its own or none.
+
+    >>> _has_all_words(("16", "one-cycle, at the end"), {"16", "one-cycle", "at the end"})
+    True
+    >>> _has_all_words(("16", "one-cycle, at the end"), {"16", "one-cycle"})
+    False
+    """
     named: set[str] = set()
     for value in where:
         parts = {*value.split(", ")}

@@ -108,14 +108,14 @@ def rows(
     if frame.empty:
         raise NoRows(f"the table {table} has no rows")
 
-    own = {column: wanted[column] for column in wanted if column in frame}
-    others = {column: wanted[column] for column in wanted if column not in frame}
-    measured = select(frame, **own)  # before the settings are added: few rows, then many columns
+    of_table = {column: wanted[column] for column in wanted if column in frame}
+    of_networks = {column: wanted[column] for column in wanted if column not in frame}
+    measured = select(frame, **of_table)  # before the settings are added: few rows, then many columns
 
     runs = tables["runs"]
     settings = [column for column in runs if column == "run" or column not in (*frame, *_LONG)]
     joined = measured.merge(runs[settings], on="run")
-    chosen = select(joined, **others)
+    chosen = select(joined, **of_networks)
     networks = runs[runs["run"].isin(chosen["run"].unique())]
     if by is None:
         by = _list_swept(networks)

@@ -42,8 +42,8 @@ from bnlab.harness.schema import (
 from bnlab.harness.source_code import Code, digest_files, list_changed, say_changed
 
 _REQUEST = "request"  # a further column while rows are put together: the number of the request that asks for them
-# Rows that agree in these are measured from one origin. The momentum is left out on purpose: once one was measured
-# from a newer origin, rows of the others from older ones are outdated too.
+# Rows that agree in these are measured from one origin. Momentum and statistics_split are left out on purpose: once one
+# of them was measured from a newer origin, rows of the others from older ones are outdated too.
 _MEASURED = ("run", "estimator", "split", "shift")
 
 
@@ -351,6 +351,7 @@ def _keep_one_version(
 
         has_some = {*part["run"][is_chosen]}
         last = part.groupby("run")[_REQUEST].max()
+        # Without rows of the code as it is now all rows are outdated, also those that are shown.
         outdated = last[~last.index.isin(has_some)] if current else last
         left_out = len(last) - len(has_some)
         reason = _explain([versions[number] for number in outdated], now)

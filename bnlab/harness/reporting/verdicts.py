@@ -111,11 +111,12 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
 
     judged = []
     for place, known in enumerate(untested):
-        if known is None:
-            verdict = _choose_verdict(corrected_holds[place], corrected_fails[place])
-            alone = _choose_verdict(holds[place], fails[place])
-            known = (verdict, "" if alone == verdict else f"{alone} by itself")
-        judged.append(known)
+        if known is not None:
+            judged.append(known)
+            continue
+        verdict = _choose_verdict(corrected_holds[place], corrected_fails[place])
+        alone = _choose_verdict(holds[place], fails[place])
+        judged.append((verdict, "" if alone == verdict else f"{alone} by itself"))
     return pd.DataFrame(judged, columns=["verdict", "note"])
 
 
