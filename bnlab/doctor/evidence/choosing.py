@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.doctor.evidence.labels import choose_part, find_logits, find_part, find_strangers, list_parts
-from bnlab.doctor.evidence.scores import find_reading, merge_readings, score_batch
+from bnlab.doctor.evidence.scores import Reading, find_reading, merge_readings, score_batch
 from bnlab.doctor.evidence.setup import find_labels
 from bnlab.doctor.undo import normalize_each_batch
 from bnlab.exact.task import Task
@@ -39,7 +39,10 @@ def choose_scoring(task: Task) -> tuple[Task, list[str]]:
         task = _select_output(task, number)
         notes.append(f"Of the model's outputs, output[{number}] was scored, as it names classes.")
 
-    shown = _evaluate_few(task)
+    if all(task.ranks.gather(_is_usual(task, _evaluate_few(task, 2)))):
+        return replace(task, reading=Reading()), notes
+
+    shown = _evaluate_few(task, _FEW)
     usual, part = _find_labels_part(shown) if task.labels is None else (0, 0)
     if part != usual:
         task = replace(task, labels=itemgetter(part))
@@ -54,18 +57,30 @@ def choose_scoring(task: Task) -> tuple[Task, list[str]]:
     return replace(task, reading=merge_readings(readings) if readings else reading), notes
 
 
-def _evaluate_few(task: Task) -> Shown:
-    """Evaluate a few images while each batch normalizes by its own statistics, which cannot be as wrong as averages."""
+def _is_usual(task: Task, shown: Shown) -> bool:
+    """Return whether there is nothing to choose: outputs are of several classes, and labels are whole numbers."""
+    if not shown:
+        return False
+    batch, output = shown[0]
+    logits = find_logits(output)
+    labels = find_labels(task, batch)
+    has_classes = logits is not None and logits.dim() > 1 and logits.shape[1] > 1
+    has_one_part = task.labels is not None or len(list_parts(batch)) < 2
+    return has_classes and has_one_part and labels is not None and not labels.is_floating_point()
+
+
+def _evaluate_few(task: Task, count: int) -> Shown:
+    """Evaluate so many images while each batch normalizes by its own statistics, as averages may be wrong."""
     shown = []
     images = 0
     try:
         with measured(task.model), ExitStack() as stack:
             normalize_each_batch(task.layers)(task.root, stack)
             for batch in task.data:
-                few = take_images(batch, _FEW)
+                few = take_images(batch, count)
                 shown.append((few, task.evaluate(few)))
                 images += count_images(few)
-                if images >= _FEW:
+                if images >= count:
                     break
     except Exception:  # what is wrong will be said of a whole batch
         return []
