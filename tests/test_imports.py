@@ -65,7 +65,7 @@ FOLDERS = {
     "watching": "snapshot keeper comparison watch",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings code_changes run live "
-    "training_runner",
+    "attributes training_runner",
     "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
     "overview page watched",
 }

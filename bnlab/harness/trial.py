@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bnlab.harness.artifacts.attributes import Attributes
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.optimizers import LEAST_RATE, divide_state
 from bnlab.harness.artifacts.run import Run
@@ -69,6 +70,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
         _require_statistics(trial, state.model)
         logits = _compute_logits(trial, state.model)
         messages = list(_list_warnings(trial, logits))
+        attributes = Attributes(state.model, state.optimizer)
         if optimizer.is_own:
             _require_updates(trial, state.optimizer, logits)
 
@@ -80,6 +82,12 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
                 # The number only has to be out of reach: `_time_updates` ends the trial.
                 updates = train(state, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
+        changed = attributes.find_changed()
+        if changed:
+            messages.append(
+                f"{changed} changes in training, and is in no state dict: a training that is killed begins again from "
+                "the start; register it as a buffer, or keep it in the optimizer's state"
+            )
         _require_training(trial, state.model)
         # In eval mode too, where a user's forward may give something else.
         _compute_logits(trial, state.model.eval())

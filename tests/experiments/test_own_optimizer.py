@@ -84,16 +84,33 @@ def test_other_code_is_another_network(write: Write, call: Call, tmp_path: Path)
         assert len(load("adhoc", tmp_path)["runs"]) == networks
 
 
-def test_killed_and_continued_with_the_numbers_that_it_keeps(write: Write, call: Call, tmp_path: Path) -> None:
-    write(MODULE, "steps")
+COUNTS = {
+    "numbers": MODULE,
+    "a tensor": MODULE.replace('"total": 0.0', '"total": torch.zeros(())').replace(
+        'group["total"])', 'group["total"].item())'
+    ),
+    "an attribute": MODULE.replace("        super()", "        self.total = 0.0\n        super()")
+    .replace('            group["total"] += 1.0', "            self.total += 1.0")
+    .replace('group["total"])', "self.total)"),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_killed_and_continued_with_what_it_counts(kind: str, write: Write, call: Call, tmp_path: Path) -> None:
+    """An attribute is in no state dict, so that such a training begins again; which is said beforehand."""
+    write(COUNTS[kind], "steps")
     words = "optimizer=steps.Counting"
     sweep(call, tmp_path / "whole", words)
 
     for kill in (4, 9):
         with interrupted_at(kill):
             sweep(call, tmp_path / "killed", words, expect=130)
-    sweep(call, tmp_path / "killed", words)
+    last = call("sweep", *SMALL, words, f"results={tmp_path / 'killed'}")
 
+    assert last.code == 0
+    is_attribute = kind == "an attribute"
+    assert ("Counting.total changes in training, and is in no state dict" in last.err) == is_attribute
+    assert ("continuing from step 8" in last.out) != is_attribute
     assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
 
 

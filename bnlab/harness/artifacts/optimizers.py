@@ -111,8 +111,8 @@ def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, 
     """Divide the state of an optimizer into tensors and numbers, as they are written. TypeError for what is neither.
 
     Returns:
-        The tensors that it keeps of each parameter, and all numbers: by parameter, and by group of parameters, in whose
-        settings some optimizers count.
+        The tensors that it keeps of each parameter and each group of parameters, in whose settings some optimizers
+        count; and the numbers likewise.
     """
     tensors: dict[str, dict[str, Tensor]] = {}
     numbers: dict[str, Any] = {"state": {}, "groups": []}
@@ -125,9 +125,12 @@ def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, 
                 numbers["state"].setdefault(index, {})[name] = value
             elif value is not None:  # as of an optimizer without momentum
                 raise TypeError(f"its state {name!r} is a {type(value).__name__}, neither a tensor nor a number")
-    for group in state["param_groups"]:
-        # What else a group holds is built anew from the settings, see `restore_state`.
+    # What else a group holds is built anew from the settings, see `restore_state`.
+    for index, group in enumerate(state["param_groups"]):
         numbers["groups"].append({key: value for key, value in group.items() if isinstance(value, bool | int | float)})
+        of_group = {key: value for key, value in group.items() if isinstance(value, Tensor)}
+        if of_group:
+            tensors[f"optimizer_group/{index}"] = of_group
     return tensors, numbers
 
 
@@ -139,9 +142,16 @@ def restore_state(
     for group, values in groups.items():
         if group.startswith("optimizer/"):
             state.setdefault(int(group.partition("/")[2]), {}).update(values)
-    # What is no number, such as the list of parameters, comes from the optimizer that was built anew.
-    fresh = optimizer.state_dict()["param_groups"]
-    of_groups = [{**group, **values} for group, values in zip(fresh, numbers["groups"], strict=True)]
+    # What is neither a number nor a tensor, such as the list of parameters, is of the optimizer that was built anew.
+    of_groups = []
+    for index, (fresh, values) in enumerate(
+        zip(optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)
+    ):
+        kept = groups.get(f"optimizer_group/{index}", {})
+        for name, value in kept.items():
+            if isinstance(fresh.get(name), Tensor):
+                kept[name] = value.to(fresh[name].device)
+        of_groups.append({**fresh, **values, **kept})
     optimizer.load_state_dict({"state": state, "param_groups": of_groups})
 
     # torch has given most tensors the type of their weights, which would round an own optimizer's float64 ones.

@@ -25,6 +25,7 @@ import bnlab
 from bnlab.common.files import reading, write_text
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
+from bnlab.harness.artifacts.attributes import Attributes
 from bnlab.harness.artifacts.job_settings import list_code
 from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.optimizers import divide_state, restore_state
@@ -44,7 +45,7 @@ _EMA_DECAY = 0.99
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 _TRAININGS = 3  # one for all checkpoints, and further ones where training diverges, each time at another step
 _STATE = "bnlab.state/2"
-_NUMBERED = ("averages", "optimizer")  # groups of tensors in a state of which there are several
+_NUMBERED = ("averages", "optimizer", "optimizer_group")  # groups of tensors in a state of which there are several
 
 
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.measured_steps) -> None:
@@ -87,6 +88,7 @@ def _require_reached(run: Run, missing: Iterable[int]) -> None:
 def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
     state = start_training(run)
+    attributes = Attributes(state.model, state.optimizer)
     seconds_before = _restore_or_describe(run, state)
     live = LiveLog(run, state.step) if run.config.log != "none" else None
     # One iterator serves all parts: each goes on with the update after the last one of the part before.
@@ -98,8 +100,10 @@ def _train(run: Run, kept: set[int]) -> None:
     while status == "unfinished":
         status = _train_part(run, state, updates, kept, live, reporter)
         seconds = time.monotonic() - started
-        if status == "unfinished":
+        if status == "unfinished" and not attributes.find_changed():
             _save_state(run, state, seconds_before + seconds)
+        elif status == "unfinished":  # after a kill it is trained from the start
+            run.state.unlink(missing_ok=True)
     if live is not None:
         live.close()
     if status == "finished":
