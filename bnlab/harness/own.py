@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
@@ -18,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from bnlab.common.files import digest
 from bnlab.harness.components import Component
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.source_code import SOURCE, Code, digest_code, digest_whole, read_code
+from bnlab.harness.source_code import SOURCE, Code, digest_whole, read_code
 
 KINDS: dict[str, type[Own]] = {}
 """group → what stands for a user's function there."""
@@ -40,6 +39,8 @@ class Own(Component):
 
     def __post_init__(self) -> None:
         for name, value in self.arguments.items():
+            if isinstance(value, Mapping):
+                raise UserError(f"{self.group}.{name}: is a dictionary; give numbers, words, or lists of these")
             setattr(self, name, _make_hashable(value))
 
     @property
@@ -156,8 +157,8 @@ def forget_code() -> None:
 def find_code(obj: Any, path: str = "") -> Code:
     """Find the code of a user's class or function: of the module that has it at its import path, and where it is made.
 
-    It is empty for bnlab's own, whose changes `measurements.estimates.VERSION` counts. Of what has no file, as in a
-    notebook, the source of `obj` is the code.
+    It is empty for bnlab's own, whose changes `measurements.estimates.VERSION` counts. UserError for what has no file,
+    as what is typed into a notebook: what it calls there could change, and nobody would see it.
     """
     if _is_ours(obj):
         return {}
@@ -166,7 +167,10 @@ def find_code(obj: Any, path: str = "") -> Code:
         modules.append(obj.__module__)
     code = read_code(*modules)
     if not {*modules} & {*code}:
-        code = {obj.__module__: digest_code(textwrap.dedent(_read_source(obj)))}
+        raise UserError(
+            f"{obj.__module__}.{obj.__qualname__}: has no file that could be read, so that nobody knows when its code "
+            "changes; write it into a module (in a notebook by %%writefile net.py) and name it there"
+        )
     return code
 
 
@@ -216,7 +220,8 @@ def _is_setting(argument: inspect.Parameter) -> bool:
     if default is argument.empty:
         return True
     values = default if isinstance(default, list | tuple) else [default]
-    return all(value is None or isinstance(value, _CHECKED) for value in values)
+    # Members of an enum and numpy's numbers are words and numbers too, but would come back from a file as others.
+    return all(value is None or type(value) in _CHECKED for value in values)
 
 
 def _find_type(argument: inspect.Parameter) -> Any:

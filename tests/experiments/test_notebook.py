@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_a_helper_that_was_imported_again_is_other_code_and_one_that_was_not_is_
 
     importlib.reload(sys.modules["helping"])
     assert name("model=helped.make") != before
+
+
+def test_what_is_typed_into_a_notebook_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it calls there could change, and no file would show it."""
+    typed = types.ModuleType("typed")
+    exec("def make(channels, size, classes):\n    return act()\n", typed.__dict__)
+    monkeypatch.setitem(sys.modules, "typed", typed)
+
+    with pytest.raises(UserError, match=r"typed\.make: has no file .* write it into a module"):
+        name("model=typed.make")
 
 
 def test_an_experiment_that_was_edited_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
