@@ -177,5 +177,5 @@ class _Csv:
 def _list_settings(run: Run) -> dict[str, Any]:
     """List the settings of a network as columns of `runs`, with its seed; those that are off are left out."""
     settings = {"seed": run.config.seed, **flatten_settings(asdict(run.config))}
-    written = {key: str(value) if isinstance(value, list) else value for key, value in settings.items()}
+    written = {key: str(value) if isinstance(value, list | tuple) else value for key, value in settings.items()}
     return {key: value for key, value in written.items() if value is not None}

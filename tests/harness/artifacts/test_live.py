@@ -95,6 +95,12 @@ def test_both_logs_have_the_settings(tmp_path: Path) -> None:
     assert {*HParamsPluginData.FromString(plugin).session_start_info.hparams} == {*settings.index}
 
 
+def test_settings_that_are_lists_are_logged_too(tmp_path: Path) -> None:
+    sweep_small(tmp_path, "log=tensorboard", "optimizer=torch.optim.Adam", "optimizer.betas=[0.5,0.9]")
+
+    assert load("adhoc", tmp_path)["runs"]["status"].tolist() == ["finished"]
+
+
 def test_a_norm_without_averages_is_validated_as_it_is(tmp_path: Path) -> None:
     sweep_small(tmp_path, "log=csv", "norm=group", "measurements=evaluations")
 
