@@ -32,7 +32,7 @@ from bnlab.harness.lab.registry import CONF
 from bnlab.harness.own import KINDS, forget_code, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
-_FOLDERS = ("results", "data.root")
+_TEXTS = ("name", "results", "data.root")  # keys of texts, which Hydra would take for numbers, lists and the like
 _MET: set[tuple[str, str]] = set()  # group and import path of each function of the user's that Hydra knows
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
@@ -213,7 +213,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
 def _read_word(word: str) -> Override:
     """Read a word of the command line; UserError without a value, or for what Hydra can do and a sweep cannot."""
     try:
-        override = OverridesParser.create().parse_override(_quote_folder(word))
+        override = OverridesParser.create().parse_override(_quote_text(word))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
             f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets, = or ä in quotes: "
@@ -227,12 +227,12 @@ def _read_word(word: str) -> Override:
     return override
 
 
-def _quote_folder(word: str) -> str:
-    """Put the folder that a word names in quotes, unless it has some: unquoted, Hydra reads few letters."""
-    key, _, folder = word.partition("=")
-    if key not in _FOLDERS or folder.startswith(("'", '"')):
+def _quote_text(word: str) -> str:
+    """Put the text that a word gives in quotes, unless it has some: unquoted, Hydra reads few letters."""
+    key, _, text = word.partition("=")
+    if key not in _TEXTS or text.startswith(("'", '"')):
         return word
-    return f"{key}={quote(folder)}"
+    return f"{key}={quote(text)}"
 
 
 def quote(text: str) -> str:

@@ -17,6 +17,8 @@ from bnlab.harness.lab.sweep import plan_and_run
 from bnlab.harness.lab.watching import Display
 from bnlab.harness.reporting.tables import LoadedTables, load
 
+_SPELLED = ("null", "true", "false", "nan", "inf")
+
 
 def sweep(*words: str, **settings: Any) -> LoadedTables:
     """Train and measure what is missing, as the command `bnlab sweep -m` does, and load the tables.
@@ -63,6 +65,8 @@ def _write_word(key: str, value: Any, is_list: bool) -> str:
     ('momentum=[0.1,0.3]', 'momentum=[0.1]')
     >>> _write_word("model.widths", [[16, 32], [8, 8]], False), _write_word("seed", range(3), False)
     ('model.widths=[16,32],[8,8]', 'seed=0,1,2')
+    >>> print(_write_word("model.words", ["cnn", "null", "1_000", "ä"], False))
+    model.words=cnn,'null','1_000','ä'
     """
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -82,5 +86,6 @@ def _write_value(value: Any) -> str:
         return f"[{','.join(map(_write_value, value))}]"
     if isinstance(value, float):
         return repr(float(value))  # of numpy's numbers `repr` names the type, too
-    text = str(value)
-    return text if re.fullmatch(r"[\w./-]+", text) else quote(text)
+    is_plain = not isinstance(value, str) or re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
+    # Unquoted, Hydra would read a word as what it spells.
+    return str(value) if is_plain and str(value).lower() not in _SPELLED else quote(value)
