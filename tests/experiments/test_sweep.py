@@ -22,7 +22,7 @@ from bnlab.harness.statistic_kinds import list_statistics
 from bnlab.harness.trial import TrialResult
 from tests.experiments.commands import SWEEP, Call, Write, files, list_trained, run
 from tests.harness.kills import interrupted_at
-from tests.helpers import find_network, sweep_small
+from tests.helpers import find_network, plan_jobs, sweep_small
 
 NAMES = ("runs", "gaps", "evaluations")
 
@@ -259,6 +259,35 @@ def test_runs(results: Path, call: Call) -> None:
     assert shown.code == 0 and all(word in shown.out for word in ("batch_size", "status.json", "torch"))
     assert call("runs rm", names[0], names[2], where).out.count("removed ") == 2
     assert [line.split()[0] for line in call("runs list", where).out.splitlines()[1:-1]] == [names[1], names[3]]
+
+
+def test_networks_that_differ_in_a_setting_that_one_does_not_have(tmp_path: Path, call: Call) -> None:
+    words = ("steps=2", "measurements=log", "evaluate_at=final", "hydra/launcher=basic", f"results={tmp_path}")
+    assert call("sweep", "-m", *words, "freeze_at=null,0.5").code == 0
+
+    assert "freeze_at" in call("runs list", f"results={tmp_path}").out
+
+
+@pytest.mark.parametrize("name", ["2024_11_2", "1e3", "007", "null"])
+def test_a_name_is_a_text(name: str) -> None:
+    (config,) = plan_jobs((f"name={name}",)).configs
+
+    assert config.name == name
+
+
+def test_two_networks_that_no_setting_tells_apart_are_named_with_a_way_out(tmp_path: Path, call: Call) -> None:
+    """Two epochs of these images are twelve updates, and so are steps=12."""
+    words = ("batch_size=64", "data.images=400", "evaluate_at=final", "measurements=evaluations", f"results={tmp_path}")
+    for length in ("epochs=2", "steps=12"):
+        assert call("sweep", *words, "hydra/launcher=basic", length).code == 0
+
+    code, _, err = call("report", "name=adhoc", f"results={tmp_path}")
+
+    assert code == 2
+    run = re.search(r"bnlab runs rm name=NAME run=(\S+)", err)
+    assert run, err
+    assert call("runs rm", "name=adhoc", f"run={run[1]}", f"results={tmp_path}", "--yes").code == 0
+    assert call("report", "name=adhoc", f"results={tmp_path}").code == 0
 
 
 def test_an_interrupted_network_is_listed_with_what_is_saved_of_it(tmp_path: Path, call: Call) -> None:

@@ -115,7 +115,7 @@ def _list(results: Path) -> None:
     table = pd.DataFrame(rows)
     ends = ["status", "step", "seconds", "MB"]
     settings = table.columns.drop(["run", *ends])
-    differing = [key for key in settings if table[key].astype(str).nunique() > 1]
+    differing = [key for key in settings if table[key].map(str).nunique() > 1]  # null counts too
     print_table(table[["run", *differing, *ends]])
     megabytes = table["MB"].sum()
     print(f"{len(table)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")

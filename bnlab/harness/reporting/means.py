@@ -56,6 +56,13 @@ def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
     same = doubled[groups.ngroup() == 0]
     places = [str(column) for column in same if same[column].dtype != float or _is_key(str(column))]
     differing = list_differences(same, places) or "their numbers only"
+    others = list_differences(same, [place for place in places if place != "run"])
+    if "run" in same and not others and same["run"].nunique() > 1:
+        first, second, *_ = same["run"].unique()
+        raise UserError(
+            f"{first} and {second} differ in no setting that tables tell, as epochs=2 and as many steps=, and would "
+            f"count as two seeds;\ntake one out of the tables: bnlab runs rm name=NAME run={first}"
+        )
     raise UserError(
         f"several rows of {name_row(same, keys)}, which differ in {differing};\n"
         "tell them apart (by=..., or in the panel's name), select one, or average over them"
