@@ -164,6 +164,20 @@ def resize_some(image: Image.Image) -> Image.Image:
     return image.resize((6, 6)) if np.array(image)[0, 0, 0] % 2 else image
 
 
+def fail_at_seven(image: Image.Image) -> Image.Image:
+    if np.array(image)[0, 0, 0] == 7:
+        raise OSError("image file is truncated")
+    return image
+
+
+def list_files() -> list[Items]:
+    """The two parts with the names of their files, as torchvision's folders have them."""
+    parts = transform_items(fail_at_seven)
+    for part in parts:
+        part.samples = [(f"cat/{number}.png", 0) for number in range(len(part))]  # type: ignore[attr-defined]
+    return parts
+
+
 def draw_own(generator: np.random.Generator) -> Callable[[Image.Image], Image.Image]:
     return lambda image: image if generator.random() < 0.5 else Image.fromarray(np.array(image) // 2)
 
@@ -185,6 +199,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: transform_items(resize_some),
         r"the training part has images that differ: uint8 \[3, 8, 8\], uint8 \[3, 6, 6\]; give all the same size",
     ),
+    "an item that fails": (
+        lambda: transform_items(fail_at_seven),
+        r"the training part: item 7 cannot be read, .*OSError: image file is truncated",
+    ),
+    "a file that is cut off": (list_files, r"the training part: item 7, cat/7\.png, cannot be read, .*truncated"),
     "parts of two types": (
         lambda: [PAIRS[0], change_images(FLOATS["ToTensor"])[1]],
         r"the test part has images float32 \[3, 8, 8\], the training part uint8 \[3, 8, 8\]",

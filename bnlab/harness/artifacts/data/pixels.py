@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bnlab.common.files import digest
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, where_raised
 
 Pixels = tuple[Tensor, Tensor]
 """Images [N, C, H, W], uint8 or float32, and int64 labels [N]."""
@@ -32,8 +32,13 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     images = []
     labels = []
     for index in chosen:
-        image, label = part[index]
-        images.append(_read_image(image, where))
+        try:
+            image, label = part[index]
+            images.append(_read_image(image, where))
+        except UserError:
+            raise
+        except Exception as error:  # a file that is cut off, say
+            raise UserError(f"{where}: {_name_item(part, index)} cannot be read, {where_raised(error)}") from error
         if isinstance(label, Tensor | np.ndarray):
             label = label.tolist()
         labels.append(label)
@@ -45,6 +50,13 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
         raise UserError(f"{where} has images that differ: {', '.join(kinds[:3])}; give all the same size and channels")
 
     return _check_pixels(torch.stack(images), labels, where)
+
+
+def _name_item(part: Any, index: int) -> str:
+    """Name an item of a data set, by its file where the data set lists these as torchvision's folders do."""
+    samples = getattr(part, "samples", None)
+    file = f", {samples[index][0]}," if isinstance(samples, list) else ""
+    return f"item {index}{file}"
 
 
 def shuffle(images: Tensor, labels: Tensor) -> Pixels:
