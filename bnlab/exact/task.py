@@ -44,6 +44,7 @@ class Task:
         caller: the public call, for messages.
         progress: whether bars are shown.
         labels: called with a batch, returns its labels, for whoever scores; None: they are looked for.
+        label_place: which part of a tuple they are, and of how many parts; None: as usual, and in other tuples.
         reading: how outputs are compared with labels, for whoever scores.
     """
 
@@ -62,6 +63,7 @@ class Task:
     caller: str = CALLER
     progress: bool | None = None
     labels: Callable[[Any], Any] | None = None
+    label_place: tuple[int, int] | None = None
     reading: Any = None
 
     def __post_init__(self) -> None:

@@ -163,6 +163,47 @@ def test_of_several_parts_that_is_the_labels_which_outputs_predict(order: tuple[
     assert any("Labels were taken from batch[" in note for note in diagnosis.notes) == is_noted
 
 
+def test_no_part_is_taken_for_labels_that_outputs_do_not_predict() -> None:
+    """Of ages, which a network gives one number for, and sexes: neither are its labels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).train()
+    inputs, ages, sexes = torch.randn(96, 4), torch.rand(96), torch.randint(0, 2, (96,))
+    model(inputs)
+    batches = list(zip(inputs.split(16), ages.split(16), sexes.split(16), strict=True))
+
+    diagnosis = diagnose(model.eval(), batches, progress=False)
+
+    assert not any("Labels were taken from" in note for note in diagnosis.notes)
+    assert any("pass evaluate=" in note for note in diagnosis.notes), diagnosis.notes
+
+
+@pytest.mark.parametrize("kind", ["complex", "sparse", "of the whole batch"])
+def test_parts_that_are_no_labels_do_no_harm(kind: str) -> None:
+    batches = []
+    for images, labels in make_batches(images=IMAGES):
+        parts = {
+            "complex": torch.zeros(len(labels), 8, dtype=torch.complex64),
+            "sparse": torch.eye(len(labels)).long().to_sparse(),
+            "of the whole batch": torch.tensor([3, 1]),
+        }
+        batches.append((images, labels, parts[kind]))
+
+    diagnosis = diagnose(make_healthy(), batches, progress=False)
+
+    assert diagnosis.scores["running"] == pytest.approx(find_accuracy())
+
+
+def test_batches_of_another_layout_have_their_labels_where_they_usually_are() -> None:
+    """As training batches that have no weights."""
+    pairs = make_batches(images=IMAGES)
+    weighed = [(images, torch.ones(len(labels)), labels) for images, labels in pairs]
+
+    diagnosis = diagnose(make_healthy(), weighed, training_batches=pairs, progress=False)
+
+    assert diagnosis.scores["running"] == pytest.approx(find_accuracy())
+    assert diagnosis.case.training_score == pytest.approx(find_accuracy())
+
+
 LABELS = torch.tensor([0, 1, 2, 2])
 RIGHT = torch.eye(3)[LABELS]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -21,40 +20,44 @@ from bnlab.model.batches import count_images, take_images
 from bnlab.model.borrow import measured
 
 _FEW = 64  # images by which is chosen
-_SURELY = 3.0  # standard errors by which other labels are predicted better; chance does so once in 700 times
+_SURELY = 3.0  # standard errors by which other labels are predicted better; by convention
 
 Shown = Sequence[tuple[Any, Any]]
 """Some batches, and their outputs."""
 
 
 def choose_scoring(task: Task) -> tuple[Task, list[str]]:
-    """Choose what is scored, by up to 64 images that are evaluated; all processes of a task choose together.
+    """Choose what is scored, by up to 64 images that are evaluated. Several processes choose what the first one does.
 
     Returns:
         The task, whose forward gives the chosen output, and a sentence on each choice that one may not expect.
     """
     notes = []
-    number = _find_output(task)
+    number = _choose_together(task, lambda: _find_output(task))
     if number:
         task = _select_output(task, number)
         notes.append(f"Of the model's outputs, output[{number}] was scored, as it names classes.")
 
-    if all(task.ranks.gather(_is_usual(task, _evaluate_few(task, 2)))):
+    if _choose_together(task, lambda: _is_usual(task, _evaluate_few(task, 2))):
         return replace(task, reading=Reading()), notes
 
     shown = _evaluate_few(task, _FEW)
-    usual, part = _find_labels_part(shown) if task.labels is None else (0, 0)
+    usual, part = _choose_together(task, lambda: (0, 0) if task.labels else _find_labels_part(shown))
     if part != usual:
-        task = replace(task, labels=itemgetter(part))
+        task = replace(task, label_place=(part, len(shown[0][0]) if shown else 0))
         notes.append(
             f"Labels were taken from batch[{part}], which the outputs predict, and not from batch[{usual}]; pass "
             "labels= if that is wrong."
         )
 
-    labels = [each for batch in task.data if (each := find_labels(task, batch)) is not None]
-    reading = find_reading([output for _, output in shown], labels)
-    readings = [each for each in task.ranks.gather(reading if labels else None) if each is not None]
-    return replace(task, reading=merge_readings(readings) if readings else reading), notes
+    reading = task.ranks.run_together(lambda: _find_own_reading(task, shown))
+    readings = [each for each in task.ranks.gather(reading) if each is not None]
+    return replace(task, reading=merge_readings(readings) if readings else Reading()), notes
+
+
+def _choose_together(task: Task, choose: Callable[[], Any]) -> Any:
+    """Choose by this process's batches, and take what the first process has chosen by its own."""
+    return task.ranks.gather(task.ranks.run_together(choose))[0]
 
 
 def _is_usual(task: Task, shown: Shown) -> bool:
@@ -75,7 +78,9 @@ def _evaluate_few(task: Task, count: int) -> Shown:
     images = 0
     try:
         with measured(task.model), ExitStack() as stack:
-            normalize_each_batch(task.layers)(task.root, stack)
+            # Of several processes a SyncBatchNorm would wait for the others, which may have other batches.
+            if task.ranks.is_alone:
+                normalize_each_batch(task.layers)(task.root, stack)
             for batch in task.data:
                 few = take_images(batch, count)
                 shown.append((few, task.evaluate(few)))
@@ -87,35 +92,48 @@ def _evaluate_few(task: Task, count: int) -> Shown:
     return shown
 
 
-def _find_labels_part(shown: Shown) -> tuple[int, int]:
-    """Find which part of a tuple looks like its labels, and which one is: that which the outputs predict.
+def _find_own_reading(task: Task, shown: Shown) -> Reading | None:
+    """Find how outputs are compared with the labels of this process; None where it has none."""
+    labels = [each for batch in task.data if (each := find_labels(task, batch)) is not None]
+    return find_reading([output for _, output in shown], labels) if labels else None
 
-    They are the same where the batches are no tuples of several such parts.
+
+def _find_labels_part(shown: Shown) -> tuple[int, int]:
+    """Find the part of a tuple that looks like its labels, and the part that the outputs predict; both 0 of no tuple.
+
+    That is the same part unless another one is surely predicted better, both than the usual one and than by always
+    naming its commonest class.
     """
     numbers = list_parts(shown[0][0]) if shown else []
     if not numbers:
         return 0, 0
     usual = find_part(shown[0][0])
-    right = {}
-    for number in numbers:
-        values = _count_right(shown, number)
-        if values is not None:
-            right[number] = values
+    right = {number: values for number in numbers if (values := _count_right(shown, number)) is not None}
     if not right:
         return usual, usual
 
     best = max(right, key=lambda number: float(right[number].mean()))
-    if usual not in right:
-        return usual, usual if all(_are_numbers(batch[usual], output) for batch, output in shown) else best
-    differences = right[best] - right[usual]
-    is_surely_better = float(differences.sum()) > _SURELY * math.sqrt(int((differences != 0).sum()))
-    return usual, best if is_surely_better else usual
+    labels = torch.cat([batch[best].cpu() for batch, _ in shown])
+    is_predicted = labels.dim() == 1 and _is_surely_better(right[best], (labels == labels.mode().values).double())
+    if not is_predicted:
+        return usual, usual
+    if usual in right:
+        return usual, best if _is_surely_better(right[best], right[usual]) else usual
+    return usual, usual if all(_are_numbers(batch[usual], output) for batch, output in shown) else best
+
+
+def _is_surely_better(values: Tensor, others: Tensor) -> bool:
+    """Return whether values of 0 or 1 are larger than others of the same images by more than chance makes them."""
+    differences = values - others
+    return float(differences.sum()) > _SURELY * math.sqrt(int((differences != 0).sum()))
 
 
 def _count_right(shown: Shown, number: int) -> Tensor | None:
     """Find which images are predicted right if a part is their labels [N]; None where it is not one class for each."""
+    if any(number not in list_parts(batch) for batch, _ in shown):
+        return None
     parts = [batch[number] for batch, _ in shown]
-    if any(not isinstance(part, Tensor) or part.is_floating_point() for part in parts):
+    if any(part.is_floating_point() for part in parts):
         return None
     outputs = [output for _, output in shown]
     reading = find_reading(outputs, parts)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnlab.model.batches import count_images, is_dense
+
 _IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
 
 
@@ -77,12 +79,23 @@ def find_part(batch: Sequence[Any]) -> int:
 
 
 def list_parts(batch: Any) -> list[int]:
-    """List the numbers of the parts of a batch that may be its labels; none where its labels have a name or a place."""
+    """List the numbers of the parts of a batch that may be its labels.
+
+    Empty where labels are found by their name, of a pair, and of (index, images, labels).
+    """
     if not isinstance(batch, (tuple, list)) or len(batch) < 3 or is_numbered(batch):
         return []
     if any(hasattr(batch, key) for key in KEYS):
         return []
-    return [number for number in range(1, len(batch)) if isinstance(batch[number], Tensor) and batch[number].dim() > 0]
+    images = count_images(batch)
+    return [number for number in range(1, len(batch)) if _is_for_each(batch[number], images)]
+
+
+def _is_for_each(part: Any, images: int) -> bool:
+    """Return whether a part is a tensor of numbers with one, or several, for each image."""
+    if not isinstance(part, Tensor) or not is_dense(part) or part.is_complex():
+        return False
+    return part.dim() > 0 and len(part) == images
 
 
 def is_numbered(batch: Any) -> bool:

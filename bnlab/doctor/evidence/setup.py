@@ -111,7 +111,11 @@ def measure_under(task: Task, given: Statistics) -> Statistics:
 
 
 def find_labels(task: Task, batch: Any) -> Tensor | None:
-    """Find the labels of a batch."""
+    """Find the labels of a batch, in the part that was chosen for tuples of so many parts."""
+    if task.label_place is not None and isinstance(batch, (tuple, list)):
+        number, parts = task.label_place
+        if len(batch) == parts and isinstance(batch[number], Tensor):
+            return batch[number]
     return read_labels(batch, task.labels, task.caller)
 
 
