@@ -96,7 +96,7 @@ def test_scores_count_where_they_surely_gain_and_likelihoods_do_not(
 ) -> None:
     planted = plant_scores(gain, likelihood)
 
-    judged = planted.judge_by_scores()
+    judged = planted.rank_by_scores()
 
     assert (judged is not planted) == by_scores
     assert judged.best is not None

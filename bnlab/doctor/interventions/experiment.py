@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
@@ -124,6 +125,7 @@ class UndoExperiment:
         as_is: how each image does with nothing undone.
         trials: the undos that were tried.
         has_labels: whether images were judged by labels or `evaluate=`; if not, by the gap that is left.
+        is_by_scores: whether undos are ranked by the score, see `rank_by_scores`; if not, by the likelihood.
         notes: undos that could not be tried, a sentence each.
     """
 
@@ -131,13 +133,22 @@ class UndoExperiment:
     trials: Sequence[Trial]
     has_labels: bool
     notes: Sequence[str] = ()
+    is_by_scores: bool = False
+
+    def read(self, judged: Judged) -> Tensor:
+        """Read the values [N] by which undos are ranked."""
+        return judged.scores if self.is_by_scores else judged.likelihoods
 
     @property
     def best(self) -> Trial | None:
         """The undo that brings back most."""
-        return max(self.trials, key=lambda trial: float(trial.judged.likelihoods.mean()), default=None)
+        return max(self.trials, key=lambda trial: float(self.read(trial.judged).mean()), default=None)
 
     def measure_gain(self, trial: Trial) -> Difference:
+        """Measure what an undo brings back of what undos are ranked by, for all undos at once."""
+        return estimate_mean(self.read(trial.judged) - self.read(self.as_is), tests=len(self.trials))
+
+    def measure_likelihood(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the likelihood, for all undos at once."""
         return estimate_mean(trial.judged.likelihoods - self.as_is.likelihoods, tests=len(self.trials))
 
@@ -145,8 +156,8 @@ class UndoExperiment:
         """Measure what an undo brings back of the score."""
         return estimate_mean(trial.judged.scores - self.as_is.scores)
 
-    def judge_by_scores(self) -> UndoExperiment:
-        """Return the same trials, judged by the score where that surely gains and no likelihood surely does.
+    def rank_by_scores(self) -> UndoExperiment:
+        """Return the same trials, ranked by the score where that surely gains and no likelihood surely does.
 
         Weights that were trained under other averages may be more right and surer of their errors under better ones:
         the likelihood of the labels falls with them, though the score rises by points.
@@ -157,8 +168,7 @@ class UndoExperiment:
         gains = [trial.judged.scores - self.as_is.scores for trial in self.trials]
         if not any(estimate_mean(gain, tests=len(gains)).low > WORTH for gain in gains):
             return self
-        trials = [replace(trial, judged=Judged(trial.judged.scores, trial.judged.scores)) for trial in self.trials]
-        return replace(self, as_is=Judged(self.as_is.scores, self.as_is.scores), trials=trials)
+        return replace(self, is_by_scores=True)
 
     def choose_shown(self) -> Sequence[Trial]:
         """Choose the smallest undos where the best surely brings back some likelihood, however little; else none.
@@ -169,7 +179,7 @@ class UndoExperiment:
         if best is None or self.measure_gain(best).low <= 0:
             return []
         chosen = self.choose().chosen
-        gap = -float(self.as_is.likelihoods.mean())  # a gap only if there are no labels, see `scoring._judge_by_gap`
+        gap = -float(self.read(self.as_is).mean())  # a gap only if there are no labels, see `scoring._judge_by_gap`
         if self.has_labels or self.measure_gain(chosen[0]).value > LEAST_OF_GAP * gap:
             return chosen
         return []
@@ -204,8 +214,8 @@ class UndoExperiment:
         tried = [trial for trial in self.trials if trial.undo.shared == EXACT]
         if best is None or not tried:
             return None
-        exact = max(tried, key=lambda trial: float(trial.judged.likelihoods.mean()))
-        shortfall = estimate_mean(best.judged.likelihoods - exact.judged.likelihoods, tests=len(self.trials))
+        exact = max(tried, key=lambda trial: float(self.read(trial.judged).mean()))
+        shortfall = estimate_mean(self.read(best.judged) - self.read(exact.judged), tests=len(self.trials))
         return shortfall.low, LEFT_BY_SMALLER * self.measure_gain(best).value
 
     def list_crossings(self) -> list[Crossing]:
@@ -227,7 +237,7 @@ class UndoExperiment:
         assert best is not None
         trial = self.trials[number]
         of_score = estimate_mean(best.judged.scores - trial.judged.scores)
-        shortfall = estimate_mean(best.judged.likelihoods - trial.judged.likelihoods, tests=len(self.trials))
+        shortfall = estimate_mean(self.read(best.judged) - self.read(trial.judged), tests=len(self.trials))
         score_line = LEFT_BY_SMALLER * self.measure_score(best).value
         line = LEFT_BY_SMALLER * self.measure_gain(best).value
 
@@ -303,7 +313,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
             notes.add(_TRAINING_FAILS)
         else:
             trials.append(trial)
-    return UndoExperiment(unchanged, trials, has_labels, sorted(notes)).judge_by_scores()
+    return UndoExperiment(unchanged, trials, has_labels, sorted(notes)).rank_by_scores()
 
 
 def _does_training_fail(case: Case, trial: Trial, unchanged: Judged) -> bool:

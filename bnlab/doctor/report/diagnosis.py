@@ -109,7 +109,7 @@ class Diagnosis:
         rows = []
         for trial in () if experiment is None else experiment.trials:
             assert experiment is not None
-            gain = experiment.measure_gain(trial)
+            gain = experiment.measure_likelihood(trial)
             rows.append(
                 {
                     "code": trial.cause.code,

@@ -240,8 +240,13 @@ def _ask_for_undo(
         return
     likelihood = experiment.measure_gain(experiment.best)
     score = experiment.measure_score(experiment.best).value
+    ranked_by = "score" if experiment.is_by_scores else "likelihood"
     of_likelihood = Edge(
-        "the best undo gains of the likelihood at least", likelihood.low, 0.0, "undecided", abs(likelihood.value) or 1.0
+        f"the best undo gains of the {ranked_by} at least",
+        likelihood.low,
+        0.0,
+        "undecided",
+        abs(likelihood.value) or 1.0,
     )
     of_score = _draw_line("the best undo gains", score, worth, scores)
     numbers = [_Number(of_likelihood, likelihood.low > 0), _Number(of_score, score > worth)]
@@ -427,8 +432,8 @@ def _describe_low(scores: Scores, expected: float | None) -> str:
 
 def _describe_undecided(gain: Difference, scores: Scores, worth: float) -> str:
     reported = f"Exact statistics {describe_gain(gain, scores)} on {count_things(gain.images, 'image')}"
-    if gain.low > worth:  # by scores alone it would be clear, see `UndoExperiment.judge_by_scores`
-        return f"{reported}, but the labels are no likelier under them: too few images to tell; pass more."
+    if gain.low > worth:  # by scores alone it would be clear, see `UndoExperiment.rank_by_scores`
+        return f"{reported}, but do not make the labels more likely, so this is not certain: pass more images."
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half) and half > 0:
