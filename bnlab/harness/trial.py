@@ -67,10 +67,10 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     images, classes = run.dataset.train.images[:2], run.dataset.classes
     try:
         state = start_training(trial)
+        attributes = Attributes(state.model, state.optimizer)
         _require_statistics(trial, state.model)
         logits = _compute_logits(trial, state.model)
         messages = list(_list_warnings(trial, logits))
-        attributes = Attributes(state.model, state.optimizer)
         if optimizer.is_own:
             _require_updates(trial, state.optimizer, logits)
 
@@ -85,8 +85,8 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
         changed = attributes.find_changed()
         if changed:
             messages.append(
-                f"{changed} changes in training, and is in no state dict: a training that is killed begins again from "
-                "the start; register it as a buffer, or keep it in the optimizer's state"
+                f"{changed} changes in training and is in no state dict, so no state is saved: if this training is "
+                "killed, it starts over; register it as a buffer, or keep it in the optimizer's state"
             )
         _require_training(trial, state.model)
         # In eval mode too, where a user's forward may give something else.

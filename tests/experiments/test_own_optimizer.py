@@ -95,6 +95,9 @@ COUNTS = {
 }
 
 
+assert len({*COUNTS.values()}) == len(COUNTS)
+
+
 @pytest.mark.parametrize("kind", COUNTS)
 def test_killed_and_continued_with_what_it_counts(kind: str, write: Write, call: Call, tmp_path: Path) -> None:
     """An attribute is in no state dict, so that such a training begins again; which is said beforehand."""
@@ -109,7 +112,7 @@ def test_killed_and_continued_with_what_it_counts(kind: str, write: Write, call:
 
     assert last.code == 0
     is_attribute = kind == "an attribute"
-    assert ("Counting.total changes in training, and is in no state dict" in last.err) == is_attribute
+    assert ("Counting.total changes in training and is in no state dict" in last.err) == is_attribute
     assert ("continuing from step 8" in last.out) != is_attribute
     assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
 

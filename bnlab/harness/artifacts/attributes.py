@@ -1,4 +1,4 @@
-"""What a user's model or optimizer counts in attributes, which no state dict holds."""
+"""What a user's model or optimizer keeps in attributes, which no state dict holds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.model.batches import is_dense
 from bnlab.model.borrow import are_equal
 
 
 class Attributes:
-    """The numbers, words and tensors in attributes of a model and an optimizer, as they are now.
+    """The numbers, words and tensors in attributes of a model and an optimizer, as they are when this is made.
 
-    Where training changes them, no saved state has all from which it could go on. Torch's own classes keep nothing
-    there. What is not there yet, as activations that a forward keeps for a look at them, does not count.
+    Where training changes one of them, a saved state lacks something, and training could not go on from it. Not looked
+    at are attributes of torch's own classes; attributes that a forward adds, such as activations that are kept for a
+    look at them; and tensors that are computed from parameters, as by weight norm.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -41,9 +43,22 @@ class Attributes:
         for place, owner in owners:
             if type(owner).__module__.startswith("torch."):
                 continue
+            computed = _list_computed(owner) if isinstance(owner, nn.Module) else set()
             for name, value in vars(owner).items():
-                if isinstance(value, bool | int | float | str | Tensor) and name != "training":
+                is_kept = isinstance(value, bool | int | float | str) or _is_plain(value)
+                if is_kept and name != "training" and name not in computed:
                     yield (place, name), value
+
+
+def _list_computed(module: nn.Module) -> set[str]:
+    """List the attributes that `torch.nn.utils` computes before each forward from parameters of a longer name."""
+    parts = [name.rpartition("_") for name, _ in module.named_parameters(recurse=False)]
+    return {name for name, _, ending in parts if ending in ("g", "v", "orig")}
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether this is a tensor with values that can be compared."""
+    return isinstance(value, Tensor) and is_dense(value) and not value.is_meta and not value.is_quantized
 
 
 def _copy(value: Any) -> Any:
@@ -52,5 +67,10 @@ def _copy(value: Any) -> Any:
 
 def _is_same(before: Any, now: Any) -> bool:
     if isinstance(before, Tensor) and isinstance(now, Tensor):
-        return before.shape == now.shape and before.dtype == now.dtype and are_equal(before, now)
-    return type(before) is type(now) and bool(before == now)
+        is_alike = before.shape == now.shape and before.dtype == now.dtype
+        return is_alike and are_equal(
+            before, now.detach().to(before.device)
+        )  # it may have been moved to another device
+    if type(before) is not type(now):
+        return False
+    return bool(before == now) or bool(before != before and now != now)  # NaN differs from itself

@@ -148,9 +148,10 @@ def restore_state(
         zip(optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)
     ):
         kept = groups.get(f"optimizer_group/{index}", {})
+        # What is added while training, as `peak_lr`, belongs where the rate is.
+        place = fresh["lr"].device if isinstance(fresh.get("lr"), Tensor) else None
         for name, value in kept.items():
-            if isinstance(fresh.get(name), Tensor):
-                kept[name] = value.to(fresh[name].device)
+            kept[name] = value.to(fresh[name].device if isinstance(fresh.get(name), Tensor) else place)
         of_groups.append({**fresh, **values, **kept})
     optimizer.load_state_dict({"state": state, "param_groups": of_groups})
 

@@ -43,7 +43,7 @@ STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much tr
 _SWA_FROM = 0.75  # share of the training
 _EMA_DECAY = 0.99
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
-_TRAININGS = 3  # one for all checkpoints, and further ones where training diverges, each time at another step
+_TRAININGS = 3  # of a network that diverges, each time at another step
 _STATE = "bnlab.state/2"
 _NUMBERED = ("averages", "optimizer", "optimizer_group")  # groups of tensors in a state of which there are several
 
@@ -56,10 +56,11 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     for a checkpoint that no training leaves.
     """
     with run.lock:
-        for _ in range(_TRAININGS):
-            wanted = list_checkpoints(run)
-            if run.is_complete(wanted):
-                break
+        ends: list[int] = []
+        while not run.is_complete(wanted := {*list_checkpoints(run)}):
+            # Where a training diverges again at another step, it may still leave what is wanted then.
+            if len(ends) == _TRAININGS or (len(ends) > 1 and ends[-1] == ends[-2]):
+                _require_reached(run, wanted - {*run.list_checkpoints()})
             _require_reached(run, [step for step in wanted if not 1 <= step <= run.steps])
             # With its status a network that has diverged wants its last step before that, and without it all steps.
             with_status = {*wanted, *run.list_kept()}
@@ -67,8 +68,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             (run.folder / "status.json").unlink(missing_ok=True)
             without_status = {*list_checkpoints(run), *run.list_checkpoints()}
             _train(run, {*with_status, *without_status, run.steps})
-        else:
-            _require_reached(run, {*list_checkpoints(run)} - {*run.list_checkpoints()})
+            ends.append(run.status["step"] if run.status else 0)
         _write_where_images_are(run)
 
 
