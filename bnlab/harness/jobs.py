@@ -30,6 +30,7 @@ from bnlab.harness.own import digest_of_own
 from bnlab.harness.progress import Progress, remove_progress, say, say_problem, write_progress
 from bnlab.harness.requests import (
     MEASURED_WITH,
+    NOT_NOTED,
     Request,
     Selection,
     has_all_rows,
@@ -93,24 +94,31 @@ def require_writable(results: Path, *folders: Path) -> None:
 
 
 def _require_one_sample(runs: Sequence[Run]) -> None:
-    """Raise UserError if an experiment would have rows of one network on two values of `population_images`.
+    """Raise UserError if an experiment would have rows of one condition on two values of `population_images`.
 
     Its tables have no column that tells such rows apart: in a mean over seeds, both would be averaged.
     """
-    measured: dict[tuple[Path, str], int | None] = {}
+    measured: dict[tuple[Path, str], Any] = {}
     for folder in {run.config.folder for run in runs}:
         for request in read_requests(folder):
-            measured[folder, request.run] = request.population_images
+            if request.selections and request.population_images != NOT_NOTED:
+                measured[folder, _leave_out_seed(request.run)] = request.population_images
 
     for run in runs:
+        condition = _leave_out_seed(run.id)
         images = run.config.population_images
-        known = measured.setdefault((run.config.folder, run.id), images)
+        known = measured.setdefault((run.config.folder, condition), images)
         if known != images:
             values = " and ".join("null" if each is None else str(each) for each in (known, images))
             raise UserError(
-                f"population_images: {run.id} would be measured with {values} in {run.config.name}, whose tables do "
-                "not tell them apart; give each a name= of its own, which trains nothing again"
+                f"population_images: networks {condition} would be measured with {values} in {run.config.name}, whose "
+                "tables do not tell them apart; give each a name= of its own, which trains nothing again"
             )
+
+
+def _leave_out_seed(run: str) -> str:
+    """Leave the seed out of a network's name: what is left is the same for all networks of these settings."""
+    return run.rpartition("/")[0]
 
 
 def prepare(configs: list[Config]) -> None:

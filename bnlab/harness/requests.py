@@ -35,6 +35,9 @@ MEASURED_WITH = (
 """The settings that say what is measured on a network."""
 
 
+NOT_NOTED = "not noted"
+
+
 @dataclass(frozen=True)
 class Selection:
     """Rows of one table.
@@ -63,8 +66,8 @@ class Request:
         selections: the measured rows that it is about, by table.
         written: when, in ns since 1970.
         command: that ran the job; empty without a sweep.
-        population_images: on how many images a network was measured before its last step, None for all of them. A
-            table does not tell rows of different numbers apart, so that an experiment has one.
+        population_images: on how many images the network was measured before its last step, None for all of them; not
+            noted by earlier versions.
     """
 
     run: str
@@ -72,7 +75,7 @@ class Request:
     selections: Mapping[str, Selection]
     written: int = 0
     command: str = ""
-    population_images: int | None = None
+    population_images: int | str | None = NOT_NOTED
 
 
 def locate_request(folder: Path, run: str, settings: str) -> Path:
@@ -143,7 +146,7 @@ def read_request(path: Path) -> Request:
             selections,
             values["written"],
             values.get("command", ""),
-            values.get("population_images"),
+            values.get("population_images", NOT_NOTED),
         )
 
 

@@ -183,6 +183,9 @@ def test_a_network_is_measured_on_one_number_of_images(earlier: tuple[str, ...],
     assert code == 2
     assert "would be measured with 300 and 500 in adhoc, whose tables do not tell them apart" in err
     assert (tmp_path / "adhoc").exists() == bool(earlier)
+    if earlier:
+        assert call("sweep", *words, *earlier, "seed=1").code == 0
+        assert call("sweep", *words, "population_images=500", "seed=2").code == 2
     assert call("sweep", *words, "population_images=500", "name=other").code == 0
 
 

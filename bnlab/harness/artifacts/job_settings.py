@@ -94,7 +94,7 @@ class Config:
     population_images: int | None = setting(
         None,
         "of a large data set so many of them, and of those that are predicted, before the last step: a sample that is "
-        'always the same; "exact(images=10000)" among the estimators shows its error; keep it in all sweeps of a name',
+        'always the same; "exact(images=10000)" among the estimators shows its error; the same in all sweeps of a name',
         at_least=2,
     )
     evaluate_at: Any = setting(
