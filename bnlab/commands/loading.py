@@ -101,10 +101,10 @@ def _load_weights(model: Any, path: Path) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"--weights: the model is a {type(model).__name__}; name a function that returns a module")
     state = read_state_file(path, "--weights")
-    # Saved from within DataParallel or torch.compile, names have further parts.
-    if not any(name in state for name in model.state_dict()):
-        state = {strip_wrappers(name): value for name, value in state.items()}
     try:
+        # Saved from within DataParallel or torch.compile, names have further parts.
+        if not any(name in state for name in model.state_dict()):
+            state = {strip_wrappers(name): value for name, value in state.items()}
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         # Torch lists every key that does not fit; the first few say enough.

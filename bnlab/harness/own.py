@@ -168,7 +168,7 @@ def find_code(obj: Any, path: str = "") -> Code:
     code = read_code(*modules)
     if not {*modules} & {*code}:
         raise UserError(
-            f"{obj.__module__}.{obj.__qualname__}: has no file that could be read, so that nobody knows when its code "
+            f"{path or obj.__module__}: has no file of Python that could be read, so that nobody knows when its code "
             "changes; write it into a module (in a notebook by %%writefile net.py) and name it there"
         )
     return code

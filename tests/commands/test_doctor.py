@@ -92,7 +92,8 @@ def test_weights_and_an_earlier_checkpoint_come_from_files(folder: Path) -> None
 def test_weights_are_found_in_what_trainers_save(key: str, prefix: str, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     state = {prefix + name: value for name, value in model.state_dict().items()}
-    torch.save({key: state, "epoch": 3, "optimizer": {"state": {}}} if key else state, tmp_path / "weights.pt")
+    further = {"epoch": 3, "best": torch.tensor(76.0), "optimizer": {"state": {}}}
+    torch.save({key: state, **further} if key else state, tmp_path / "weights.pt")
     (tmp_path / "fresh_weights.py").write_text(
         "from torch import nn\n\n\ndef fresh():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))\n",
         encoding="utf-8",

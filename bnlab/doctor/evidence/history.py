@@ -99,8 +99,6 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
 
 def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state dict inside of what trainers save."""
-    if any(isinstance(value, Tensor) for value in state.values()):
-        return state
     return next((state[key] for key in _INNER if isinstance(state.get(key), Mapping)), state)
 
 

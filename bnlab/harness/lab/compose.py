@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -230,7 +231,8 @@ def _read_word(word: str) -> Override:
 def _quote_text(word: str) -> str:
     """Put the text that a word gives in quotes, unless it has some: unquoted, Hydra reads few letters."""
     key, _, text = word.partition("=")
-    if key not in _TEXTS or text.startswith(("'", '"')):
+    is_none = key == "name" and not re.fullmatch(r"[\w.-]+", text, re.ASCII)  # is refused as it stands
+    if key not in _TEXTS or is_none or text.startswith(("'", '"')):
         return word
     return f"{key}={quote(text)}"
 

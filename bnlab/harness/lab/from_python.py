@@ -65,27 +65,33 @@ def _write_word(key: str, value: Any, is_list: bool) -> str:
     ('momentum=[0.1,0.3]', 'momentum=[0.1]')
     >>> _write_word("model.widths", [[16, 32], [8, 8]], False), _write_word("seed", range(3), False)
     ('model.widths=[16,32],[8,8]', 'seed=0,1,2')
-    >>> print(_write_word("model.words", ["cnn", "null", "1_000", "ä"], False))
-    model.words=cnn,'null','1_000','ä'
+    >>> _write_word("momentum", ["0.1"], True), _write_word("model.words", ["cnn", "1_000", "ä"], False)
+    ('momentum=[0.1]', "model.words=cnn,'1_000','ä'")
     """
     if isinstance(value, np.ndarray):
         value = value.tolist()
+    # Of a component a text stays one, as its function may take any; all other settings know what they are.
+    read_texts = "." not in key
     if not isinstance(value, list | tuple | range):
-        return f"{key}={_write_value(value)}"
+        return f"{key}={_write_value(value, read_texts)}"
 
-    values = ",".join(map(_write_value, value))
+    values = ",".join(_write_value(each, read_texts) for each in value)
     return f"{key}=[{values}]" if is_list else f"{key}={values}"
 
 
-def _write_value(value: Any) -> str:
+def _write_value(value: Any, read_texts: bool) -> str:
+    """Write a value as Hydra reads it; `read_texts`: the text "1e-3" as a number, and "null" as nothing."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_write_value, value))}]"
+        return f"[{','.join(_write_value(each, read_texts) for each in value)}]"
     if isinstance(value, float):
         return repr(float(value))  # of numpy's numbers `repr` names the type, too
-    is_plain = not isinstance(value, str) or re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
+    if not isinstance(value, str):
+        return str(value)
     # Unquoted, Hydra would read a word as what it spells.
-    return str(value) if is_plain and str(value).lower() not in _SPELLED else quote(value)
+    pattern = r"[\w./-]+" if read_texts else r"[A-Za-z][\w./-]*"
+    is_plain = re.fullmatch(pattern, value, re.ASCII) and (read_texts or value.lower() not in _SPELLED)
+    return value if is_plain else quote(value)

@@ -60,8 +60,9 @@ def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
     if "run" in same and not others and same["run"].nunique() > 1:
         first, second, *_ = same["run"].unique()
         raise UserError(
-            f"{first} and {second} differ in no setting that tables tell, as epochs=2 and as many steps=, and would "
-            f"count as two seeds;\ntake one out of the tables: bnlab runs rm name=NAME run={first}"
+            f"{first} and {second} are trained alike (one by epochs=2, say, and one by the same number of steps=), and "
+            "would count as two seeds;\ntake one out of the tables, with the sweep's name: bnlab runs rm name=NAME "
+            f"run={first}"
         )
     raise UserError(
         f"several rows of {name_row(same, keys)}, which differ in {differing};\n"

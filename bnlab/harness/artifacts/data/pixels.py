@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,11 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     images = []
     labels = []
     for index in chosen:
-        try:
-            image, label = part[index]
+        with _naming(part, index, where):
+            item = part[index]
+        image, label = item
+        with _naming(part, index, where):  # PIL reads some files only now
             images.append(_read_image(image, where))
-        except UserError:
-            raise
-        except Exception as error:  # a file that is cut off, say
-            raise UserError(f"{where}: {_name_item(part, index)} cannot be read, {where_raised(error)}") from error
         if isinstance(label, Tensor | np.ndarray):
             label = label.tolist()
         labels.append(label)
@@ -52,11 +51,22 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     return _check_pixels(torch.stack(images), labels, where)
 
 
-def _name_item(part: Any, index: int) -> str:
-    """Name an item of a data set, by its file where the data set lists these as torchvision's folders do."""
-    samples = getattr(part, "samples", None)
-    file = f", {samples[index][0]}," if isinstance(samples, list) else ""
-    return f"item {index}{file}"
+@contextlib.contextmanager
+def _naming(part: Any, index: int, where: str) -> Iterator[None]:
+    """Whatever fails in the block, as at a file that is cut off: UserError, which names the item of the data set.
+
+    It names its file, too, where the data set lists these as torchvision's folders do.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        samples = getattr(part, "samples", None)
+        file = ""
+        if isinstance(samples, list) and index < len(samples) and isinstance(samples[index], tuple):
+            file = f", {samples[index][0]},"
+        raise UserError(f"{where}: item {index}{file} cannot be read, {where_raised(error)}") from error
 
 
 def shuffle(images: Tensor, labels: Tensor) -> Pixels:
