@@ -131,8 +131,10 @@ def count_images(batch: Any) -> int:
     images = find_image_list(batch)
     if images is not None:
         return len(images)
-    parts: list[Tensor | np.ndarray] = [*list_tensors(batch), *list_arrays(batch)]
-    return next((len(part) for part in parts if part.ndim), 1)
+    for tensor in list_tensors(batch):
+        if tensor.dim():
+            return tensor.size(0)
+    return next((len(array) for array in list_arrays(batch) if array.ndim), 1)
 
 
 def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
