@@ -113,7 +113,7 @@ def diagnose(
     layers, without = _find_layers(model, stored)
     buffers = read_all_buffers(layers)
     history = None
-    if before is not None:
+    if before is not None and layers:
         history = compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
     case = Case(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,6 +89,31 @@ def test_buffers_loaded_from_half_precision_are_those_of_the_checkpoint(dtype: t
     history = get_history(model, before)
 
     assert history.layers and all(change.is_same for change in history.layers.values())
+
+
+def test_weights_of_half_precision_are_those_of_their_checkpoint() -> None:
+    model = make_healthy()
+
+    history = get_history(copy.deepcopy(model).bfloat16(), model.state_dict())
+
+    assert not history.moved
+
+
+def test_a_parameter_that_is_not_a_number_has_not_moved() -> None:
+    model = make_healthy()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0] = math.nan
+
+    history = get_history(model, copy.deepcopy(model))
+
+    assert not history.moved
+    assert history.distance == 0.0
+
+
+def test_a_model_without_averages_has_no_history() -> None:
+    model = nn.Sequential(nn.Linear(8, 2), nn.BatchNorm1d(2, track_running_stats=False))
+
+    assert "No running averages" in str(diagnose(model, before=make_healthy()))
 
 
 def test_two_copies_of_the_model_are_not_guessed_from() -> None:

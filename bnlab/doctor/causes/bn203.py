@@ -69,6 +69,9 @@ class SmallBatches(Cause):
             images = count_things(round(view.batch_size), "image")
             return f"{view.batches} batches of {images}, no more unlike than shuffled ones"
         views = [case.find_view(name) for name in layers]
-        fewest = min(view.values for view in views if view is not None and view.values > 1)
+        values = [view.values for view in views if view is not None and view.values > 1]
+        if not values:
+            return ""
+        fewest = min(values)
         ratio = max(case.noise_ratio(name) for name in layers)
         return f"{fewest} values in a batch: n/(n−1) is {fewest / (fewest - 1):.2f}; median |T| up to {ratio:.1f}"

@@ -45,6 +45,8 @@ class CountedInTraining(Cause):
             return f"first layer {without:.2g} σ off without padding, {counted:.2g} σ where padding is counted"
         dropped = case.dropped
         behind = [name for name in layers if name in dropped]
+        if not behind:
+            return ""
         worst = max(behind, key=lambda name: abs(float(dropped[name].log().median())))
         with_dropout = float(dropped[worst].median())
         running = float(case.log_ratios(worst).exp().median())

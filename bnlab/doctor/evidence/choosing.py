@@ -42,9 +42,9 @@ def choose_scoring(task: Task) -> tuple[Task, list[str]]:
         return replace(task, reading=Reading()), notes
 
     shown = _evaluate_few(task, _FEW)
-    usual, part = _choose_together(task, lambda: (0, 0) if task.labels else _find_labels_part(shown))
+    usual, part, parts = _choose_together(task, lambda: (0, 0, 0) if task.labels else _find_labels_part(shown))
     if part != usual:
-        task = replace(task, label_place=(part, len(shown[0][0]) if shown else 0))
+        task = replace(task, label_place=(part, parts))
         notes.append(
             f"Labels were taken from batch[{part}], which the outputs predict, and not from batch[{usual}]; pass "
             "labels= if that is wrong."
@@ -98,28 +98,34 @@ def _find_own_reading(task: Task, shown: Shown) -> Reading | None:
     return find_reading([output for _, output in shown], labels) if labels else None
 
 
-def _find_labels_part(shown: Shown) -> tuple[int, int]:
-    """Find the part of a tuple that looks like its labels, and the part that the outputs predict; both 0 of no tuple.
+def _find_labels_part(shown: Shown) -> tuple[int, int, int]:
+    """Find the part of a tuple that looks like its labels, the part that the outputs predict, and the number of parts.
 
-    That is the same part unless another one is surely predicted better, both than the usual one and than by always
-    naming its commonest class.
+    Both are the same part unless another one is surely predicted better, both than the usual one and than by always
+    naming its commonest class. All are 0 where there is no tuple of several parts.
     """
     numbers = list_parts(shown[0][0]) if shown else []
     if not numbers:
-        return 0, 0
+        return 0, 0, 0
     usual = find_part(shown[0][0])
+    return usual, _choose_part(shown, usual, numbers), len(shown[0][0])
+
+
+def _choose_part(shown: Shown, usual: int, numbers: Sequence[int]) -> int:
+    """Choose the part of a tuple that the outputs predict, of these numbers; else the usual one."""
     right = {number: values for number in numbers if (values := _count_right(shown, number)) is not None}
     if not right:
-        return usual, usual
+        return usual
 
     best = max(right, key=lambda number: float(right[number].mean()))
     labels = torch.cat([batch[best].cpu() for batch, _ in shown])
     is_predicted = labels.dim() == 1 and _is_surely_better(right[best], (labels == labels.mode().values).double())
     if not is_predicted:
-        return usual, usual
+        return usual
     if usual in right:
-        return usual, best if _is_surely_better(right[best], right[usual]) else usual
-    return usual, usual if all(_are_numbers(batch[usual], output) for batch, output in shown) else best
+        return best if _is_surely_better(right[best], right[usual]) else usual
+    # Floating-point labels of the outputs' shape are labels too.
+    return usual if all(_are_numbers(batch[usual], output) for batch, output in shown) else best
 
 
 def _is_surely_better(values: Tensor, others: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bnlab.model.borrow import are_equal
 from bnlab.model.layers import BatchNorm, get_batch_count, join_names, strip_wrappers
 from bnlab.statistics.network import read_buffers
 
@@ -125,11 +126,13 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     square_then = 0.0
     for name, pair in pairs.items():
         value, earlier = (tensor.cpu() for tensor in pair)
-        if not bool((value == earlier).all()):
+        # A model of half precision holds what its checkpoint was rounded to.
+        if not are_equal(value, earlier.to(value.dtype)):
             moved[name] = earlier
         if value.dim() > 1:
-            square += float((value.double() - earlier.double()).square().sum())
-            square_then += float(earlier.double().square().sum())
+            # Where both are NaN nothing has moved.
+            square += float((value.double() - earlier.double()).square().nansum())
+            square_then += float(earlier.double().square().nansum())
     distance = math.sqrt(square / square_then) if square_then else 0.0
     return Changes(changes, moved, distance, len(pairs), added, unmatched, resized)
 

@@ -183,16 +183,15 @@ def choose_judge(task: Task, evaluate: Evaluate | None, has_scores: bool) -> tup
 
     def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Judged:
         assert evaluate is not None
-        # The metric runs images of its own, whatever the batches are. No undo can be ranked by NaN; a very small number
-        # makes it the last.
-        values = score_by_metric(task, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
+        # The metric runs images of its own, whatever the batches are.
+        values = _make_finite(score_by_metric(task, evaluate, apply))
         # A metric has no likelihood, so that undos are ranked by its values.
         return Judged(values, values)
 
     def judge_by_labels(batches: Sequence[Any], apply: Apply | None) -> Judged:
         values = score_by_labels(task.on(batches), apply, has_likelihoods=True)
         assert values is not None
-        scores, likelihoods = values
+        scores, likelihoods = _make_finite(values)
         return Judged(scores, likelihoods)
 
     if evaluate is not None:
@@ -201,6 +200,11 @@ def choose_judge(task: Task, evaluate: Evaluate | None, has_scores: bool) -> tup
     if has_scores and score_by_labels(task.on([take_images(task.data[0], 2)])) is not None:
         return judge_by_labels, True
     return partial(_judge_by_gap, task), False
+
+
+def _make_finite(values: Tensor) -> Tensor:
+    """Replace what is not finite: no undo can be ranked by NaN, and a very small number makes it the last."""
+    return values.nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
 
 
 def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Judged:
