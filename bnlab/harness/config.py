@@ -67,6 +67,12 @@ def check(config: Config) -> None:
     _check_steps(config, steps)
     _check_freezing(config, steps)
     _check_measured(config)
+    if config.averaging != "none" and config.freeze_at is not None and config.freeze_with == "exact":
+        # Buffers are averaged along with the weights, and would be a mixture of frozen and earlier statistics.
+        raise UserError(
+            f"averaging={config.averaging} freeze_with=exact: the average of the weights has no frozen statistics; "
+            "leave one of them out"
+        )
     if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("log=tensorboard: needs a package; pip install tensorboard")
 

@@ -232,7 +232,8 @@ def _train_and_measure(run: Run) -> None:
     failed = Failures()
     selections = {}
     for measurement in chosen:
-        repeated = _find_repeated(run) if measurement.about_batches else ""
+        # Where the first update diverges, nothing is measured, and no batch was recorded.
+        repeated = _find_repeated(run) if measurement.about_batches and run.measured_steps else ""
         if repeated:
             reason = f"is about one batch of moments in an update, but a forward calls {repeated} several times"
             failed[measurement.name] = reason, ""

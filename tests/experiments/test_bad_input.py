@@ -65,6 +65,7 @@ CASES = {
     "evaluate_at=[1.5]": "evaluate_at=1.5: must be log, final, or a list of steps (1 to 110) and shares (0.1)",
     "accuracy_at=[0.5] evaluate_at=[0.1,1.0]": "accuracy_at=0.5: is not among evaluate_at",
     "model=resnet model.depth=9": "model.depth=9: a resnet has 6n+2 layers",
+    "averaging=swa freeze_at=0.8 freeze_with=exact": "the average of the weights has no frozen statistics",
     # folders
     "data=cifar10 data.copies=true data.root=nowhere": "nowhere/train is missing; copies are image files in train/",
     "data=cifar10 data.copies=true data.download=true": "published images, not copies: use it without data.copies",

@@ -138,6 +138,12 @@ def make_late_pair(channels, image_size, classes):
     return LatePair(*make_model(channels, image_size, classes))
 
 
+def make_spoilt(*arguments):
+    model = make_model(*arguments)
+    nn.init.constant_(model[-1].bias, float("nan"))
+    return model
+
+
 def make_softmax(channels, image_size, classes, width=4):
     return nn.Sequential(make_model(channels, image_size, classes, width), nn.Softmax(1))
 
@@ -297,6 +303,19 @@ def test_a_checkpoint_that_no_training_leaves_fails_the_job(
     assert code == 1
     assert f"a checkpoint of step {step} is asked for, but the training has steps 1 to 4" in err
     assert "run.measured_steps" in err
+
+
+def test_a_network_that_diverges_at_its_first_batch_has_no_rows_and_is_not_trained_again(
+    mine: None, call: Call, tmp_path: Path
+) -> None:
+    words = (*SMALL, "model=mine.make_spoilt", "measurements=[drift,gaps]", f"results={tmp_path}")
+
+    for _ in range(2):
+        assert call("sweep", *words).code == 0
+
+    (network,) = load("adhoc", tmp_path)["runs"].to_dict("records")
+    assert (network["status"], network["last_step"]) == ("diverged", 0)
+    assert not [*tmp_path.glob("runs/*/*damaged*")]
 
 
 def test_rows_of_estimators_have_to_say_of_which(mine: None, call: Call, tmp_path: Path) -> None:
@@ -478,6 +497,13 @@ MISTAKES = {
     "other class": ("measurements=mine.Table", "", "", "measurements=mine.Table: is no class below bnlab.harness.meas"),
     "file name": (MEASURED, '"largest_weights"', '"a/b"', OTHER_NAME.format("a/b")),
     "key": (MEASURED, 'common("run step")', 'common("run")', NEEDS),
+    "the network's": (MEASURED, '{"largest": real(', '{"steps": real(', "the table runs has a column 'steps' already"),
+    "of means": (
+        MEASURED,
+        'common("run step")',
+        'common("run step") | {"count": real("x")}',
+        "have a column 'count' already",
+    ),
     "undecorated": (
         "estimator=mine.Slow",
         "",

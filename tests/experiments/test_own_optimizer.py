@@ -117,6 +117,19 @@ def test_killed_and_continued_with_what_it_counts(kind: str, write: Write, call:
     assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
 
 
+def test_an_optimizer_that_cannot_be_restored_is_to_blame_itself(write: Write, call: Call, tmp_path: Path) -> None:
+    """And not the file of the state, for which the network would be set aside."""
+    write(f"{MODULE}\n    def load_state_dict(self, state):\n        raise KeyError('updates')\n", "steps")
+    with interrupted_at(4):
+        sweep(call, tmp_path, "optimizer=steps.Counting", expect=130)
+
+    err = sweep(call, tmp_path, "optimizer=steps.Counting", expect=1)
+
+    assert "optimizer=steps.Counting: cannot go on from its state, " in err
+    assert "KeyError: 'updates'" in err
+    assert (find_network(tmp_path) / "state.safetensors").exists()
+
+
 # The optimizer, what is changed in the module, and what the message says
 MISTAKES = {
     "none": ("other", "", "", r"optimizer=steps\.other: cannot be imported, AttributeError"),

@@ -17,7 +17,6 @@ import yaml
 
 from bnlab.common.files import Unreadable, reading
 from bnlab.harness.artifacts.job_settings import Config, list_code, list_naming_settings, list_own, restore_config
-from bnlab.harness.errors import UserError
 from bnlab.harness.source_code import CODE, SOURCE, Code, list_changed
 
 
@@ -66,11 +65,11 @@ def _describe_trained(folder: Path, paths: Iterable[str]) -> str:
     try:
         with reading(file):
             text = file.read_text(encoding="utf-8")
-        # Parsing all files would take long, and most networks have none of this code.
-        if not any(path in text for path in paths):
-            return ""
-        return _describe_but_code(restore_config(yaml.safe_load(text)))
-    except (Unreadable, UserError):  # UserError: other code of it is gone
+            # Parsing all files would take long, and most networks have none of this code.
+            if not any(path in text for path in paths):
+                return ""
+            return _describe_but_code(restore_config(yaml.safe_load(text)))
+    except Unreadable:  # damaged, or other code of it is gone
         return ""
 
 

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from bnlab.harness.artifacts.optimizers import divide_state, restore_state
 from bnlab.harness.artifacts.run import Run, describe_environment, name_decay
 from bnlab.harness.artifacts.seeding import restore_generators, write_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
-from bnlab.harness.errors import JobError
+from bnlab.harness.errors import JobError, where_raised
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
 from bnlab.model.layers import batch_norm_layers
@@ -353,7 +354,9 @@ def _restore_state(run: Run, state: TrainingState) -> float:
             state.average.load_state_dict(groups["average"])
         for decay, average in state.kept_beside.items():
             average.load_state_dict(groups[f"averages/{name_decay(decay)}"])
-        restore_state(state.optimizer, groups, json.loads(metadata["optimizer"]))
+        numbers = json.loads(metadata["optimizer"])
+        if not run.config.optimizer.is_own:
+            restore_state(state.optimizer, groups, numbers)
 
         torch.set_rng_state(groups["rng"]["cpu"])
         if "generators" in metadata:  # earlier versions left them as they were
@@ -364,9 +367,24 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         # The log is written before the state, and may have updates that are made again.
         log = run.read_log()[: state.step]
         state.log = list(log.itertuples(index=False, name=None))
+    if run.config.optimizer.is_own:
+        _restore_own_optimizer(run, state, groups, numbers)
     if run.frozen_from is not None and state.step >= run.frozen_from:
         _stop_averages(state.model)
     return float(metadata["seconds"])
+
+
+def _restore_own_optimizer(
+    run: Run, state: TrainingState, groups: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
+) -> None:
+    """Restore the user's own optimizer; JobError if its code fails, for which the file is not to blame."""
+    try:
+        restore_state(state.optimizer, groups, numbers)
+    except Exception as error:  # the user's code may raise any
+        raise JobError(
+            f"optimizer={run.config.optimizer.name}: cannot go on from its state, {where_raised(error)}; mend its "
+            f"load_state_dict, or delete {run.state} to train from the start"
+        ) from error
 
 
 def format_seconds(seconds: float) -> str:

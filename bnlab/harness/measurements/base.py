@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # mistakes are answered before these are imported
     from bnlab.harness.schema import Table
 
 _TABLES = f"{__package__}.tables"
-_OF_NETWORKS = ("seed", "status", "batch_size")  # columns of `runs` that reports read beside others
+_OF_NETWORKS = ("seed", "status", "batch_size", "steps")  # columns of `runs` that reports read beside others
+_OF_MEANS = ("mean", "low", "high", "n", "error", "log", "share", "count", "std", "nunique")  # columns beside keys
 
 
 @dataclass(unsafe_hash=True)
@@ -101,6 +102,11 @@ def find_measurement(name: str) -> Measurement:
     if taken:
         raise UserError(
             f"measurements={name}: the table runs has a column {taken[0]!r} already, of the network; call it otherwise"
+        )
+    clashing = [column for column in cls.table.key if column in _OF_MEANS]
+    if clashing:
+        raise UserError(
+            f"measurements={name}: means over seeds have a column {clashing[0]!r} already; call it otherwise"
         )
     if cls.name in ("runs", *list_names()) or not re.fullmatch(r"\w+", cls.name):
         raise UserError(f"measurements={name}: give it another name than {cls.name!r}, of letters, digits and _")
