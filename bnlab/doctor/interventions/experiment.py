@@ -197,7 +197,7 @@ class UndoExperiment:
             grades[crossing.trial] = crossing.grade
 
         graded = list(zip(grades, self.trials, strict=True))
-        # The best undo itself is always enough, except beyond a crossing of its own.
+        # The best undo itself is enough, except beyond a crossing of its own, and where it lowers the score.
         enough = [trial for grade, trial in graded if grade is Grade.ENOUGH] or [best]
         perhaps = [trial for grade, trial in graded if grade is Grade.PERHAPS]
         fewest = min(trial.undo.degrees for trial in enough)

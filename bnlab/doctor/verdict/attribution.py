@@ -120,7 +120,7 @@ def may_be_averages(case: Case, experiment: UndoExperiment) -> bool:
     if case.training is not None:
         return False
     shortfall = experiment.measure_exact()
-    if shortfall is None:  # no cause saw averages that are off
+    if shortfall is None:  # exact statistics were not tried: with labels, because no cause saw averages that are off
         return not experiment.has_labels
     surely, line = shortfall
     return surely <= line

@@ -63,12 +63,12 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             if len(ends) == _TRAININGS or (len(ends) > 1 and ends[-1] == ends[-2]):
                 _require_reached(run, wanted - {*run.list_checkpoints()})
             _require_reached(run, [step for step in wanted if not 1 <= step <= run.steps])
-            # With its status a network that has diverged wants its last step before that, and without it all steps.
-            with_status = {*wanted, *run.list_kept()}
+            # A network that has diverged is wanted at its last steps before that, which its status tells.
+            if_it_diverges = {*wanted, *run.list_kept()}
             # A run without a status goes on after a kill; with one, it would count as finished.
             (run.folder / "status.json").unlink(missing_ok=True)
-            without_status = {*list_checkpoints(run), *run.list_checkpoints()}
-            _train(run, {*with_status, *without_status, run.steps})
+            if_it_finishes = {*list_checkpoints(run), *run.list_checkpoints()}
+            _train(run, {*if_it_diverges, *if_it_finishes, run.steps})
             ends.append(run.status["step"] if run.status else 0)
         _write_where_images_are(run)
 
@@ -156,7 +156,7 @@ def _train_part(
     schema.write_frame(run.folder / "log.parquet", log)
     if live is not None:
         live.write_updates(state)
-    if status == "unfinished":
+    if status == "unfinished":  # the update at which the loop stopped, now that nothing is recorded
         _finish_update(run, state, kept, live)
     return status
 

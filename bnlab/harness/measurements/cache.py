@@ -43,7 +43,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
         missing: dict[tuple[int, ...], list[Subject | None]] = {}
         for subject, steps in chosen.items():
             described = _describe_rows(run, measurement, subject, images)
-            columns = {name: described[name] for name in key}
+            columns = {name: described[name] for name in key}  # in the order in which `_read_keys` has them
             selected.append((columns, list(steps)))
             absent = tuple(step for step in steps if (*columns.values(), step) not in present)
             if absent:

@@ -116,7 +116,7 @@ def seed_by(name: str) -> torch.Generator:
 
 def in_batches(count: int, size: int) -> list[slice]:
     """Divide `count` images into batches; a last one alone, which has no variance, joins the batch before it."""
-    starts = range(0, max(1, count - 1), size)
+    starts = range(0, max(1, count - 1), size)  # − 1: no batch begins at the last image
     return [slice(start, end) for start, end in pairwise([*starts, count])]
 
 

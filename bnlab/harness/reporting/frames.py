@@ -303,6 +303,7 @@ def score(
     def compute(tables: Tables) -> pd.DataFrame:
         if isinstance(source, str):
             table = tables.get(source, pd.DataFrame())
+            # What the table lacks has to be a setting of the networks.
             settings = [column for column in by if column != "panel" and column not in table]
             if not settings:
                 settings = ["batch_size"]

@@ -152,6 +152,7 @@ def _find_varied(runs: pd.DataFrame) -> list[str]:
 
     settings: list[str] = []
     for column in varied:
+        # One that has a single value wherever an earlier setting is the same follows from that.
         counts = [runs[column].nunique(dropna=False)]
         for setting in settings:
             values = runs.groupby(setting, dropna=False)[column].nunique(dropna=False)

@@ -141,7 +141,7 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
     mean = row["mean"]
     # Seeds that all have the same value may still have an error that is left by rounding.
     size = 1.0 if row["log"] else max(abs(mean), 1e-3)  # the error of a logarithm is relative already
-    if not row["error"] <= 1e-12 * size:
+    if not row["error"] <= 1e-12 * size:  # also where it is NaN: tested, such a row stays undecided
         return None
     if _are_equal(mean, margin.low) or _are_equal(mean, margin.high):
         return "undecided", NO_SPREAD
