@@ -156,7 +156,7 @@ def test_a_process_plans_with_its_share_of_the_memory(trained: Run, monkeypatch:
     monkeypatch.setattr("bnlab.harness.artifacts.run.cpu_count", lambda: 4 * torch.get_num_threads())
     runs = [Run(replace(trained.config, device=kind)) for kind in ("cpu", "cuda")]
 
-    assert [run.memory for run in runs] == [1200, 1200], "a process by itself has all"
+    assert [run.memory for run in runs] == [840, 1200], "what a process by itself leaves is for a second command"
     monkeypatch.setattr("bnlab.harness.artifacts.run.parent_process", lambda: "that of the sweep")
     assert [run.memory for run in runs] == [300, 1200]
 
