@@ -142,6 +142,7 @@ class SelfTuned(AveragesByItself):
         super().reset_running_stats()
         self.averages = None
 
+    @torch.inference_mode(False)  # what a validation in inference mode would make here, training could not write into
     @torch.no_grad()
     def settle(self) -> None:
         """Write into the buffers the statistics after all batches so far; begin again where others have written."""
@@ -329,6 +330,7 @@ def _take_saved(layer: nn.Module, state_dict: Any, prefix: str, metadata: dict[s
         layer.averages = None
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _load_averages(layer: nn.Module, keys: object) -> None:
     if not isinstance(layer, SelfTuned) or layer.loaded is None:

@@ -170,5 +170,6 @@ def _compute_gain(momentum: float, number: int) -> float:
 def _list_fingerprints(rows: Tensor) -> list[float]:
     """Compute a fingerprint of each row [2, C]: rows that are equal bit for bit have the same, others hardly ever."""
     # In float64, different rows hardly ever have the same sum. Only these sums leave the device.
-    sums = rows.double().flatten(1).sum(1)
+    wide = rows.cpu().double() if rows.device.type == "mps" else rows.double()  # MPS has no float64
+    sums = wide.flatten(1).sum(1)
     return sums.tolist()  # type: ignore[no-any-return]

@@ -78,6 +78,19 @@ def test_it_holds_what_a_replay_gives_and_trains_as_torch_does(steps: int, look:
     assert is_equal(model, make_trained(steps))
 
 
+def test_training_goes_on_after_a_validation_in_inference_mode() -> None:
+    """What a layer makes there it has to be able to write into afterwards."""
+    model, twin = make_trained(3), make_trained(3)
+    with torch.inference_mode():
+        model.eval()(draw(1)[0])
+    twin.eval()(draw(1)[0])
+
+    for each in (model, twin):
+        train(each.train(), draw(4, seed=1))
+
+    assert is_equal(model, twin)
+
+
 def test_looking_after_each_step_changes_nothing() -> None:
     model = make()
     for x in draw(40):
