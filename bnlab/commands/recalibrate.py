@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import bnlab
 from bnlab.commands.images import ImageFolder
@@ -67,7 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     # The undo file is written first, because new weights without it could not be undone.
     recalibration.save_undo(undo)
-    _save_state(call["model"], out)
+    try:
+        _save_state(call["model"], out)
+    except Exception:
+        undo.unlink()  # without the weights it would stand in the way of the next attempt
+        raise
     undoing = ["bnlab", "undo", arguments.model, str(undo), "--weights", str(out), "--out", "OLD.safetensors"]
     print(f"Wrote {out}. To undo it: {shlex.join(undoing)}")
     return 0
@@ -97,5 +101,12 @@ def _require_new(*paths: Path) -> None:
 
 
 def _save_state(model: nn.Module, path: Path) -> None:
-    """Write the model's state dict."""
-    save_tensors(path, model.state_dict(), "pt", {})  # a format that other readers of safetensors know
+    """Write the model's state dict; ValueError where it holds more than tensors."""
+    state = model.state_dict()
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(
+            f"--out {path}: the model's state dict holds more than tensors ({others[0]}), as no safetensors file can; "
+            "call bnlab.recalibrate in Python, and save it by torch.save"
+        )
+    save_tensors(path, state, "pt", {})  # a format that other readers of safetensors know

@@ -194,7 +194,8 @@ def _list_digests(model: nn.Module) -> dict[str, str]:
     Of batch norms' running statistics the type and the shape alone.
     """
     statistics = set()
-    for name, module in model.named_modules():
+    # A state dict has a layer under each of its names, as those of a shared encoder.
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, BatchNorm) or is_batch_norm(module):
             statistics |= {name_tensor(name, buffer) for buffer in _BUFFERS}
 

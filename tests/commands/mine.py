@@ -144,6 +144,18 @@ def stale():
     return nn.Sequential(nn.BatchNorm1d(1), linear)
 
 
+class WithState(nn.Sequential):
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def with_state():
+    return WithState(*stale())
+
+
 def labelled():
     labels = torch.arange(100) % 2
     values = 99.0 + 2.0 * labels

@@ -120,6 +120,7 @@ MISTAKES = {
     f"{RECALIBRATE} --out given.safetensors": "--out given.safetensors: this file exists already; name a new one",
     f"{RECALIBRATE} --out other.safetensors": "--out other.undo.safetensors: this file exists",
     f"{RECALIBRATE} --out new.pt": "--out new.pt: weights are written as safetensors",
+    "recalibrate mine:with_state mine:labelled --out new.safetensors": "holds more than tensors (_extra_state)",
     UNDO.replace("first.undo.safetensors", "nowhere"): "nowhere: no such file",
     UNDO.replace("first.undo", "given"): "expected format 'bnlab.Undo/1'",
     UNDO: "'1.weight' differs",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 import bnlab
 from bnlab.doctor import undo_from_file
@@ -38,6 +38,28 @@ def test_old_buffers_come_back_bit_for_bit_whatever_buffers_hold_now(tmp_path: P
     saved = load_file(path)  # by the names of a state dict
     assert set(saved) == {f"{layer}.{name}" for layer in (1, 4) for name in ("running_mean", "running_var")}
     assert torch.equal(saved["4.running_mean"], old["4.running_mean"])
+
+
+class NamedTwice(nn.Module):
+    """Has its batch norms once more by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = plain()
+        self.norms = nn.ModuleList([self.network[1], self.network[4]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+def test_buffers_with_two_names_may_hold_anything_too(tmp_path: Path) -> None:
+    model = NamedTwice()
+    path = tmp_path / "undo.safetensors"
+    recalibrate(model, path)
+
+    model.train()(images(8)[0])
+
+    assert undo_from_file(model.eval(), path) == ("network.1", "network.4")
 
 
 def test_other_weights_are_named(tmp_path: Path) -> None:
