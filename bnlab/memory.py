@@ -92,7 +92,9 @@ def _read_free_of_machine() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:  # no Linux
         pass
-    # This system does not say how much is free; half of the built-in memory is a guess.
+    # This system does not say how much is free; half of the built-in memory is a guess, and so is 4 GiB on Windows.
+    if not hasattr(os, "sysconf"):
+        return 4 << 30
     built_in = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return built_in // 2
 

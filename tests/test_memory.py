@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,18 @@ def test_limits_of_containers_are_read(version: int, line: str, tmp_path: Path) 
 
 def test_where_there_are_no_groups_none_limits(tmp_path: Path) -> None:
     assert read_free_of_groups(tmp_path / "none") == []
+
+
+def test_where_the_system_does_not_say_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which has neither of both."""
+
+    def fail(*arguments: object, **others: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.delattr(os, "sysconf")
+
+    assert read_free_bytes(torch.device("cpu")) == 4 << 30
 
 
 def test_free_memory_is_the_least_of_the_machine_and_its_containers(monkeypatch: pytest.MonkeyPatch) -> None:

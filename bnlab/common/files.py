@@ -50,7 +50,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         write(beside)
         # The contents must be on the disk before the file gets its name. Otherwise a power failure could leave an empty
         # file under that name.
-        with beside.open("rb") as file:
+        with beside.open("r+b") as file:  # Windows has no fsync of a file that is only read
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:  # of which many name no file

@@ -162,7 +162,7 @@ def probe(
     """
     try:
         given = get_input(args, kwargs) if values is None else values
-        x = given.detach().double().cpu()
+        x = given.detach().cpu().double()  # in this order: MPS has no float64
         size = float(x.square().mean().sqrt())
         if not math.isfinite(size):  # the layer is not to blame: `require_usable` says that the input is not finite
             return None
