@@ -14,7 +14,7 @@ from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
 from bnlab.model.layers import get_momentum
 
-_START = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+_START = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device="cpu")
 
 
 class OnItsWay(Cause):

@@ -58,7 +58,7 @@ class SmallBatches(Cause):
                 # The variance of all values is that within batches plus that between their means, both without a
                 # correction for their number.
                 between = view.batch_means.var * (1 - 1 / view.batch_means.count)
-                within = view.pooled.var - between
+                within = view.pooled.var - between.nan_to_num(nan=0.0)  # a single batch has nothing between
                 unbiased = within * view.values / (view.values - 1)
                 averages[name] = torch.stack((view.pooled.mean, unbiased))
         return averages
@@ -73,5 +73,7 @@ class SmallBatches(Cause):
         if not values:
             return ""
         fewest = min(values)
-        ratio = max(case.noise_ratio(name) for name in layers)
-        return f"{fewest} values in a batch: n/(n−1) is {fewest / (fewest - 1):.2f}; median |T| up to {ratio:.1f}"
+        text = f"{fewest} values in a batch: n/(n−1) is {fewest / (fewest - 1):.2f}"
+        ratios = [case.noise_ratio(name) for name in layers]  # NaN of too few batches, and of momentum 0
+        known = [ratio for ratio in ratios if not math.isnan(ratio)]
+        return f"{text}; median |T| up to {max(known):.1f}" if known else text

@@ -79,7 +79,7 @@ def _fit(case: Case, first: FirstLayer, response: Response) -> Iterator[tuple[fl
     for sign in (1.0, -1.0):
         for of_shift in slopes:
             scale = sign
-            shift = torch.zeros(len(of_shift), dtype=torch.float64)
+            shift = torch.zeros(len(of_shift), dtype=torch.float64, device="cpu")
             moments = _multiply(first.as_is, sign, response.at_zero)
             # The borders of padded images do not follow a shift, so that what is left is fitted again.
             for number in range(_ROUNDS):

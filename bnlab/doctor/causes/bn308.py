@@ -176,7 +176,7 @@ def _take_columns(
     weights = weights.double().cpu()
     if weights.dim() == 2:  # behind nn.Flatten a channel has several columns
         weights = weights.unflatten(1, (channels, -1)).sum(2)
-    is_removed = torch.ones(channels, dtype=torch.bool)
+    is_removed = torch.ones(channels, dtype=torch.bool, device="cpu")
     is_removed[rows] = False
     columns = weights[:, is_removed]
     return (columns if rows_behind is None else columns[rows_behind]), is_removed
@@ -190,8 +190,9 @@ def _average_activation(then: Mapping[str, Tensor], name: str, between: Sequence
     weight = then[name_tensor(strip_wrappers(name), "weight")].double().cpu()
     bias = then[name_tensor(strip_wrappers(name), "bias")].double().cpu()
     normal = NormalDist()
-    quantiles = torch.tensor([normal.inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)])
-    values = bias + weight * quantiles.double()[:, None]
+    levels = [normal.inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
+    quantiles = torch.tensor(levels, device="cpu").double()
+    values = bias + weight * quantiles[:, None]
     activations = [module for module in between if hasattr(activation, type(module).__name__)]
     for module in activations or [nn.ReLU()]:
         # The caller's module is left as it is, and may work in place.

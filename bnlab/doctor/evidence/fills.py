@@ -19,11 +19,11 @@ _IMAGES = 32  # whose noise is small beside that of the few forwards that were a
 
 
 def _draw_normal(images: Tensor) -> Tensor:
-    return torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    return torch.randn(images.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(images)
 
 
 def _draw_uniform(images: Tensor) -> Tensor:
-    return torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    return torch.rand(images.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(images)
 
 
 _FILLS: Mapping[str, Callable[[Tensor], Tensor]] = {

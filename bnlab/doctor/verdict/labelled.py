@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference, Scores
@@ -115,7 +113,8 @@ def compute_worth(scores: Scores, worth: float | None) -> float:
         return worth
     if scores.are_shares:
         return WORTH
-    low, high = scores.values["exact"].nan_to_num().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
+    values = scores.values["exact"].nan_to_num()
+    low, high = values.quantile(0.05), values.quantile(0.95)
     # Distances from lines are divided by this, which would be 0 for a metric with one value for all images.
     return max(WORTH_OF_SPREAD * float(high - low), 1e-12)
 
