@@ -6,6 +6,7 @@ The public names are here. Each is imported when it is asked for: a program that
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Type checkers and editors cannot follow `__getattr__`, so the names are listed for them once more.
 if TYPE_CHECKING:
     from bnlab import callbacks, doctor, estimators, inference, memory, nn, theory
     from bnlab.doctor.diagnose import assert_healthy, diagnose
@@ -68,6 +69,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _MODULES:
+        # The import makes the module an attribute of this package, so that there is nothing to keep.
         return import_module(f"{__name__}.{name}")
 
     module = import_module(f"{__name__}.{_MODULES[name]}")
@@ -78,4 +80,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    # Tab completion would not offer names that have not been imported yet.
     return sorted({*globals(), *__all__})

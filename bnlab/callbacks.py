@@ -92,6 +92,7 @@ def make_lightning_callback(
 
         def on_validation_start(self, trainer: Any, module: Any) -> None:
             seconds = self._block.enter(self._require_watch(trainer, module))
+            # Without `sync_dist` Lightning warns where several processes log a value at the end of an epoch.
             module.log(_SECONDS, seconds, batch_size=1, sync_dist=True)
             for name, value in self._running.items():
                 module.log(f"{name}{_RUNNING}", value, batch_size=1)
@@ -125,9 +126,12 @@ def make_lightning_callback(
             if self._watch is None or self._watch.model is not module:
                 if self._watch is not None:
                     self._watch.close()
+                # Callbacks get the module without its DistributedDataParallel wrapper, in which `watch` would
+                # find the process group.
                 group = torch.distributed.group.WORLD if trainer.world_size > 1 else None
                 chosen = dict(options)
-                if batches is not None:  # what is trained on, Lightning converts itself
+                if batches is not None:
+                    # Lightning converts training batches to the trainer's precision, but it never sees these.
                     forward = options.get("forward") or call
                     convert = trainer.precision_plugin.convert_input
                     chosen["forward"] = lambda model, batch: forward(model, convert(batch))
@@ -136,6 +140,7 @@ def make_lightning_callback(
 
         def _run_twice(self, trainer: Any, run: Callable[[], Any]) -> Any:
             """Run a validation under running averages, with no callback, and then as Lightning does."""
+            # Lightning discards the metrics of its sanity check, so that there is nothing to compare.
             if trainer.sanity_checking:
                 return run()
 
@@ -147,6 +152,7 @@ def make_lightning_callback(
             trainer.callbacks = []
             trainer.loggers = []
             try:
+                # Buffers, modes and random state are put back: training goes on as after a single run.
                 with restored(trainer.lightning_module):
                     outputs = run()
             finally:
@@ -207,6 +213,7 @@ def recalibrate_in_transformers(
             "change that"
         )
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    # `trainer.model` is the model without its wrapper, in which `watch` would find the process group.
     group = torch.distributed.group.WORLD if is_distributed else None
     training = watch(trainer.model, images, batches=batches, group=group, **options)
     block = _Block("recalibrate_in_transformers")
@@ -219,6 +226,7 @@ def recalibrate_in_transformers(
         state = trainer.state
         # Each call of `train` begins with a new state, whose steps count from 0 again.
         is_measured = state is measured_in and state.global_step == measured_at
+        # Outside of training the step does not tell whether the weights have changed since.
         if trainer.is_in_train and is_measured and block.statistics is not None:
             block.enter(training, block.statistics)  # a checkpoint after its evaluation
             return
@@ -238,6 +246,8 @@ def recalibrate_in_transformers(
             running: Mapping[str, float] = {}
             try:
                 if is_compared:
+                    # This evaluation leaves no trace. The second one counts: it logs, calls callbacks and
+                    # draws random numbers.
                     with _silenced(trainer), restored(trainer.model):
                         running = _name_running(method(*arguments, **keywords))
                 measure()
@@ -246,6 +256,7 @@ def recalibrate_in_transformers(
                 block.leave()
                 is_inside = False
             if is_compared:
+                # A copy, because Transformers adds the epoch to the dictionary that it is given.
                 trainer.log(dict(running))
                 returned.update(running)
             return returned

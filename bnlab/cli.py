@@ -46,7 +46,7 @@ def _run_command(words: list[str]) -> int:
     if words and words[0] in _OF_SWEEPS:
         return _run_lab(words[0], words[1:])
 
-    # Here: with torch, for which a sweep waits itself, so that Ctrl-C in that time ends it with a line.
+    # Imported here, because it loads torch. A sweep loads torch itself, where Ctrl-C ends it with one line.
     from bnlab.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -100,6 +100,7 @@ def _describe_error(error: Exception) -> str:
     package = Path(__file__).parent
     # Frames below our last one belong to the caller's code, or to a package that it has called.
     ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
+    # The traceback begins in `_run_command`, so that at least one frame is ours.
     foreign = frames[max(ours) + 1 :]
     if not foreign:
         return str(error)

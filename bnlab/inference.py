@@ -172,6 +172,7 @@ def _mix(
 
     test_mean, test_var = _measure(x, dims, mean, n)
     if weight == 1:
+        # Source statistics that are not finite must not count here, and 0·NaN would be NaN.
         return test_mean, test_var
 
     rest = 1 - weight
@@ -199,6 +200,7 @@ def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[
     square = norm.square() / n
     mean = near + shift
     var = square - shift.square()
+    # Where nothing varies, rounding may give a little less than 0.
     return mean, var.clamp(min=0)
 
 

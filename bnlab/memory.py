@@ -63,6 +63,7 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
     if memory is None:
         return int(_SHARE * read_free_bytes(device))
 
+    # The number of digits is limited, because a number of hundreds of digits is infinite as a float.
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(memory))
     unit = match[2].upper() if match else ""
     if match is None or unit not in _UNITS or isinstance(memory, (bool, float)):
@@ -81,6 +82,7 @@ def read_free_bytes(device: torch.device) -> int:
         # as used.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for this process's tensors
         return torch.cuda.mem_get_info(device)[0] + kept
+    # A container may use no more than its own limit, nor more than the machine has left.
     return min([_read_free_of_machine(), *read_free_of_groups()])
 
 
@@ -88,6 +90,7 @@ def _read_free_of_machine() -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
+                # Unlike MemFree, this counts cached files, which make room for programs.
                 if line.startswith("MemAvailable"):
                     return int(line.split()[1]) * 1024
     except OSError:  # no Linux
@@ -125,6 +128,7 @@ def read_free_of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = P
 
     free = []
     for line in lines:
+        # The path may have colons of its own.
         _, controllers, path = line.split(":", 2)
         if not controllers:
             mount, files = root, _OF_VERSION_2
@@ -132,6 +136,7 @@ def read_free_of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = P
             mount, files = root / "memory", _OF_VERSION_1
         else:
             continue
+        # A group may use no more than each of the groups above it has left.
         for folder in _list_folders(mount, path):
             with contextlib.suppress(OSError, ValueError):  # no such folder, or "max": no limit
                 free.append(_read_free_of_group(folder, files))
@@ -279,6 +284,7 @@ class Budget:
         else:
             self._waiting = profile.waiting
             self._most = max(profile.waiting.values(), default=0.0)
+            # Any batch may be the one that runs, so that room is kept for the largest.
             self._running = int(profile.running * max(sizes, default=0))
         self.peak = self._running
         if self._running > limit:
@@ -313,6 +319,8 @@ class Budget:
         Args:
             needed: bytes that the profile says are held. Where they are far below the limit nothing is read.
         """
+        # Below `_NOISE` a reading would say little. Below the other bound there is room even for the most
+        # that malloc takes.
         if self._growth is None or needed < max(_NOISE, self._limit / _MOST_OF_MALLOC):
             return False
         left = self._limit - self._running

@@ -183,11 +183,14 @@ def local_level(series: ArrayLike, pooled: bool = True) -> LocalLevel:
     """
     y = _read_series(series)
     steps = len(y)
-    differences = np.diff(y, axis=0, prepend=y[:1])  # the first one is 0
+    # Index 0 is where every sine of the transform is 0, so that the differences stand at 1 to T − 1.
+    differences = np.diff(y, axis=0, prepend=y[:1])
     differences = differences.reshape(steps, -1).T  # [channels, T]
 
     drift = np.zeros(len(differences))
     noise = np.zeros(len(differences))
+    # A channel that never changes has an infinite likelihood for every λ. In a pooled fit no other channel
+    # would count.
     moving = differences.any(axis=1)
     if moving.any():
         power = _transform(differences[moving])

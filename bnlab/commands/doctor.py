@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         diagnosis.to_html(arguments.html)
         print(f"page: {arguments.html}", file=sys.stderr)
     severities += [finding.severity for finding in diagnosis.faults]
+    # Severities are listed from the least to the most severe.
     line = SEVERITIES.index(arguments.fail_on)
     # The severity is None for a verdict that reports no fault.
     is_severe = [severity is not None and SEVERITIES.index(severity) >= line for severity in severities]

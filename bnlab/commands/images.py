@@ -90,7 +90,9 @@ class ImageFolder:
                         f"{path}: has pixels of more than 8 bits (mode {file.mode}), and nothing says how they are "
                         "scaled; give the doctor a function that reads such images"
                     )
+                # Pillow does not interpolate images with a palette, so that they are converted first.
                 image = operations.fit(file.convert(mode), (self.size, self.size), pillow.Resampling.BILINEAR)
+        # Pillow's error for a file that is no image is an OSError, too.
         except OSError as error:
             raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 

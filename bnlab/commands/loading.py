@@ -81,6 +81,7 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
         "max_images": arguments.max_images,
         "progress": sys.stderr.isatty(),
     }
+    # Only commands that score a model have these arguments; see `add_score_arguments`.
     if "evaluate" in arguments:
         call["training_batches"] = load_batches(arguments.training, arguments, caller)
         call["evaluate"] = find_optional(arguments.evaluate)

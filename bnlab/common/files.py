@@ -59,7 +59,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # as of a folder that cannot be made
+        # There is nothing to remove once the file has been moved, or where its folder could not be made.
+        with contextlib.suppress(OSError):
             beside.unlink()
 
 

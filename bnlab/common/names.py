@@ -28,6 +28,7 @@ class EstimatorName:
     base: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
+    # A table has the same few names in many rows, each of which is parsed.
     @staticmethod
     @cache
     def parse(text: str) -> EstimatorName:
@@ -142,6 +143,7 @@ def list_named(base: type[Any]) -> dict[str, type[Any]]:
     queue = [base]
     while queue:
         for cls in queue.pop().__subclasses__():
+            # A class that cannot be chosen may have subclasses that can.
             queue.append(cls)
             # `hasattr` would also find a name that is inherited.
             if "name" not in vars(cls) or inspect.isabstract(cls):

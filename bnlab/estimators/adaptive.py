@@ -48,6 +48,7 @@ class Kalman(Estimator):
 
     def gains(self, stream: Stream) -> Tensor:
         mean, var = stream.batches.unbind(1)
+        # A variance of 0 where eps is 0, too, gives −∞, and a fit leaves that batch out.
         logarithm = (var + stream.eps).log()
         series = torch.stack((mean, logarithm), dim=1).numpy()
         layers = stream.layers or (series.shape[2],)

@@ -48,6 +48,7 @@ class WeightedCumulative(Estimator):
     look: ClassVar[Look] = Look("average of all images", "pink", "dotted")
 
     def gains(self, stream: Stream) -> Tensor:
+        # A slice, because a stream without batches has no first row.
         before = stream.updates * stream.counts[:1]
         total = before + stream.counts.cumsum(0)
         return stream.counts / total
@@ -125,6 +126,7 @@ class Window(Estimator):
                 warm = missing * weights[0]
                 total = total + warm
                 summed = summed + warm * begin
+            # At position 0 this is 0/0; `fold` writes the start there.
             state.copy_(summed / total)
         return states
 
@@ -186,4 +188,5 @@ def _count_largest(stream: Stream) -> Tensor:
     """Count the values per channel of the largest batch up to each one: float64 [T, C]."""
     if not len(stream):
         return stream.counts
+    # Not the largest of the whole stream: what a batch weighs must not depend on batches to come.
     return torch.cummax(stream.counts, dim=0).values

@@ -38,6 +38,7 @@ class Bank:
     def begin(start: Tensor, updates: int, eps: Tensor, layers: tuple[int, ...]) -> Bank:
         """Make the bank before its first batch: `updates` other batches have made `start` [2, C] what it is."""
         is_finite = bool(start.isfinite().all())
+        # A start that is not finite would stay in every average, because no gain below 1 forgets a NaN.
         warm = updates > 0 and is_finite
         # A bank that is not warm forgets these zeros with its first batch, whose gain is 1.
         first = _add_logarithm(start, eps) if warm else start.new_zeros(3, start.shape[1])
@@ -129,6 +130,7 @@ class Block:
 
     def _average(self, taken: int, momenta: Tensor | slice = slice(None)) -> Tensor:
         """Compute the bank's averages after `taken` of the batches, [3, momenta, C]."""
+        # The powers begin with age 0, which is the latest batch, but the batches are in order of time.
         kept = _list_powers(self.series.device)[:taken].flip(0)
         weights = kept * self.gains[taken]
         weights = weights[:, momenta].T
@@ -204,6 +206,7 @@ def _square_errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[
 
 def _multiply(left: Tensor, right: Tensor, layers: tuple[int, ...]) -> Tensor:
     """Sum products over each layer's channels: [2, a, C] and [2, b, C] → [a, b, 2·layers]."""
+    # Layers have different numbers of channels, so that each needs a product of its own.
     parts = zip(left.split(layers, dim=-1), right.split(layers, dim=-1), strict=True)
     products = [one @ other.mT for one, other in parts]
     return torch.stack(products, dim=3).permute(1, 2, 0, 3).flatten(2)
@@ -244,6 +247,7 @@ def _add_discounted(scores: Tensor, errors: Tensor, count: int) -> Tensor:
     last = count + len(errors)
     discounts = _list_discounts(count, last).to(errors.device)
     by_batch = discounts[:, None, None]
+    # A block has 64 batches at most, so that this product is 0.75^64, about 1e-8, or more.
     discount = by_batch.cumprod(0)
 
     number = torch.arange(count + 1, last + 1, device=errors.device)
@@ -273,6 +277,8 @@ def _list_gains(first: int, last: int, warm: bool) -> Tensor:
     if warm:
         return MOMENTA.expand(last - first, -1)
     number = torch.arange(first, last, dtype=torch.float64, device="cpu")
+    # Number 0, before the first batch, would give NaN at momentum 1. Any gain will do there, because the
+    # averages are still 0.
     number = number.clamp(min=1)[:, None]
     weight = -torch.expm1(number * torch.log1p(-MOMENTA))  # of all batches so far: 1 − (1−m)^number
     # The first gain is 1, which rounding could exceed.
@@ -291,5 +297,6 @@ def _list_ages(device: torch.device) -> Tensor:
     """List the weight in U before one batch of an earlier one of the block, else 0: [block, momenta, block]."""
     number = torch.arange(BLOCK, device=device)
     between = number[:, None] - 1 - number  # batches that lie between the two
+    # The clamp only keeps the index valid: where the difference is negative, the weight is set to 0 below.
     powers = _list_powers(device).T[:, between.clamp(min=0)].transpose(0, 1)
     return torch.where(between[:, None] >= 0, powers, 0.0)

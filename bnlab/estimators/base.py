@@ -12,9 +12,11 @@ from torch import Tensor
 from bnlab.common.names import Named
 from bnlab.model.arguments import require_number
 
+# Here and below the device is named, because `torch.set_default_device` may have chosen another one.
 _TORCH_EPS = torch.tensor(1e-5, dtype=torch.float64, device="cpu")
 
 
+# A generated `==` would compare tensors, whose comparison has no single truth value.
 @dataclass(frozen=True, eq=False)
 class Stream:
     """A recorded stream of batch moments, channels of all layers side by side; everything float64.
@@ -49,6 +51,7 @@ class Stream:
         """[T], the numbers of the recorded batches: 1, 2, ..., T."""
         return torch.arange(1, len(self) + 1, dtype=torch.float64, device="cpu")
 
+    # The same tensor is returned each time, because `fold` groups estimators whose values are one tensor.
     @cached_property
     def biased(self) -> Tensor:
         """[T, 2, C], each batch's mean and variance with ddof 0."""
@@ -131,6 +134,7 @@ class Estimator(Named):
     @property
     def label(self) -> str:
         """Canonical name with every parameter but the momentum, e.g. `window(k=20,pooled=False)`."""
+        # In tables the momentum is a column of its own.
         name = self.full_name.leave_out("momentum")
         return str(name)
 

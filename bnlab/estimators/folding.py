@@ -103,6 +103,7 @@ def _require_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
     shape = tuple(gains.shape)
     if gains.dtype != torch.float64 or shape not in allowed:
         raise ValueError(f"{label}: gains returned {gains.dtype} {shape}; {wanted}")
+    # An empty tensor has no least and no most.
     if steps == 0:
         return
 
@@ -140,6 +141,7 @@ def _fold_group(group: _Group, states: Tensor, positions: Sequence[int]) -> Tens
     result = states.new_empty(members, len(positions), *shape)
     is_shared = group.gains[0].dim() == 1
     is_finite = group.values.isfinite().flatten(1).all(1)
+    # Position 0 is left unwritten here, because `fold` copies the start there.
     for before, after in pairwise(sorted(rows)):
         # In a matrix product 0·NaN is NaN. Step by step, a gain of 1 forgets a NaN.
         if is_shared and is_finite[before:after].all() and states.isfinite().all():

@@ -66,6 +66,7 @@ class Predictive(Estimator):
         return momenta
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor:
+        # Where a layer has taken no batch yet, the start stays.
         states = stream.start.repeat(len(positions), 1, 1)
         for part in _split(stream):
             numbers = torch.tensor(positions, device="cpu")
@@ -125,6 +126,7 @@ def _split(stream: Stream) -> Iterator[_Part]:
 def _select(stream: Stream, channels: slice, rows: Tensor) -> Stream:
     """Take these channels, of one layer, and these batches."""
     start = stream.start[:, channels]
+    # A stream may have one eps for all of its channels.
     eps = stream.eps.expand(stream.start.shape[1])
     return replace(
         stream,

@@ -71,6 +71,8 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
         clear = {name: layer for name, layer in layers.items() if name not in (*unclear, *others)}
         _, more = _ask(task, clear, batch)
         others += more
+
+    # Where inputs= says what a layer normalizes, there is nothing to warn about.
     unclear = [name for name in unclear if name not in task.inputs.extracts]
     others += [name for name in unclear if not isinstance(layers[name], BatchNorm)]
     unclear = [name for name in unclear if name not in others]
@@ -104,6 +106,7 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
             return
         asked.add(name)
         off = probe(layers[name], args, kwargs)
+        # No matter what inputs= gives: in train mode a layer may average all of its input, padding included.
         if off == 0:
             return
         if name in task.inputs.extracts:
@@ -182,6 +185,7 @@ def probe(
     if smallest_momentum < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # only some channels are averaged
         return math.inf
 
+    # The first start has mean 0 and variance `size**2`. A share of 1 − m of both is left in the averages.
     averaged_mean = mean_a / momentum
     averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
     off = _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum, values is not None)
@@ -208,6 +212,7 @@ def _compare_with_input(
     """
     dims = [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(dims)
+    # Everything below is divided by the variance, which is 0 in a constant channel.
     biased = x.var(dims, correction=0).clamp(min=torch.finfo(torch.float32).tiny)
     count = x.numel() // x.shape[1]
     unbiased = biased * count / max(1, count - 1)
@@ -221,6 +226,7 @@ def _compare_with_input(
 
     # A layer may compute in float32. What it averages was divided by the momentum, which magnifies its rounding.
     rounding = _ROUNDING * torch.finfo(torch.float32).eps / momentum
+    # It is relative to the size of the values, which can be many σ if the mean is far from 0.
     size_of_mean = (size + mean.abs() + deviation) / deviation
     size_of_var = (size**2 + mean.square() + biased) / biased
     is_input = (off_mean <= rounding * size_of_mean) & (off_var <= rounding * size_of_var)
@@ -272,6 +278,8 @@ def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any],
     batch_count = get_batch_count(layer)
     if batch_count is not None:
         batch_count.zero_()  # with momentum=None the weight of a batch is 1 over their number
+
+    # Calls from both starts draw the same random numbers, so that their averages differ by the start only.
     devices = {buffer.device for buffer in running if buffer.is_cuda}
     with torch.random.fork_rng(devices=devices):
         # This is not torch.manual_seed, which would also reseed accelerators that are not restored here.
@@ -281,6 +289,8 @@ def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any],
                 torch.cuda.manual_seed(0)
         with _Parts(running[0]) as parts:
             layer.forward(*args, **kwargs)  # not the layer itself, whose hooks ask and measure
+
+    # Read again, because a layer may replace its buffers by new tensors instead of writing into them.
     averaged_mean, averaged_var = get_running_buffers(layer)
     return _Average(_copy(averaged_mean).double().cpu(), _copy(averaged_var).double().cpu(), parts.moments)
 

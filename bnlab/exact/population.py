@@ -125,6 +125,7 @@ def population_statistics(
     >>> exact["1"].mean.item(), round(exact["1"].var.item(), 4)  # of 2, 6 and 10
     (6.0, 10.6667)
     """
+    # Arguments are checked before the model is touched or a batch is read.
     if upstream is not None:
         statistic = _translate(upstream)
     if statistic not in ("exact", "precise"):
@@ -142,6 +143,7 @@ def population_statistics(
     device = find_device(model, device, CALLER)
     limit = memory_limit(memory, device)
     ranks = Ranks(group, CALLER)
+
     reader = choose_reader(device, ranks.is_alone)
     task = Task(model, targets, forward or call, device, [], ranks, extracts, reader)
     measure = partial(_measure, task, count, is_precise, strategy, limit, progress)
@@ -154,6 +156,7 @@ def population_statistics(
         statistics = measure()
         if standard_errors:
             statistics.standard_errors = measure_errors(task, statistics, is_precise)
+        # After all passes, because a forward or a thread of the loader may write into a batch during each.
         ranks.run_together(lambda: source.require_unchanged(task.data))
         return statistics
 
@@ -187,6 +190,8 @@ def _measure_until_exact(
         if batches != batches_before:  # else the last read ended exactly with the last batch
             statistics = measure()
             statistics.standard_errors = measure_errors(task, statistics, is_precise)
+
+        # Every rank has the same statistics and errors, so that all ranks stop after the same measurement.
         if is_exhausted or compute_worst_error(statistics.standard_errors or {}, statistics) <= tolerance:
             task.ranks.run_together(lambda: source.require_unchanged(task.data))
             return statistics
@@ -206,6 +211,7 @@ def _measure(
     # A rank may have no batches as long as another one has some.
     if not any(task.ranks.gather(bool(task.data))):
         raise ValueError(f"{CALLER}: batches is empty; pass at least one batch")
+
     check = None
     seconds = 0.1 if sys.stderr.isatty() else 5.0  # between updates of the bar: a log keeps each of them as a line
     bar = tqdm(total=len(task.layers), desc="layers", unit="layer", disable=not progress, mininterval=seconds)
@@ -214,6 +220,8 @@ def _measure(
             moments, cost = measure_under_batches(task, bar.update)
         else:
             moments, cost, check = measure_exactly(task, strategy, limit, bar.update)
+
+    # `task.layers` no longer has the layers that turned out not to be batch norms; they are added below.
     unseen = [name for name in task.layers if name not in moments]
     # This comes before the general error below, because it can say why a layer was not reached.
     task.ranks.run_together(lambda: require_unread(task, unseen))

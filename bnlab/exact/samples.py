@@ -67,6 +67,8 @@ def prepare(task: Task) -> Profile:
         if has_own_forward(layer):
             unknown[name] = layer
     if unknown:
+        # If sequences are sorted by length, a mask may leave nothing out in the first batch, but something in
+        # the last.
         ends = [first]
         if len(task.data) > 1:
             ends.append(task.data[-1])
@@ -92,6 +94,8 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
 
     with borrowed(task.root), live, watched(task, task.layers, note):  # takes back what a sample leaves in the model
         task.evaluate(sample)
+
+    # A batch that holds arrays and no tensors counts 0 bytes, and the profile divides by its bytes.
     return Profile.of(calls, live.peak, max(1, count_bytes(sample)))
 
 
@@ -200,6 +204,7 @@ def _is_read(task: Task, names: Sequence[str], before: Sequence[Tensor]) -> bool
 def _list_nan(task: Task) -> list[Tensor]:
     """Run the first batch; list whether there is NaN in what each call of a layer normalizes, and in each output."""
     found: list[Tensor] = []
+    # The results stay tensors, so that an accelerator is waited for once, where they are compared.
     with watched(task, task.layers, lambda name, x: found.append(x.isnan().any())):
         output = task.evaluate(task.data[0])
     outputs = [tensor for tensor in list_tensors(output) if tensor.is_floating_point()]
@@ -227,6 +232,8 @@ def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expe
     failed = None
     moments = [noted.moments for noted in expected]
     for name, evaluated, noted in zip(names, fetch(pooled), fetch(moments), strict=True):
+        # In units of the variance over all batches: a channel may be constant within one batch, and any
+        # rounding would then count as an infinite difference.
         off = max(compare_moments(noted, evaluated, statistics[name].var))
         worst = max(worst, off)
         if off > SAME and failed is None:

@@ -59,12 +59,14 @@ class Source:
                 memory was refilled, and the batches cannot be read again.
         """
         is_exhausted = self._read(data, wanted, least_batches)
+        # The loader cannot write into copies, so that they need not be compared.
         if self._are_copied or self._find_changed(data) is None:
             return is_exhausted
 
         number = len(data)
         self._start_again(data)
         is_exhausted = self._read(data, wanted, least_batches)
+        # It is no iterator, but can be read only once all the same: its `__iter__` gives the same generator.
         if not data:
             raise ValueError(f"{self._caller}: {self._describe_refill(number)}")
         return is_exhausted
@@ -93,6 +95,7 @@ class Source:
             images += count
             for tensor in list_tensors(batch):
                 if tensor.device not in self._free:
+                    # Read only once: later on, the batches read so far would be missing from it.
                     self._free[tensor.device] = read_free_bytes(tensor.device)
                 self._bytes[tensor.device] += count_bytes(tensor)
             if wanted is not None and images >= wanted and len(data) >= least_batches:
@@ -166,6 +169,7 @@ def _choose_places(count: int, device: torch.device) -> Tensor:
 
 def _compare(before: list[Any], now: list[Any]) -> Tensor:
     """Return whether values differ, as a tensor without axes; NaN does not differ from itself."""
+    # A loader may put a tensor of another shape into the same dictionary, such as a smaller last batch.
     if [_describe(values) for values in before] != [_describe(values) for values in now]:
         return torch.tensor(True)
     is_different = torch.tensor(False)

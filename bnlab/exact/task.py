@@ -91,6 +91,7 @@ class Task:
 
     def evaluate(self, batch: Any) -> Any:
         """Run the forward of a copy of a batch."""
+        # A forward may write into its batch, and each batch is evaluated several times.
         return self.forward(self.root, copy_batch(batch, self.device, self.channels_last))
 
     def write(self, name: str, moments: Moments | Pooled) -> None:
@@ -228,8 +229,10 @@ class Ranks:
         # An error of data or model goes before one that only asks for another way to measure.
         serious = {rank: failure for rank, failure in failures.items() if not failure.cannot_interleave}
         rank, first = next(iter((serious or failures).items()))
+        # A rank's exception keeps its type and traceback on that rank. The other ranks only get its message.
         if own_error is not None and isinstance(own_error, InterleavingError) == first.cannot_interleave:
             raise own_error
+        # All ranks raise the same kind: after an InterleavingError they go on layer by layer together.
         kind = InterleavingError if first.cannot_interleave else ValueError
         raise kind(f"rank {rank} failed: {first.message}") from own_error
 

@@ -97,6 +97,7 @@ class Walk:
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._is_passing = False  # whether that forward only goes on to its end
         self._state = ForwardState(task.root, task.device)
+        # The caller's settings. A new tensor has no tangent, which counts as no forward-mode differentiation.
         self._fixed_settings = read_fixed_settings(torch.zeros(()))
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
@@ -116,12 +117,16 @@ class Walk:
                 for name, moments in self._given.items():
                     self._task.write(name, moments)
                 run_together(partial(self._begin, self.batches))
+
+                # Each turn finishes one layer. All ranks take part, even one without a batch at this layer.
                 while (layer := self._choose_next()) is not None:
                     of_rank = run_together(partial(self._pool, layer))
                     self.statistics[layer] = self._task.ranks.merge(of_rank)
                     self._task.write(layer, self.statistics[layer])
                     progress()
                     run_together(partial(self._continue, layer))
+
+                # These layers may be called anywhere in a forward, so their moments are complete only here.
                 for name in self._given:
                     self._finish_given(name)
             finally:
@@ -210,9 +215,11 @@ class Walk:
         layer, x = stop
         batch.layer = layer
         batch.walker = walker  # which is ended if anything below raises an error
+
         may_wait = self._budget.admit(batch.index, layer)
         if may_wait and read_fixed_settings(x) != self._fixed_settings:
             raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
+
         is_kept = may_wait and batch.notes is None  # what is noted is measured at once
         batch.x = x if is_kept else None
         batch.moments = self._measure(layer, x, is_kept)
@@ -224,6 +231,8 @@ class Walk:
 
         # Only now: the rest of a forward may write into what it gave this layer.
         batch.walker = None
+        # Ending a forward here saves the rest of it. If no batch ever waits (layer by layer), it runs to its
+        # end instead, where it can undo what it has changed for a while.
         if self._budget.lets_wait:
             _end(walker)
         else:
@@ -244,6 +253,7 @@ class Walk:
         try:
             return walker.switch(*args)
         except Exception as error:
+            # A batch has no walker while its forward runs, so that this asks about the other batches only.
             is_alone = all(other.walker is None for other in self.batches)
             if is_alone:  # then the forward itself is at fault, not what others have left in the model
                 raise
@@ -279,6 +289,8 @@ class Walk:
                 read.append(batch.moments)
         if not read and not measured:
             return None
+
+        # The order matters: the reader matches `kept` with the first of the parts.
         return self._task.reader.pool([*read, *measured], kept)
 
     def _finish_given(self, name: str) -> None:

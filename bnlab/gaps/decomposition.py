@@ -41,7 +41,7 @@ def window(momentum: float) -> int:
     >>> window(0.1), window(0.01), window(1.0)
     (44, 459, 1)
     """
-    # The logarithm below would be infinite.
+    # `log1p(-1)` below would raise.
     if momentum == 1:
         return 1
     # This is the smallest n with (1 − m)^n of 1% or less.
@@ -121,6 +121,7 @@ def decompose(
     last = trace.last_step
     layout = trace.layout
     running = [EMA(momentum), DebiasedEMA(momentum)]
+    # The EMA is replayed as well, because the layers may have been trained with another momentum.
     e, d = replay_bank(trace, running, [last])[:, 0]
 
     # Older batches have almost no weight in the EMA, and each age costs a pass over the data.
@@ -140,7 +141,9 @@ def decompose(
         weight = torch.tensor([of_layer[age] for of_layer in shares], dtype=e.dtype, device="cpu")
         lagged += by_channel(weight, layout.channels) * past
 
+    # All that remains is measured on the present weights.
     m, _ = measure(trained_on, training=True)
+    # Dropout and the like are off here. Batch norms still normalize with their batch.
     clean, q = measure(batches, training=False)
     exact = population_statistics(model, batches, forward=forward)
     p = _flatten_exact(exact, layout)
@@ -214,6 +217,7 @@ def _make_table(exact: Statistics, layout: Layout, gap: Tensor, terms: Mapping[s
 @contextlib.contextmanager
 def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> Iterator[None]:
     """Give the model the weights and buffers of a past step inside the block."""
+    # `get_extra_state` of a module may put other things than tensors into a state dict.
     present = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     mismatch = _describe_mismatch(present, weights)
     if mismatch:
@@ -290,6 +294,8 @@ def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[i
 
     # The oldest age is always measured, because interpolation needs a value on either side.
     measured = sorted({*range(0, ages, every), ages - 1})
+    # Interpolation is linear in the values, so that a unit vector gives the share of each age in one measured
+    # age.
     units = np.eye(len(measured))
     shares = {}
     for age, unit in zip(measured, units, strict=True):

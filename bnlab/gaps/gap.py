@@ -65,6 +65,7 @@ def gap(reference: Statistics, estimate: Statistics) -> pd.DataFrame:
     layout = Layout.of(reference)
     flat_reference = layout.flatten(reference)
     flat_estimate = layout.flatten(estimate)
+    # One side may know no weights, as replayed averages do. Where both do, those of the reference count.
     weights = {**estimate.weights, **reference.weights}
 
     depths = range(1, len(layout.names) + 1)
@@ -182,4 +183,5 @@ def layer_gaps(layout: Layout, reference: Tensor, estimate: Tensor) -> Tensor:
     log_ratio = torch.log(var_e / var_r)
     kl = 0.5 * (log_ratio + (var_r + difference.square()) / var_e - 1)
     means = layout.layer_means(torch.stack((difference.square() / var_r, log_ratio.square(), kl)))
+    # mean_gap and var_gap are root mean squares, kl is a plain mean.
     return torch.cat((means[:2].sqrt(), means[2:]))

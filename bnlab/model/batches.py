@@ -161,6 +161,7 @@ def take_images(batch: Any, count: int) -> Any:
     if not all(map(is_dense, tensors)):  # an adjacency, whose columns are images too
         return batch
     lengths = {len(tensor) for tensor in tensors}
+    # In a list of images the first axis of each tensor is its channels, which must not be cut.
     if len(lengths) != 1 or find_image_list(batch) is not None:
         return batch
     return map_batch(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)

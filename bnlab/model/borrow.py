@@ -73,13 +73,15 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
             undo.callback(_tell_mode, module, module.training)
 
         undo.callback(_give_back_tensors, modules, _list_tensors(modules))
+        # Weights are copied before the mode changes, because changing it may merge them.
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
         if training is not None:
             model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
 
         undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
         # An ExitStack undoes in reverse order: first the random state, then weights and values, then the tensors
-        # themselves. Modules are told their modes when all of these are back, and at last modes are set.
+        # themselves. Modules are told their modes when all of these are back, because self-tuned layers then
+        # read their buffers. At last modes are set.
         for module, mode, weights in merged:
             undo.callback(_give_back_weights, module, mode, weights)
 
@@ -242,6 +244,7 @@ class ForwardState:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._kinds = tuple(dict.fromkeys(("cpu", "cuda", device.type)))
+        # What torch keeps in every module (tables of tensors and hooks, the mode) is not set for a batch.
         of_every_module = vars(nn.Module()).keys()
         self._places: list[tuple[dict[str, Any], str]] = []
         for module in model.modules():

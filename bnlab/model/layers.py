@@ -87,6 +87,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     require_watchable(model, caller)
     known: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
+    # A layer with several names comes once, under the first of them.
     for name, module in model.named_modules():
         if is_batch_norm(module):
             require_values(get_running_buffers(module)[0], f"layer {name!r}", caller)
@@ -110,6 +111,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     return _select(known, layers, caller)
 
 
+# Buffers in which norms of other libraries keep running statistics, such as stored_mean or moving_var.
 _STATISTIC_NAME = re.compile(
     r"(running|moving|stored|ema).*(mean|avg|var|std)|(mean|avg|var|std).*(running|moving|ema)"
 )

@@ -81,6 +81,7 @@ def _read_pixels(x: Tensor) -> list[Groups]:
     for height, width in shapes:
         # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
         image = x.as_strided((1, width, height, 1), (height * width, 1, width, width), offset)
+        # The momentum is not used, because there are no running buffers to update. The variance has ddof 0.
         mean, var = torch.batch_norm_update_stats(image, None, None, 0.0)
         blocks.append((height, mean, var))
         offset += height * width
@@ -231,6 +232,7 @@ class Reader:
         wide = _widen(x)
         if channels is not None:
             wide = wide.index_select(1, channels.to(wide.device))
+            # This waits for an accelerator. `DeviceReader.measure` avoids it by reading all channels.
             if not shift.isfinite().all():
                 shift = shift.nan_to_num(0.0)
                 wide = wide.double()

@@ -12,6 +12,7 @@ _PASSED = ("bnlab", "contextlib")  # packages whose lines are not the user's
 def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
     """Warn, at the first line on the way out of bnlab."""
     # Each frame between this function and the user's code is one level.
+    # `skip_file_prefixes` of `warnings.warn` would do this, but needs Python 3.12.
     level = 1
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED:

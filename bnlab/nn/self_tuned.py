@@ -94,6 +94,7 @@ class SelfTuned(AveragesByItself):
         """
         left = []
         for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items():
+            # The class has to be exactly torch's: a subclass would lose what it overrides.
             if type(layer) in _KINDS:
                 _convert_layer(layer)
             elif not isinstance(layer, SelfTuned):
@@ -131,6 +132,7 @@ class SelfTuned(AveragesByItself):
         """Normalize the batch with its own moments, and write these into `mean` and `var` [C]."""
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        # At momentum 1 torch writes the batch's mean and unbiased variance: no second pass computes them.
         return F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
 
     def train(self, mode: bool = True) -> SelfTuned:
@@ -194,8 +196,10 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
         return layer.average(input, torch.zeros_like(mean), torch.zeros_like(var))
 
     output = layer.average(input, mean, var)
+    # An empty batch has no moments to average.
     if input.numel():
         layer.latest = (mean, var)
+        # `follow` comes first: it reads the place of this batch, and `take` moves on to the next place.
         averages.follow(get_running_buffers(layer))
         if averages.take():
             layer.settle()
@@ -294,10 +298,12 @@ def momenta(model: nn.Module) -> pd.DataFrame:
     0     0      mean        6     1.000
     1     0       var        6     0.001
     """
+    # Imported only here, because training needs no pandas, and the import takes long.
     import pandas as pd
 
     rows = []
     for depth, (name, layer) in enumerate(list_self_tuned(model, "momenta").items(), start=1):
+        # This drops averages if something else has written the buffers since.
         layer.settle()
         # Batches may still wait for a full block: `advance` counts them, and leaves the layer as it is.
         bank = None if layer.averages is None else layer.averages.advance()
@@ -325,6 +331,7 @@ def _save_averages(layer: nn.Module, state_dict: Any, prefix: str, metadata: dic
 
 def _take_saved(layer: nn.Module, state_dict: Any, prefix: str, metadata: dict[str, Any], *_: object) -> None:
     if isinstance(layer, SelfTuned):
+        # Kept until the buffers are loaded: the averages are taken over only if they belong to these buffers.
         layer.loaded = metadata.get(_KEY)
         # These averages belong to the old buffers, whatever is loaded now.
         layer.averages = None

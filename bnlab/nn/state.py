@@ -74,6 +74,8 @@ class Averages:
         bit for bit unless something else has written these.
         """
         row = self._rows[self._waiting]
+        # An `if` would wait for an accelerator at each batch. Instead, a row that is not finite is replaced
+        # by what the buffers hold, and averaging that into them changes nothing.
         values = row.where(row.sum().isfinite(), self.shown)
         number = self.bank.count + self._waiting + 1
         for buffer, shown, value, momentum in zip(buffers, self.shown, values, self.momenta, strict=True):
@@ -160,6 +162,7 @@ def _read_momenta(bank: Bank) -> tuple[float, float]:
 
 def _compute_gain(momentum: float, number: int) -> float:
     """Compute the weight of batch `number`, from 1, in an average that begins with the first batch."""
+    # `log1p(-1)` below would raise.
     if momentum == 1:
         return 1.0
     # In this form nothing cancels; 1 − (1 − m)^t would at a small momentum.

@@ -56,6 +56,7 @@ def record_frozen(
     device = find_device(model, None, _CALLER)
     warn_of_others(model, _CALLER)
 
+    # The recording begins inside of the measurement, so that this measurement's forwards count as training.
     with measured(model, training=training), record(model, inputs=inputs) as trace:
         # `measured` has put the whole model into eval mode; batch norms alone are to use their batch.
         for layer in layers.values():
@@ -75,5 +76,6 @@ def record_frozen(
         # This is checked once, at the end: on an accelerator each look waits for the device.
         if not entries.moments.isfinite().all():
             raise ValueError(f"{_CALLER}: layer {name!r} was given NaN or infinite values; look at data and weights")
-        entries.updates = 0  # an average of this pass alone
+        # Otherwise replays that go on from the buffers would weigh the batches before this pass as well.
+        entries.updates = 0
     return trace

@@ -218,6 +218,8 @@ class TorchRecorder(Recorder):
         """Average the moments in a place into the layer's buffers, and make an entry of them."""
         # `compute_weight` needs the count that the forward has just increased.
         weight = self.compute_weight()
+        # Averaging all layers at once, after the forward, would launch fewer kernels. But the forward may
+        # read these buffers, or fail half way.
         for buffer, value in zip(get_running_buffers(self.layer), place, strict=True):
             buffer.data.lerp_(value, weight)  # .data: a backward pass still to come may have saved the buffer
         self.add(input, weight)
@@ -345,6 +347,8 @@ def _is_average(entries: LayerTrace, moments: Tensor) -> bool:
     factors = torch.tensor([*shares, 1.0], dtype=torch.float64, device="cpu")
 
     remaining = factors.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
+    # The weight of an entry is m·remaining[t + 1]. As remaining[t] = (1 − m)·remaining[t + 1], it is this
+    # difference.
     weights = remaining[1:] - remaining[:-1]
 
     weighed = moments.where(weights[:, None, None] != 0, 0.0)  # NaN without weight does not count

@@ -40,6 +40,7 @@ class StepCounter:
         if count_loans() != self.loans:
             return
         self.has_seen_forward = True
+        # The model may be in eval mode while its batch norms train, as in `record_frozen`.
         if not any(part.training for part in module.modules()):
             return
         # As long as there are no updates, only the next forward shows that a step has ended.

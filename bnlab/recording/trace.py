@@ -21,7 +21,7 @@ from bnlab.statistics.network import Statistics
 
 _FORMAT = "bnlab.MomentTrace/1"
 _CHUNK = 256  # entries of one layer that are allocated at a time
-NOT_WRITTEN = -1.0  # the variance of a place that torch has not written yet
+NOT_WRITTEN = -1.0  # the variance of a place that torch has not written yet; none that it writes is negative
 SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; later ones are in files of a temporary folder
 
 
@@ -252,6 +252,7 @@ def _require_consecutive(before: MomentTrace, after: MomentTrace) -> None:
     if before.last_step != after.first_step or before.layout != after.layout:
         raise ValueError(f"MomentTrace.join: {after} does not continue {before}")
     for name, layer in before.layers.items():
+        # A layer has no end after `truncate`, or if it was left to its own forward.
         if layer.end is None:
             continue
         # One part may be on a device, and another one may have been loaded onto the CPU.

@@ -44,6 +44,7 @@ class Layout:
     @cached_property
     def channel_eps(self) -> Tensor:
         """Each channel's eps, float64 [all channels]."""
+        # Statistics are on the CPU, whatever default device the caller has set.
         eps = torch.tensor(self.eps, dtype=torch.float64, device="cpu")
         channels = torch.tensor(self.channels, device="cpu")
         return eps.repeat_interleave(channels)

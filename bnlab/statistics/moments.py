@@ -67,6 +67,7 @@ class Moments:
     @staticmethod
     def empty(channels: int) -> Moments:
         """Make the moments before any data: count 0, mean and var NaN [C]. Neutral in `merge`."""
+        # Moments are on the CPU, whatever default device the caller has set.
         nan = torch.full((channels,), torch.nan, dtype=torch.float64, device="cpu")
         return Moments(0, nan, nan)
 

@@ -164,6 +164,7 @@ class Statistics(Mapping[str, Moments]):
         for name, weight in self.weights.items():
             tensors[f"{name}/weight"] = weight
 
+        # A count may be a NumPy number, which JSON cannot write without `default`.
         metadata = {"layers": json.dumps(layers, default=float), "unseen": json.dumps(self.unseen)}
         save_tensors(path, tensors, _FORMAT, metadata)
 
@@ -229,6 +230,7 @@ def make_channel_frame(channels: Mapping[str, int]) -> pd.DataFrame:
     Args:
         channels: the number of channels of each layer, by name.
     """
+    # pandas is imported only where a table is made: most calls need none, and the import takes long.
     import pandas as pd
 
     rows = []
@@ -261,6 +263,7 @@ def running_statistics(model: nn.Module) -> Statistics:
     moments = {}
     eps = {}
     for name, layer in layers.items():
+        # In this order, because MPS has no float64.
         mean, var = read_buffers(layer).cpu().double()
         moments[name] = Moments(math.nan, mean, var)
         eps[name] = layer.eps

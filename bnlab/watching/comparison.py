@@ -81,7 +81,8 @@ class Comparison:
             # The interval is of exact minus running. If the sign is turned, its ends change places.
             ends = (estimate.low, estimate.high) if difference >= 0 else (-estimate.high, -estimate.low)
             interval = " [{}, {}]".format(*(_write(end, scores) for end in ends))
-        # A difference that is shown as 0 is called none, even if its value is not quite 0.
+        # A difference that is shown as 0 is called none, even if its value is not quite 0. Large numbers are
+        # written with commas, which `float` does not read.
         if float(size.replace(",", "")) == 0:
             return f"no difference{interval}"
 
@@ -129,6 +130,7 @@ def compare_metrics(running: Metrics, exact: Metrics | None, lower: bool | Colle
         values = {kind: metrics[metric][0] for kind, metrics in by_kind.items()}
         lengths = {len(each) for each in values.values()}
         if len(lengths) > 1:
+            # The evaluation under exact statistics is the first one; see `Watch.compare`.
             first, second = (len(values[kind]) for kind in ("exact", "running"))
             raise ValueError(
                 f"watch: evaluate returned {first:,} scores the first time and {second:,} the second; score the same "
@@ -155,10 +157,12 @@ def read_metrics(returned: Any) -> Metrics:
         raise TypeError(f"watch: evaluate returned None; {_ADVICE}")
     if isinstance(returned, tuple):  # a loss and an accuracy, rather than the scores of two images
         raise TypeError(f"watch: evaluate returned a tuple of {len(returned)}; {_ADVICE}")
-    if hasattr(returned, "shape") and len(returned.shape) > 1:  # of pixels or labels, which are no images of their own
+    # Scores [images, ...] of pixels or labels are averaged, because the interval is over images.
+    if hasattr(returned, "shape") and len(returned.shape) > 1:
         try:
             returned = average_by_image(torch.as_tensor(returned))
-        except (TypeError, ValueError, RuntimeError) as error:  # of a table, say
+        # A table of pandas has a shape, too, but makes no tensor.
+        except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"watch: evaluate returned a {type(returned).__name__}; {_ADVICE}") from error
     values = read_values(returned, "watch", must_be_finite=False, advice=_ADVICE)
     return {"score": (values.clone(), True)}  # the caller may fill the same array again

@@ -44,7 +44,9 @@ _OLDER_WEIGHTS = (
     "belong to older weights; watch the module that holds these parts too, or pass batches="
 )
 
-_KEEPERS: weakref.WeakSet[Keeper] = weakref.WeakSet()  # all that are not closed
+# All that are not closed. The hook of optimizers is never removed, and must not keep models and images alive
+# that nobody else needs.
+_KEEPERS: weakref.WeakSet[Keeper] = weakref.WeakSet()
 _HOOK: list[Any] = []  # the handle of the hook behind optimizers' steps, once there is one
 
 
@@ -163,7 +165,8 @@ class Keeper:
         self._handles: list[Any] = []
         for level, module in enumerate(self._modules):
             hook = RecordingCall(partial(self._see, level), _do_nothing)
-            # Before all others: these change the inputs of the copies again, when the module is called with them.
+            # This hook comes before all others. They may change the inputs, and would do so a second time
+            # when the module is called with the copies.
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         _KEEPERS.add(self)
         # One hook for all keepers, which is never removed: torch iterates over its hooks, and fails if one goes in the
@@ -238,8 +241,9 @@ class Keeper:
 
     def count_update(self, optimizer: Optimizer) -> None:
         """Count an update if it is of one of the model's parameters, and there was a training forward before it."""
-        # A step of an optimizer without a forward since the last one belongs to the same update, as that of a second
-        # optimizer does.
+        # A step of an optimizer without a forward since the last one belongs to the same update, as that of a
+        # second optimizer does. If no forward has been seen at all, the model is called past this watch, and
+        # that is found out below.
         if not self._has_forward and not self._has_eval_forward and self._level is not None:
             return
         updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -267,6 +271,7 @@ class Keeper:
         """Keep what a module is called with, if this is a training forward; the hook before it."""
         frozen = [layer for layer in self._layers if not layer.training]
         are_all_frozen = len(frozen) == len(self._layers)
+        # bnlab's own measurements do not train, and a redirected call has the arguments of another function.
         if count_loans() or _is_redirected(module):
             return
         if self._pauses:
@@ -277,7 +282,7 @@ class Keeper:
         # A validation without gradients trains nothing.
         if not torch.is_grad_enabled():
             return
-        # An inner module that is called by itself: its part of a checkpointed forward is run again.
+        # An inner module is called by itself, as where a checkpointed part of the forward is run again.
         if self._level is not None and level > self._level:
             return
         # If all batch norms are frozen, only the mode of the outermost module shows that it is trained.
@@ -285,6 +290,7 @@ class Keeper:
             # It may be a validation as well. Only updates that follow show that this was training.
             self._has_eval_forward = True
             return
+        # This is a training forward, so that calls in eval mode before it count as validations.
         self._has_eval_forward = False
         self._eval_updates = 0
 
@@ -296,7 +302,7 @@ class Keeper:
             return
         self._trains_norms = not are_all_frozen
 
-        # This module was not the outermost one so far. What is kept are arguments of the other one.
+        # This module contains the one that was the outermost so far, whose arguments are of no use to it.
         if level != self._level:
             self._level = level
             self._kept.clear()
@@ -309,6 +315,7 @@ class Keeper:
     def _take(self, batch: Batch) -> None:
         tensors = list(list_tensors(batch))
         self._has_forward = True
+        # Earlier refusals end here: this batch may be one that can be kept.
         self.refusal = None
         # A forward whose input is refused still counts, so that updates are numbered as without.
         if not tensors:

@@ -106,13 +106,14 @@ def watch(
 
     is_first_rank = group is None or torch.distributed.get_rank(group) == 0
     # Every process keeps batches of its own, and only the first one says how much memory they take.
+    # If `batches` are measured no images are kept, but updates, frozen layers and calls are still followed.
     keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
     return Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
 
 
 def require_image_count(images: Any, caller: str) -> None:
     """TypeError or ValueError unless it is a number of images to keep."""
-    # A loader in this place would write all of its images.
+    # Only a number is shown: a tensor, or a list of batches, would write out all of its images.
     found = f"images={images!r}" if isinstance(images, Number) else f"images is a {type(images).__name__}"
     advice = "pass how many training images are kept, at least 1"
     if isinstance(images, Iterable):
@@ -232,6 +233,7 @@ class Watch:
         """Write statistics for the block, and count the calls of the model in it."""
         # They have been measured before anything is written, so that a failure leaves the model as it was.
         written = write_statistics(self.model, statistics, for_block=True)
+        # Blocks may lie in one another: when an inner one ends, the outer one still has exact statistics.
         was_exact = self._is_exact
         self._is_exact = True
         try:
@@ -277,6 +279,8 @@ class Watch:
                 f"{_CALLER}: compare() in a block of exact(), where the model has no running averages to compare with; "
                 "call it outside of the block"
             )
+        # These two raise, where errors of `measure` are only reported: in such a model neither values nor
+        # modes could be read while `evaluate` runs.
         find_device(self.model, None, _CALLER)  # raises where the model has no values
         self._require_same_layers()
 
@@ -328,6 +332,7 @@ class Watch:
         - lost: how much worse it is under running averages, in the metric's unit.
         - learning_rate: if an optimizer was given.
         """
+        # Imported here, so that a training without a look at its history does not wait for pandas.
         import pandas as pd
 
         # A history without rows has no types, so that they are given here.
@@ -402,7 +407,7 @@ class Watch:
             if layer in self._keeper.frozen or (has_frozen_weight and is_trained):
                 frozen.append(name)
 
-        # Of all ranks: one without a batch so far has seen no mode.
+        # A layer is frozen if it is so on any rank, because a rank without a batch so far has seen no mode.
         frozen_somewhere = {name for of_rank in self._ranks.gather(frozen) for name in of_rank}
         names = [name for name in layers if name not in frozen_somewhere]
 
@@ -415,6 +420,7 @@ class Watch:
 
     def _require_kept(self) -> None:
         """Raise ValueError unless there are images, and all of them could be kept, on all ranks."""
+        # Each rank raises what any rank has to refuse: if one raised alone, the others would wait for it.
         refusals = [refusal for refusal in self._ranks.gather(self._keeper.find_refusal()) if refusal is not None]
         if refusals:
             raise ValueError(f"{_CALLER}: {refusals[0]}")
