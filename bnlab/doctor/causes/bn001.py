@@ -35,12 +35,16 @@ class NotHeld(Cause):
     )
 
     def look(self, case: Case) -> Signs | None:
+        # A variance that overflowed float16 is in low precision too. That it cannot be used comes first.
         spoiled = case.select(lambda name: has_bad_values(case.buffers[name]))
         if spoiled:
             return Signs.of(spoiled, _describe_spoiled(case, spoiled), "error")
         rounded = case.select(lambda name: torch.finfo(_find_type(case.layers[name])).bits < 32)
         if not rounded:
             return None
+
+        # Rounding swallows updates, of which none come in eval mode. Rounding finished averages costs next to
+        # nothing.
         worst = max((case.layers[name] for name in rounded), key=compute_stall)
         kind = str(_find_type(worst)).removeprefix("torch.")
         reported = f"{kind}: an average may stop {describe_number(100 * compute_stall(worst), 2)}% short of its goal"
@@ -69,4 +73,6 @@ def compute_stall(layer: BatchNorm) -> float:
     """Compute how far short of its goal a layer's average may stop for want of digits, relative to it; at most 1."""
     half_step = torch.finfo(_find_type(layer)).eps / 2
     momentum = get_momentum(layer)
+    # Momentum None gives batch t the weight 1/t, which falls below any rounding step, and momentum 0 moves
+    # nothing. Either may stop anywhere short of its goal.
     return min(1.0, half_step / momentum) if momentum else 1.0

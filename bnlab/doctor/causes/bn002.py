@@ -34,7 +34,9 @@ class NeverUpdated(Cause):
     severity = "warning"
 
     def look(self, case: Case) -> Signs | None:
+        # Where data reaches a layer, undoing decides: its exact statistics may really be near 0 and 1.
         unseen = [name for name in case.layers if name not in case.seen and _list_starts(case, name)]
+        # With updates counted, 0 and 1 may be right, as they are behind standardized images.
         layers = [name for name in unseen if not (case.is_initial(name) and case.count_updates(name))]
         return Signs.of(layers, self.describe(case, layers))
 
@@ -55,6 +57,7 @@ class NeverUpdated(Cause):
         averages = {}
         for name in case.fold:
             starts = _list_starts(case, name)
+            # If mean and variance are both at their start, the shared undo by exact statistics does the same.
             if len(starts) == 1 and case.clearly_differs(name):
                 filled = case.read_fold(name)
                 # The one of the two that holds no starting value stays as it is.
@@ -63,6 +66,7 @@ class NeverUpdated(Cause):
                 averages[name] = filled
         if averages:
             reported = self.describe(case, list(averages))
+            # One free number in each channel, because only one of the two rows comes from the images.
             degrees = sum(values.shape[1] for values in averages.values())
             apply = write_averages(case.layers, averages)
             yield Undo(reported, tuple(averages), degrees, apply, explains=case.measure_mended(averages))

@@ -14,6 +14,7 @@ from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
 from bnlab.model.layers import get_momentum
 
+# Averages are compared in float64 on the CPU, whatever torch's default device is.
 _START = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device="cpu")
 
 
@@ -42,11 +43,13 @@ class OnItsWay(Cause):
         weights = _list_weights(case)
         averages = {}
         for name, weight in weights.items():
+            # Averages of exactly 0 and 1 hold no batch: taking the start out would leave 0 and 1 again.
             if name in case.fold and not case.is_initial(name):
                 averages[name] = _take_out_start(case.buffers[name], weight)
         if any(case.clearly_differs(name) for name in averages):
             reported = self.describe(case, list(weights))
             apply = write_averages(case.layers, averages)
+            # 0 degrees: the weight follows from count and momentum alone, nothing is fitted to the images.
             yield Undo(reported, tuple(averages), 0, apply, explains=case.measure_mended(averages))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
@@ -65,10 +68,13 @@ class OnItsWay(Cause):
         return f"{updates} of momentum {get_momentum(case.layers[worst]):g}: {way:.2g}% of the way"
 
     def look(self, case: Case) -> Signs | None:
+        # With data, undoing decides. Count and momentum are believed
+        # by themselves only where nothing is measured.
         if case.has_data:
             return None
         weights = _list_weights(case)
         # A variance is no smaller than what the start leaves of its 1, up to rounding.
+        # Layers of the same count and momentum have the same weight, so one of them refutes the count of all.
         refuted = {weight for name, weight in weights.items() if case.buffers[name][1].min() < START_ROUNDED * weight}
         believed = {name: weight for name, weight in weights.items() if weight not in refuted}
         layers = [name for name, weight in believed.items() if weight > START_SHOWS]
@@ -83,5 +89,7 @@ def _list_weights(case: Case) -> dict[str, float]:
 
 def _take_out_start(buffers: Tensor, weight: float) -> Tensor:
     """Take the start out of averages [2, C]: what they are on the way to."""
+    # The weight is 1 to the last bit where momentum is tiny. If the count is too low, more than the start is
+    # taken out, which can make a variance negative.
     mean, var = (buffers - weight * _START) / max(1 - weight, 1e-12)
     return torch.stack((mean, var.clamp(min=0)))

@@ -38,6 +38,7 @@ class OddMomentum(Cause):
         return case.select(lambda name: _is_zero(case, name))
 
     def look(self, case: Case) -> Signs | None:
+        # With data, undoing shows what the averages cost, so that the setting by itself is only a note.
         layers = case.select(lambda name: _is_reversed(case, name))
         if case.has_data:
             return Signs.of(layers, self.describe(case, layers), "note")
@@ -45,6 +46,8 @@ class OddMomentum(Cause):
         return Signs.of(both, self.describe(case, both))
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        # A large momentum leaves averages that are right except for the noise of few batches: exact ones have
+        # to explain them up to that noise. Momentum 0 is a trace instead (`list_layers`).
         reversed_ones = [name for name in layers if name in case.layers and _is_reversed(case, name)]
         explained = case.explain(case.read_exact(reversed_ones), layers, with_noise=True)
         return {"averages": explained, "traces": self.measure_traces(case, layers)}
@@ -68,10 +71,12 @@ class OddMomentum(Cause):
 
 def _is_reversed(case: Case, name: str) -> bool:
     layer = case.layers[name]
+    # Layers that average in another way do not go by their momentum, whatever it says.
     return not isinstance(layer, AveragesByItself) and (get_momentum(layer) or 0) > MOMENTUM_IS_LARGE
 
 
 def _is_zero(case: Case, name: str) -> bool:
     layer = case.layers[name]
     is_set = get_momentum(layer) == 0 and not isinstance(layer, AveragesByItself)
+    # Without counted updates the momentum has kept nothing back, and frozen layers are given 0 on purpose.
     return is_set and bool(case.count_updates(name)) and not case.has_fixed_weight(name)

@@ -12,6 +12,8 @@ from bnlab.doctor.thresholds import SAME_BATCH
 from bnlab.model.layers import match_names
 from bnlab.recording.trace import LayerTrace
 
+# Of the distance between steps. Checkpointing repeats a call up to rounding; the same images at other
+# weights, as in sharpness-aware training, differ by 1% and more.
 _ROUNDING = 1e-3
 _TINY = 1e-12
 
@@ -43,8 +45,11 @@ class SeveralUpdates(Cause):
         several = {name: entries for name, entries in recorded.items() if len(entries) > len(set(entries.steps))}
         if not several:
             return None
+
         calls = max(len(entries) / len(set(entries.steps)) for entries in several.values())
         reported = f"{calls:.3g} updates a step"
+
+        # Several calls are a mistake only if they average the same batch. Different batches all count.
         distances = [_compare_calls(entries) for entries in several.values()]
         near = [distance for distance in distances if distance < SAME_BATCH]
         if 2 * len(near) < len(several):
@@ -58,12 +63,16 @@ def _compare_calls(entries: LayerTrace) -> float:
     """Compare the calls of a step with each other, over what those of one step differ from the next; the middle one."""
     steps = torch.tensor(entries.steps, device="cpu")
     moments = entries.moments.double().cpu()
+    # Means are compared in σ and variances as ratios, so that all channels count
+    # alike. The clamp keeps dead channels from dividing by 0.
     variance = moments[:, 1].mean(0).clamp(min=_TINY)
     scale = torch.stack((variance.sqrt(), variance))
 
     distance = (moments.diff(dim=0) / scale).square().flatten(1).mean(1).sqrt()
     is_within = steps.diff() == 0
+    # A single step has no next one to compare with; infinity leaves it at a note.
     if not is_within.any() or is_within.all():
         return math.inf
     between = distance[~is_within].median()
+    # The distance between steps is 0 where the same batch comes again at the same weights.
     return float(distance[is_within].median() / between.clamp(min=_TINY))

@@ -44,12 +44,15 @@ class MovedAlone(Cause):
         training = [name for name in frozen if case.layers[name].training]
         layers = case.select(lambda name: name in updated or name in training)
 
+        # Frozen layers in train mode go on moving, whatever that has cost so far. What has moved already is a
+        # warning only while nothing can be measured: with data, undoing shows its cost.
         costs_are_unknown = not case.has_data and _is_untrained(case)
         severity: Severity = "warning" if training or costs_are_unknown else "note"
         return Signs.of(layers, self.describe(case, layers), severity)
 
     def propose(self, case: Case) -> Iterator[Undo]:
         layers = _list_updated(case) if _is_untrained(case) else []
+        # Earlier buffers belong to earlier weights, and are put back only where these have stayed.
         if case.history is not None and layers:
             earlier = {name: case.history.layers[name].buffers for name in layers}
             yield Undo(self.describe(case, layers), tuple(layers), 0, write_averages(case.layers, earlier))
@@ -57,9 +60,12 @@ class MovedAlone(Cause):
     def list_layers(self, case: Case) -> Sequence[str]:
         if _is_untrained(case):
             return _list_updated(case)
+        # Frozen layers behind trained ones do not count: their inputs have moved with the weights, so that
+        # their averages may be off without any forward in train mode.
         leading = takewhile(lambda parameter: not parameter.requires_grad, case.model.parameters())
         settled = {id(parameter) for parameter in leading}  # by identity, because `==` compares their elements
         changes = {} if case.history is None else case.history.layers
+        # Buffers that still equal the earlier ones, bit for bit, have not been moved.
         stayed = [name for name, change in changes.items() if change.is_same]
 
         def may_have_moved(name: str) -> bool:

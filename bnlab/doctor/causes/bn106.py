@@ -42,6 +42,8 @@ class WeightsMovedAlone(Cause):
     needs = ("changes",)
 
     def list_layers(self, case: Case) -> Sequence[str]:
+        # A recalibration writes buffers without a count as well. Only data shows that they are off, so that
+        # without data such layers are no finding.
         written = _list_written(case) if case.has_data else []
         return written or _list_without_update(case, lambda change: change.is_same and not change.updates)
 
@@ -50,6 +52,7 @@ class WeightsMovedAlone(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         history = case.history
+        # Without a trace in these layers, collapsed variances are what speaks for the cause.
         if history is None or not {*self.list_layers(case)} & {*layers}:
             shallow, deep = _compare_depths(case)
             return f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"
@@ -60,6 +63,7 @@ class WeightsMovedAlone(Cause):
 
 def _list_written(case: Case) -> list[str]:
     """List the layers whose buffers were written without an update, as by an average of networks."""
+    # Not `not change.updates`: where it is None, nobody knows whether updates have written the buffers.
     return _list_without_update(case, lambda change: not change.is_same and change.updates == 0)
 
 
@@ -69,13 +73,16 @@ def _list_without_update(case: Case, shows: Callable[[LayerChange], bool]) -> li
     if history is None or (history.distance < WEIGHTS_MOVED and not history.added):
         return []
     changes = history.layers
+    # Averages of 0 and 1 have followed no weights at all, neither earlier nor later ones.
     named = case.select(lambda name: name in changes and shows(changes[name]) and not case.is_initial(name))
+    # A frozen layer keeps its averages on purpose, except under adapters, which freeze the whole base.
     may_be_frozen = bool(history.added)  # as under adapters
     return [name for name in named if may_be_frozen or not case.has_fixed_weight(name)]
 
 
 def _has_collapsed(case: Case) -> bool:
     shallow, deep = _compare_depths(case)
+    # A collapse grows with depth. Variances above the running ones in the first layers mean other images.
     return deep < COLLAPSED and shallow < NOT_COLLAPSED and deep < COLLAPSE_FALLS * shallow
 
 
@@ -85,6 +92,7 @@ def _compare_depths(case: Case) -> tuple[float, float]:
     middle = [float(case.log_ratios(name, case.reference).median()) for name in names]
     # The logarithm is that of the running variance over the exact one, which is turned round here.
     ratios = [math.exp(-value) for value in middle]
+    # A single layer is first and last third at once.
     if len(ratios) < 2:
         return math.nan, math.nan
     third = math.ceil(len(ratios) / 3)

@@ -41,6 +41,8 @@ class OtherWeights(Cause):
 
     def propose(self, case: Case) -> Iterator[Undo]:
         names = [name for name in case.fold if name in case.layers]
+        # Gaps that are small in each layer may add up: where scores suffer, no single layer has to differ
+        # clearly.
         if not case.is_costly and not any(case.clearly_differs(name) for name in names):
             return
         # By all images rather than the fold, because both halves have to propose the same sets of layers.
@@ -48,6 +50,7 @@ class OtherWeights(Cause):
         count = 1
         # The last set has all layers, also where their number is no power of two.
         while count < 2 * len(names):
+            # In order of depth again, as `Undo.layers` asks.
             layers = [name for name in names if name in by_gap[:count]]
             averages = {name: case.read_fold(name) for name in layers}
             degrees = sum(values.numel() for values in averages.values())
@@ -56,6 +59,8 @@ class OtherWeights(Cause):
             count *= 2
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        # It accounts for whatever is left. This ground ranks so low that every cause which explains more than
+        # half of the gap comes first.
         return {"remainder": 1.0}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:

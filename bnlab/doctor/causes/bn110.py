@@ -28,6 +28,7 @@ class SmallLastBatch(Cause):
     needs = ("sizes",)
 
     def look(self, case: Case) -> Signs | None:
+        # Training batches may have been given without it being known which of them is the last of an epoch.
         last, full = case.training_sizes or (0, 0)
         if not 0 < last <= SMALL_LAST_BATCH * full:
             return None

@@ -43,6 +43,7 @@ class NoImages(Cause):
 
     def propose(self, case: Case) -> Iterator[Undo]:
         mixture = _find_mixture(case)
+        # With hardly anything of the images left, exact statistics are the undo (`undone_by`).
         if mixture is None or mixture.weight > 1 - _LEAST_LEFT:
             return
         filled = case.fills[mixture.what]
@@ -96,10 +97,14 @@ def _fit_mixture(case: Case, what: str, filled: Mapping[str, Tensor]) -> _Mixtur
     gaps = []
     directions = []
     for name, goal in exact.items():
+        # In σ, and relative to the variance, all layers and channels count alike in the one fit.
         var = goal[1] + case.layers[name].eps
         scale = torch.stack((var.sqrt(), var))
         gaps.append(((case.buffers[name] - goal) / scale).flatten())
         directions.append(((filled[name] - goal) / scale).flatten())
+
+    # The weight is how far along the averages lie on the way from the images' statistics to the fill's.
+    # Beyond either end there is no mixture.
     gap = torch.cat(gaps)
     direction = torch.cat(directions)
     weight = float(gap @ direction / direction.square().sum())
@@ -117,7 +122,9 @@ def _describe(case: Case, mixture: _Mixture) -> str:
     reported = f"{describe_number(100 * mixture.weight, 2)}% of the averages are those of {mixture.what}"
     layer = case.layers[case.first]
     momentum = get_momentum(layer)
+    # Forwards can be counted only if each of them has the same share m of what it finds, with 0 < m < 1.
     if isinstance(layer, AveragesByItself) or not momentum or momentum >= 1 or mixture.weight == 1:
         return reported
+    # The share w = 1 − (1 − m)^k, solved for the number k of forwards.
     forwards = max(1, round(math.log1p(-mixture.weight) / math.log1p(-momentum)))
     return f"{reported}, as {count_things(forwards, 'forward')} in train mode would leave them"

@@ -27,6 +27,7 @@ class AverageNoise(Cause):
     needs = ("data",)
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        # A reversed momentum and batches of a few values leave noise as well, but are causes of their own.
         ordinary = [name for name in layers if _is_ordinary(case, name)]
         return {"noise": case.explain(case.read_exact(ordinary), layers, with_noise=True)}
 

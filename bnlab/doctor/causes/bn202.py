@@ -61,6 +61,7 @@ def _compare_batches(view: LayerView | None) -> list[tuple[float, str]]:
     Returns:
         For each that differs by more than shuffled batches do: how many times as much, and the same in words.
     """
+    # The view counts each call as a batch, so that calls that differ would look like batches that differ.
     if view is None or len(view.calls) > 1 or view.image_means.count < 2:
         return []
     found = []
@@ -79,7 +80,9 @@ def _compare_batches(view: LayerView | None) -> list[tuple[float, str]]:
 
 def _compare(batches: Scatter, images: Scatter, scale: Tensor) -> tuple[float, float]:
     """Compare the variance [C] of batches with what that of images lets expect, and with a scale [C]."""
+    # Images over batches is the size of a batch, by which the variance of a mean over it is smaller.
     expected = images.var * batches.count / images.count
+    # A dead channel gives 0/0, and is left out of the mean.
     ratio = (batches.var / expected).nanmean()
     share = (batches.var / scale).nanmean()
     return float(ratio), float(share)

@@ -47,6 +47,7 @@ class SmallBatches(Cause):
             yield Undo(EACH_BATCH, tuple(layers), math.inf, normalize_each_batch(layers), EACH_BATCH)
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        # Averages of so few values are noisy besides.
         explained = case.explain(self.predict(case), layers, with_noise=True)
         return {"averages": explained, "batches": float(case.is_batch_better)}
 
@@ -54,6 +55,7 @@ class SmallBatches(Cause):
         averages = {}
         for name in case.seen:
             view = case.find_view(name)
+            # A single value in a channel has no variance, and n − 1 would be 0.
             if view is not None and 1 < view.values <= FEW_VALUES:
                 # The variance of all values is that within batches plus that between their means, both without a
                 # correction for their number.
@@ -65,6 +67,7 @@ class SmallBatches(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         if case.is_batch_better:
+            # Not `find_view`: it is these images, not the training batches, that score better by batches.
             view = case.view
             images = count_things(round(view.batch_size), "image")
             return f"{view.batches} batches of {images}, no more unlike than shuffled ones"

@@ -50,6 +50,7 @@ class SeveralPopulations(Cause):
         views = case.view.layers
         calls = {name: views[name].calls for name in case.fold if name in views}
         several = {name: moments for name, moments in calls.items() if len(moments) > 1}
+        # A mean and a variance in each channel, for each call.
         degrees = sum(2 * count_channels(case.layers[name]) * len(moments) for name, moments in several.items())
         reported = "the statistics of each call by itself"
         yield Undo(reported, tuple(several), degrees, write_each_call(case.layers, several))
@@ -68,6 +69,7 @@ class SeveralPopulations(Cause):
         unlike: dict[str, tuple[float, str]] = {}
         for name in several:
             are_unlike, share, reported = _compare_calls(views[name])
+            # Where each batch's statistics beat all averages, several calls are reason enough by themselves.
             if are_unlike or case.is_batch_better:
                 unlike[name] = share, reported
         if not unlike:
@@ -105,10 +107,13 @@ def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
     pooled = view.pooled
     share = measure_share(view.calls)
 
+    # The median over channels leaves out dead ones, whose ratio is 0/0.
     variances = torch.stack([call.var for call in view.calls])
     ratio = variances.amax(0) / variances.amin(0)
     log_ratio = float(ratio.log().nanmedian())
 
+    # The mean of n images varies by 1/n of the variance between images. With few images, or images that
+    # differ much, calls of one population differ by more than the fixed lines.
     images = view.image_means.count / number
     by_chance = float((view.image_means.var / pooled.var).nanmean()) / images
     most_share = max(CALLS_SHARE, CALLS_SHARE_CHANCE * by_chance)

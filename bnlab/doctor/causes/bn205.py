@@ -38,6 +38,8 @@ class CountedInTraining(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         plain = case.plain
+        # Without `inputs=`, padding explains 0 of the gap, and that is more than dropout explains where its
+        # prediction is worse than none.
         if plain is not None and _is_padded(case):
             first = case.first
             without = case.measure_distance(first, case.exact)

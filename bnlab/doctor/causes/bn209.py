@@ -45,6 +45,7 @@ class OtherInput(Cause):
 
     def propose(self, case: Case) -> Iterator[Undo]:
         first = FirstLayer(case)
+        # The response is asked for last, because it alone runs the model.
         response = None if case.fits_first or _are_as_in_training(case, first.name) else first.response
         if response is None:
             return
@@ -74,12 +75,15 @@ def _are_as_in_training(case: Case, first: str) -> bool:
 
 def _fit(case: Case, first: FirstLayer, response: Response) -> Iterator[tuple[float, Tensor]]:
     """Fit a scale, of either sign, and a shift for all channels or one for each, to the first layer's averages."""
+    # All colours shifted by the same: one free number, in place of one for each colour.
     common = response.slopes.sum(0, keepdim=True)
     slopes = [common, response.slopes] if response.colours > 1 else [common]
+    # Variances give a² and leave the sign of a open, so that both are tried.
     for sign in (1.0, -1.0):
         for of_shift in slopes:
             scale = sign
             shift = torch.zeros(len(of_shift), dtype=torch.float64, device="cpu")
+            # One pass over the images as they are serves both signs and all shifts in the first round.
             moments = _multiply(first.as_is, sign, response.at_zero)
             # The borders of padded images do not follow a shift, so that what is left is fitted again.
             for number in range(_ROUNDS):
@@ -88,8 +92,11 @@ def _fit(case: Case, first: FirstLayer, response: Response) -> Iterator[tuple[fl
                 left = _fit_once(case, first.name, moments, response.at_zero, of_shift)
                 if left is None:
                     return
+                # Undone so far, the images are left[0]·x + left[1]. As they were given, they are therefore
+                # scale·(left[0]·x + left[1]) + shift.
                 shift = shift + scale * left[1]
                 scale = scale * left[0]
+            # A fit near 1·x + 0 says that nothing was done to the images; a change of sign always counts.
             is_shown = max(abs(math.log(abs(scale))), float(shift.abs().max()) / abs(scale)) > SCALE_SHOWS
             if is_shown or scale < 0:
                 yield scale, shift
@@ -113,10 +120,13 @@ def _fit_once(
     eps = case.layers[first].eps
     if moments is None or not running_mean.isfinite().all():
         return None
+    # Dead channels have no ratio of variances.
     varies = (running_var > eps) & (moments.var > eps)
     if int(varies.sum()) < 2:
         return None
+    # The median, so that a few channels which are off for another reason do not decide.
     scale = math.exp(0.5 * float((moments.var[varies] / running_var[varies]).log().median()))
+    # A scale stretches means away from where they are on images that are 0. The shifts explain the rest.
     left = moments.mean - at_zero - scale * (running_mean - at_zero)
     # Each channel counts in units of its own σ.
     weights = (running_var.clamp(min=0) + eps).rsqrt()

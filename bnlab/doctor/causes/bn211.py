@@ -33,6 +33,8 @@ class UnsteadyPredictions(Cause):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
+        # Random numbers come first: they make the comparisons below differ too.
+        # NaN, where outputs cannot be compared, is no finding.
         if case.twice > PREDICTIONS_DIFFER:
             return Signs.of([""], f"two runs of the same batch differ by {case.twice:.2g} of the outputs' spread")
         check = case.exact.check
@@ -41,6 +43,7 @@ class UnsteadyPredictions(Cause):
             if math.isinf(check.off):
                 reported = "calls in another order, or values that cannot be compared"
             return Signs.of([check.layer], f"an evaluation gives {check.layer!r} {reported}", "error")
+        # Norms that have no averages, or do not read them, depend on the batch: BN402 and BN304 name these.
         is_explained = bool(case.without or case.unread)
         if case.alone > PREDICTIONS_DIFFER and not is_explained:
             return Signs.of([""], f"images alone and in a batch differ by {case.alone:.2g} of the outputs' spread")

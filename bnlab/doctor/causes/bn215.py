@@ -29,7 +29,9 @@ class Multiplied(Cause):
 
     def propose(self, case: Case) -> Iterator[Undo]:
         names = [name for name in case.fold if name in case.layers]
+        # The factor comes from variances alone. Whether means share it shows once both are divided.
         log_factor = median(float(case.log_ratios(name, case.fold).nanmedian()) for name in names)
+        # Images of another scale change the first layer's averages too, but no others: it takes two layers.
         if not math.isfinite(log_factor) or abs(log_factor) < FACTOR_SHOWS or len(names) < 2:
             return
         factor = math.exp(log_factor)

@@ -31,6 +31,7 @@ class FoldedTwice(Cause):
     needs = ("data",)
 
     def propose(self, case: Case) -> Iterator[Undo]:
+        # Where averages fit, the layer is still given what it was given in training, and was not folded.
         off = [name for name in case.fold if case.clearly_differs(name)]
         folded = [name for name in off if _is_folded(case, name)]
         if folded:
@@ -46,6 +47,7 @@ def _is_folded(case: Case, name: str) -> bool:
     given_bias = get_bias(layer)
     if given_weight is None or given_bias is None:
         return False
+    # A weight's sign does not show in a standard deviation.
     weight = given_weight.detach().abs().cpu().double()
     bias = given_bias.detach().cpu().double()
 

@@ -42,7 +42,9 @@ class UnusedWeights(Cause):
         fitting = list(takewhile(lambda name: not case.clearly_differs(name), names))
         if not 0 < len(fitting) < len(names):
             return
+        # Setting weights to 1 that are 1 already would undo nothing.
         scaled = [name for name, weight in weights.items() if not bool((weight == 1).all())]
+        # What differs from training lies between the last layer that fits and the first one that does not.
         if fitting[-1] in scaled:
             yield _set_to_one(case, fitting[-1:], "one")
         if len(scaled) > 1:

@@ -31,6 +31,7 @@ class OtherForward(Cause):
     needs = ("data",)
 
     def propose(self, case: Case) -> Iterator[Undo]:
+        # Where an activation, say, is built in behind the formula, an ordinary batch norm would drop it.
         replaced = {*case.unread, *(name for name, deviation in case.deviations.items() if deviation.is_affine)}
         layers = [name for name in case.fold if name in replaced]
         if layers:
@@ -42,6 +43,7 @@ class OtherForward(Cause):
         layers = [name for name in case.seen if name in case.unread]
         if layers:
             return Signs.of(layers, _describe(case, layers))
+        # Training may have used this formula too, so that only the undo can show that it costs something.
         layers = [name for name in case.seen if name in case.deviations]
         return Signs.of(layers, _describe(case, layers), "note")
 

@@ -47,6 +47,7 @@ class WentWrongSince(Cause):
             write_parameters(model, stack)
             write_buffers(model, stack)
 
+        # With so many degrees, any smaller undo that brings back as much is preferred to going back.
         degrees = sum(parameter.numel() for parameter in parameters.values())
         reported = f"with the weights and averages of before=, of which {len(history.moved):,} tensors have moved"
         undo = Undo(reported, tuple(case.layers), degrees, apply)
@@ -59,6 +60,7 @@ def _is_another(case: Case, history: Changes) -> bool:
 
     Pruned, rounded or averaged weights stay nearer to what they were than 0 is, and are not gone back from.
     """
+    # If parameters or layers were missing in it, the model would become a mixture of both networks.
     is_known = not history.added and len(history.layers) == len(case.layers)
     are_updated = any((change.updates or 0) > 0 for change in history.layers.values())
     are_others = history.distance > ANOTHER_NETWORK or case.is_unloaded

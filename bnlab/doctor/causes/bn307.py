@@ -34,6 +34,7 @@ class OtherEps(Cause):
         if case.eps_before:
             others["before="] = case.eps_before
         for words, values in others.items():
+            # Each undo costs a pass over the images. An eps that changes nothing visibly is not worth one.
             changed = {name: eps for name, eps in values.items() if name in case.fold and _shows(case, name, eps)}
             if changed:
                 yield Undo(f"an eps of {words}", tuple(changed), 0, _Write(case, changed), name=words)

@@ -23,6 +23,7 @@ from bnlab.doctor.words import count_things
 from bnlab.model.layers import get_bias, get_weight, strip_wrappers
 
 _QUANTILES = 201  # of a normal distribution, over which an activation is averaged
+# What these put out in a channel depends on the other channels too, and cannot be computed for it alone.
 _ACROSS_CHANNELS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -122,6 +123,7 @@ def _list_removals(case: Case) -> Iterator[_Removal]:
     for name, rows in kept.items():
         if rows is None:
             continue
+        # The order in which the model lists its modules stands for that in which data passes them.
         behind = names[names.index(name) + 1 :]
         place = next((other for other in behind if hasattr(modules[other], "weight")), None)
         if place is None or not _is_plain(modules[place]):
@@ -129,9 +131,11 @@ def _list_removals(case: Case) -> Iterator[_Removal]:
         between = [modules[other] for other in behind[: behind.index(place)]]
         if any(isinstance(module, _ACROSS_CHANNELS) for module in between):
             continue
+        # Outputs of that module may have been removed too. The next batch norm shows which of them are left.
         follower = next((other for other in behind[behind.index(place) :] if other in case.layers), None)
         rows_behind = None if follower is None else kept[follower]
         parts = _take_columns(then, name, place, rows, rows_behind)
+        # Without a next batch norm, rows that were removed cannot be found, and their numbers differ.
         if parts is not None and parts[0].shape[0] == len(modules[place].weight):  # type: ignore[arg-type]
             columns, is_removed = parts
             carried = _average_activation(then, name, between)[is_removed]
@@ -156,6 +160,7 @@ def _find_kept(case: Case, name: str, then: Mapping[str, Tensor]) -> Tensor | No
         return None
     now = torch.stack((weight_now.detach(), bias_now.detach())).cpu()
     before = torch.stack((weight, bias)).cpu()
+    # Bit for bit: removing channels copies the values of those that stay.
     is_same = (now[:, :, None] == before[:, None]).all(0)
     if not bool((is_same.sum(1) == 1).all()):  # also where two channels were alike
         return None
@@ -191,6 +196,7 @@ def _average_activation(then: Mapping[str, Tensor], name: str, between: Sequence
     bias = then[name_tensor(strip_wrappers(name), "bias")].double().cpu()
     normal = NormalDist()
     levels = [normal.inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
+    # In steps of equal probability, so that their plain mean is the mean over the distribution.
     quantiles = torch.tensor(levels, device="cpu").double()
     values = bias + weight * quantiles[:, None]
     activations = [module for module in between if hasattr(activation, type(module).__name__)]

@@ -32,6 +32,7 @@ class NormalizesByBatch(Cause):
             reported = f"{len(training)} of {len(case.layers)} in train mode, in a model in eval mode"
             return Signs.of(training, reported, "warning")
 
+        # A new network is in train mode because it is still to be trained.
         trained = [name for name in training if not case.is_initial(name)]
         if trained and case.has_data and _depends_on_batch(case):
             reported = (

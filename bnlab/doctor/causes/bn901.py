@@ -30,8 +30,10 @@ class NotCovered(Cause):
             reported.append(f"{len(case.uncovered)} of another class than torch's")
         if unseen:
             reported.append(f"{len(unseen)} reached by no batch")
+        # Where no norm can be measured, those that are stored are the layers, and other causes look at them.
         if not case.is_measurable:
             return None
+        # Calls of `F.batch_norm` belong to no layer, so that the model itself, "", is named.
         names = [*case.uncovered, *unseen, *([""] if outside else [])]
         spoiled = _describe_spoiled(case)
         if spoiled:

@@ -94,6 +94,7 @@ def momentum_reversed(healthy: Healthy) -> Specimen:
 
 
 def momentum_of_0(healthy: Healthy) -> Specimen:
+    # Averages do not influence training. The old ones, put back, are what momentum 0 would have left.
     model, _ = train_on_and_average(healthy)
     unspoiled = measure_accuracy(model, healthy.batches)
     for (mean, var), (old_mean, old_var) in zip(list_averages(model), list_averages(healthy.model), strict=True):
@@ -120,6 +121,7 @@ def train_on_and_average(healthy: Healthy) -> tuple[Any, Any]:
         )
         return History(before=model.state_dict())
 
+    # The file's network is the average of the weights; the one that was trained is kept as its history.
     history = NETWORKS.recall("weights averaged", averaged.module, train_both)
     model.load_state_dict(history.before)
     return model.eval(), averaged.module
@@ -127,10 +129,12 @@ def train_on_and_average(healthy: Healthy) -> tuple[Any, Any]:
 
 def averages_in_bfloat16(healthy: Healthy) -> Specimen:
     network = healthy.copy_model().bfloat16()
+    # Only the network is cast. The doctor's images and the outputs stay in float32.
     return healthy.show(Wrapped(network, lambda network, images: network(images.bfloat16()).float()))
 
 
 def updated_twice_a_step(healthy: Healthy) -> Specimen:
+    # Checkpointing runs the forward again in the backward pass, and each run updates the averages.
     model = Wrapped(healthy.copy_model(), lambda network, images: checkpoint(network, images, use_reentrant=False))
 
     def train_and_record() -> History:
@@ -178,8 +182,10 @@ def average_of_weights_without_buffers(healthy: Healthy) -> Specimen:
 
 def moved_while_frozen(healthy: Healthy) -> Specimen:
     model = healthy.copy_model().requires_grad_(False)
+    # The doctor takes layers for frozen only where other parameters still take a gradient.
     _, head = find_last(model, nn.Linear)
     head.requires_grad_(True)
+    # `draw_patterns` gives the first tint to the lower half of the labels.
     is_warm = healthy.labels < CLASSES // 2
     average(model, split(healthy.images[is_warm], healthy.labels[is_warm]))
     return healthy.show(model, before=healthy.model)
@@ -187,6 +193,7 @@ def moved_while_frozen(healthy: Healthy) -> Specimen:
 
 def summary_in_train_mode(healthy: Healthy, times: float) -> Specimen:
     model = healthy.copy_model()
+    # Two images a forward. Labels are not read: `split` wants as many of them as there are images.
     labels = healthy.labels[: 2 * int(times)]
     noise = torch.randn(len(labels), *healthy.images.shape[1:], generator=torch.Generator().manual_seed(0))
     average(model, split(noise, labels, 2))
@@ -194,6 +201,7 @@ def summary_in_train_mode(healthy: Healthy, times: float) -> Specimen:
 
 
 def sum_in_float16(mean: Tensor, var: Tensor) -> None:
+    # So many squares overflow float16 where their mean is 1 or more, and so many values where theirs is.
     values = 2**16  # that are added in each channel
     mean_square = (values * (var + mean.square())).half().float() / values
     mean.copy_((values * mean).half().float() / values)
@@ -214,6 +222,7 @@ def stopped_in_the_middle(healthy: Healthy) -> Specimen:
 
 def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
+    # `F.dropout` drops unless it is given training=self.training.
     name, head = find_last(model, nn.Linear)
     model.set_submodule(name, Wrapped(head, lambda head, features: head(F.dropout(features))))
     return healthy.show(model)
@@ -240,6 +249,7 @@ def a_norm_of_its_own(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
     name, norm = find_last(model, nn.BatchNorm2d)
     model.set_submodule(name, OtherNorm(norm))
+    # bnlab cannot measure this norm. Only a score that falls short of what is expected shows the fault.
     return healthy.show(model, expected=0.95)
 
 
@@ -255,6 +265,7 @@ class DividesOnly(nn.BatchNorm2d):
 def mean_left_out(healthy: Healthy, layers: float) -> Specimen:
     model = healthy.copy_model()
     for norm in list_norms(model)[: int(layers)]:
+        # Another class, and not another module, so that name, weights and buffers stay as they are.
         norm.__class__ = DividesOnly
     return healthy.show(model)
 
@@ -274,6 +285,7 @@ def two_domains_through_one_layer(healthy: Healthy) -> Specimen:
         return torch.stack([images, 0.25 + 0.25 * images], dim=1)
 
     network = healthy.copy_model()
+    # The same network twice: its norms are called once for each domain, and average both.
     model = Wrapped(nn.ModuleList([network, network]), call_twice)
     average(model, split(add_fog(healthy.images), healthy.labels))
     batches = [(images, torch.stack([labels, labels], dim=1)) for images, labels in healthy.change_batches(add_fog)]
@@ -290,6 +302,7 @@ def padding_counted(healthy: Healthy) -> Specimen:
 
     model = Wrapped(healthy.copy_model(), call_padded)
     batches = healthy.change_batches(pad)
+    # On the padded images, so that only the averages can make a difference.
     unspoiled = measure_accuracy(model.eval(), batches)
     average(model, split(pad(healthy.images), healthy.labels))
     return Specimen(model, batches, unspoiled, {"inputs": {nn.BatchNorm2d: list_inside}})
@@ -297,10 +310,12 @@ def padding_counted(healthy: Healthy) -> Specimen:
 
 def call_padded(network: Any, values: Tensor) -> Tensor:
     """Classify images [B, C, H, W] whose padding is 0 in all channels; padding stays 0 behind each layer."""
+    # Pooling and flattening are left out: the mean below takes their place, without padding.
     *blocks, _, _, head = network
     inside = (values != 0).any(1, keepdim=True)
     for layer in blocks:
         values = layer(values)
+        # A convolution of stride 2 leaves every second position.
         step = inside.shape[-1] // values.shape[-1]
         inside = inside[:, :, ::step, ::step]
         values = values * inside
@@ -385,9 +400,11 @@ def eps_of_another_framework(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
     mean, var = list_averages(model)[0]
     norm = list_norms(model)[0]
+    # The buffers change in place below, so that σ has to be computed before.
     sigma = (var + norm.eps).sqrt()
     mean.div_(500)
     var.div_(500**2)
+    # The gallery's convolutions have no bias, but tests break networks of other kinds as well.
     bias = next(module for module in model.modules() if isinstance(module, nn.Conv2d)).bias
     if bias is not None:
         bias.data.div_(500)
@@ -402,6 +419,7 @@ def channels_removed(healthy: Healthy, channels: float) -> Specimen:
     norm = model.norm3
     chosen = norm.weight.abs().argsort()[: int(channels)]
     norm.weight[chosen] = 0
+    # With a weight of 0, a channel is its bias, which passes the ReLU only above 0.
     norm.bias[chosen] = norm.bias[chosen].abs() + 1
     average(model, healthy.training_batches)  # so that those behind it count on that
     unspoiled = measure_accuracy(model, healthy.batches)
@@ -424,6 +442,7 @@ def weights_not_loaded(healthy: Healthy) -> Specimen:
         for module in model.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+    # After the weights, because `reset_parameters` of a batch norm resets its buffers as well.
     model.load_state_dict(dict(healthy.model.named_buffers()), strict=False)
     return healthy.show(model)
 

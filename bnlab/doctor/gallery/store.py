@@ -61,6 +61,7 @@ class Networks:
                 raise FileNotFoundError(f"{path}: no such network; in a clone, `make networks` trains it")
             _write(path, beside, model, train() or History())
 
+        # Read back even right after the training, so that what is shown is always what the file holds.
         tensors, _ = load_tensors(path, _FORMAT)
         model.load_state_dict(_select(tensors, "after/"))
         model.eval()

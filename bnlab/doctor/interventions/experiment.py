@@ -163,6 +163,7 @@ class UndoExperiment:
         the likelihood of the labels falls with them, though the score rises by points.
         """
         best = self.best
+        # Likelihoods rank where the best of them surely gains: few images show more in them than in scores.
         if best is None or not self.has_labels or self.measure_gain(best).low > 0:
             return self
         gains = [trial.judged.scores - self.as_is.scores for trial in self.trials]
@@ -214,6 +215,7 @@ class UndoExperiment:
         tried = [trial for trial in self.trials if trial.undo.shared == EXACT]
         if best is None or not tried:
             return None
+        # Exact statistics were tried in several sets of layers, and the best set speaks for them.
         exact = max(tried, key=lambda trial: float(self.read(trial.judged).mean()))
         shortfall = estimate_mean(self.read(best.judged) - self.read(exact.judged), tests=len(self.trials))
         return shortfall.low, LEFT_BY_SMALLER * self.measure_gain(best).value
@@ -241,6 +243,7 @@ class UndoExperiment:
         score_line = LEFT_BY_SMALLER * self.measure_score(best).value
         line = LEFT_BY_SMALLER * self.measure_gain(best).value
 
+        # Each is one number and its line, so that a crossing can turn one of them round and leave the others.
         conditions = {
             "score": of_score.low <= score_line,
             "surely": shortfall.high <= line,
@@ -285,6 +288,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     """
     causes = list(causes)
     task = task.alone()  # others may have other batches, and propose other undos
+    # Each undo takes a pass over the images, so that a sample of them has to do.
     sample = task.on(take_sample(task.data))
     whole = case.on_fold(sample, case.exact)
     # Asked first, of all images, so that a healthy model costs no forward for halves and unchanged scores.
@@ -297,11 +301,14 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
         halves = _swap_halves(whole, sample)
 
     judge, has_labels = choose_judge(task, evaluate, case.scores is not None)
+    # Half by half, as trials are joined, because differences are taken image by image.
     unchanged = _join([judge(judging, None) for _, judging in halves])
+    # A set, because both halves may fail for the same reason.
     notes: set[str] = set()
     most = math.inf if evaluate is None else _MOST_CALLS
     tried = _try_all(halves, causes, judge, has_labels, most, notes)
 
+    # Causes in the images propose nothing then, which should not go unsaid.
     if not whole.fits_first and FirstLayer(whole).response is None:
         notes.add(_NO_RESPONSE)
 
@@ -372,6 +379,7 @@ def _try_all(
                     notes.add(_TOO_MANY)
                     continue
                 calls += 1
+                # Numbers differ between the halves, and one undo is reported: the first half's.
                 undos.setdefault(key, (cause, undo))
                 try:
                     judged[key].append(judge(judging, undo.apply))

@@ -28,6 +28,7 @@ _ASKS = {
     "before": "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=.",
     "training": "Could the preprocessing differ from training? Pass training_batches= to compare.",
 }
+# Verdict, or what is off, and the arguments that would tell more, named as `Case.list_known` names them.
 _ASKED_OF = {
     "averages": ("before", "training"),
     "averages or images": ("training", "before"),
@@ -76,6 +77,7 @@ class Diagnosis:
         Columns: code, layers (a tuple of names), severity ("note", "warning", "error"), cost (of the scores' unit; NaN
         where it was not measured), evidence, meaning, remedy.
         """
+        # Here and not above, because a diagnosis is printed without a table, and should not wait for pandas.
         import pandas as pd
 
         rows = [
@@ -109,6 +111,7 @@ class Diagnosis:
         rows = []
         for trial in () if experiment is None else experiment.trials:
             assert experiment is not None
+            # Of the likelihood also where undos were ranked by the score: the columns keep their meaning.
             gain = experiment.measure_likelihood(trial)
             rows.append(
                 {
@@ -160,6 +163,7 @@ class Diagnosis:
         row = {
             "channels": count_channels(layer),
             "momentum": get_momentum(layer),
+            # NaN and not None, as a column of None alone would not be one of numbers.
             "updates": math.nan if updates is None else updates,
             "training": layer.training,
             "codes": " ".join(codes),
@@ -240,6 +244,7 @@ class Diagnosis:
         """Say from which layer on, in order of the data, averages do not fit; "" where all do, or it is all of them."""
         names = self.case.seen
         off = [name for name in names if self.case.clearly_differs(name)]
+        # If the first layer is off already, there is no layer up to which averages fit.
         if self.verdict in (None, "healthy", "undecided") or not off or off[0] == names[0]:
             return ""
         before = names[names.index(off[0]) - 1]
@@ -252,6 +257,7 @@ class Diagnosis:
         notes = [
             f"{finding.cause.code} ({finding.cause.title})" for finding in self.faults if finding.severity == "note"
         ]
+        # With `expected=`, the verdict says already whether the score is too low.
         if self.verdict == "healthy" and self.scores and self.case.expected is None:
             sentences = [_TOO_LOW]
             if any(EXACT in finding.cause.undone_by for finding in self.faults):  # averages that are off, if harmless
@@ -308,6 +314,7 @@ class Diagnosis:
             "skipped": self.skipped.to_dict("records"),
             "notes": list(self.notes),
         }
+        # `json` would write NaN, which is not JSON, and which most parsers refuse.
         return json.dumps(_without_nan(report), indent=2, ensure_ascii=False)
 
     def to_html(self, path: str | Path) -> None:
@@ -316,6 +323,7 @@ class Diagnosis:
         Raises:
             OSError: the file cannot be written.
         """
+        # Imported late, because the page's templates need Jinja, and most diagnoses are only printed.
         from bnlab.doctor.report.page import make_page
 
         Path(path).write_text(make_page(self), encoding="utf-8")

@@ -58,6 +58,7 @@ def make_page(diagnosis: Any) -> str:
     if case.has_data:
         counted = f"{counted}, {count_things(case.images, 'image')}"
     trials = diagnosis.trials
+    # What was chosen is shown even far down: a small undo may bring back a little less than many larger ones.
     is_shown = (trials.index < _MOST_TRIALS) | trials["chosen"]
     scores = case.scores
     training = None
@@ -91,12 +92,14 @@ def _describe_verdict(diagnosis: Any) -> dict[str, str]:
     above = [finding for finding in diagnosis.faults if finding.severity != "note"]
     is_healthy = diagnosis.verdict == "healthy"
     tone = diagnosis.verdict or "healthy"
+    # Findings come with the most severe first.
     if above and tone == "healthy":
         tone = above[0].severity
     is_in_doubt = is_healthy and diagnosis.scores and diagnosis.case.expected is None
     return {
         "tone": _find_tone(tone),
         "beside": f", but {count_things(len(above), 'finding')}" if above and is_healthy else "",
+        # The template ends the sentence, and only some reasons have a full stop.
         "reason": diagnosis.reason[0].upper() + diagnosis.reason[1:].removesuffix("."),
         "elsewhere": ELSEWHERE if is_in_doubt else "",
     }
@@ -113,6 +116,7 @@ def _list_scores(scores: Scores) -> PageTable:
 
 def _list_trials(shown: Any, scores: Scores | None) -> PageTable:
     """List what was undone, what brings back most first."""
+    # Without likelihoods, as with `evaluate=`, the scores stand in their place.
     is_score = (shown["gain"] == shown["likelihood_gain"]).all()
     titles = ["undone", "gap taken away [95%]", "free numbers"]
     if scores is not None:
@@ -143,6 +147,7 @@ def _add_bar(column: str, gap: Any, text: str) -> Cell:
     """Add a bar to a gap, as long as its logarithm says, from 0.001 to 10; none where it is not known."""
     if column not in _BARS or math.isnan(gap):
         return Cell(text)
+    # The bar of 0.001 has no length, and that of 10 or more has 4 em.
     return Cell(text, _BARS[column], math.log10(min(max(gap, 1e-3), 10.0)) + 3)
 
 
@@ -167,6 +172,7 @@ def _describe_updates(updates: float) -> str:
 
 
 def _describe_momentum(momentum: float | None) -> str:
+    # Beside numbers, pandas turns None into NaN.
     return "cumulative" if momentum is None or math.isnan(momentum) else describe_number(momentum)
 
 
