@@ -28,6 +28,7 @@ from bnlab.nn.state import Averages
 from bnlab.statistics.network import Statistics, read_buffers, write_buffers
 
 CALLER = "undo_from_file"
+# Not the name of the class: files carry this one, and `load_tensors` asks for it.
 _FORMAT = "bnlab.Undo/1"
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -70,6 +71,7 @@ class BufferBackup:
             self._require_untouched("undo")
         for name, layer in self.layers.items():
             _write(layer, self.old[name], self.for_block)
+            # A self-tuned layer drops its averages once something else has written its buffers, as here.
             if isinstance(layer, SelfTuned):
                 layer.averages = self.averages[name]
             count = get_batch_count(layer)
@@ -84,6 +86,7 @@ class BufferBackup:
             RuntimeError: something else has written the buffers since.
             OSError: the file cannot be written.
         """
+        # Once undone, the buffers hold the old values again, and a file of these is as good as before.
         if not self.is_done:
             self._require_untouched("save_undo")
         tensors: dict[str, Tensor] = {}
@@ -116,8 +119,12 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
     averages = {}
     counters = {}
     for name, layer in layers.items():
+        # This comes first: reading lets a self-tuned layer bring its buffers up to date, which may also end
+        # its averages.
         old[name] = _read(layer)
         count = get_batch_count(layer)
+        # Forwards in train mode count batches. The end of a block takes these back, too; any other undo
+        # refuses after such a forward.
         if for_block and count is not None:
             counters[name] = count.clone()
         if isinstance(layer, SelfTuned):
@@ -136,6 +143,7 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
         return backup
 
     statistics.write_to(model)
+    # Read back, because buffers round what is written and `_require_untouched` compares bit for bit.
     new = {name: _read(layer) for name, layer in layers.items()}
     return BufferBackup(model, layers, old, new, averages, counters, for_block)
 
@@ -172,6 +180,7 @@ def undo_from_file(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     written = []
     for name, layer in batch_norm_layers(model, caller=CALLER).items():
         mean_name, var_name = _name_buffers(name)
+        # Layers that recalibration left alone, such as frozen ones, are not in the file.
         if mean_name in tensors:
             _write(layer, torch.stack((tensors[mean_name], tensors[var_name])))
             written.append(name)
@@ -204,7 +213,8 @@ def _list_digests(model: nn.Module) -> dict[str, str]:
         if isinstance(tensor, Tensor):
             kind = f"{tensor.dtype} {tuple(tensor.shape)}"
             flat = tensor.detach().cpu().flatten().contiguous()
-            # NumPy has no bfloat16, but tensors of all types have bytes.
+            # Running statistics may hold anything by now, because they are what is put back. Other values are
+            # hashed as bytes, because NumPy has no bfloat16.
             values = b"" if key in statistics else flat.view(torch.uint8).numpy().data
             digests[strip_wrappers(key)] = digest(kind, values, digits=32)
     return digests

@@ -39,6 +39,7 @@ def list_causes() -> list[Cause]:
             # Classes that a module has only imported, such as Cause itself, are none of its causes.
             if isinstance(value, type) and issubclass(value, Cause) and value.__module__ == module.__name__:
                 found.append(value())
+    # The order counts: of causes that explain a gap equally well, the first one is named.
     return sorted(found, key=lambda cause: cause.code)
 
 

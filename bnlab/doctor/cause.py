@@ -107,6 +107,8 @@ class Cause(ABC):
 
     def look(self, case: Case) -> Signs | None:
         """Look for signs in a case that has what the cause needs; of its own accord, without data, at its traces."""
+        # With data the averages themselves are compared with exact ones, and traces only decide between
+        # causes that share an undo (`support`).
         layers = self.list_layers(case) if not case.has_data else ()
         return Signs.of(layers, self.describe(case, layers)) if layers else None
 

@@ -109,9 +109,11 @@ def diagnose(
     if batches is not None:
         # Without batches nothing is run, and what the nodes of a graph store is enough.
         model = insert_norms(model, CALLER) or model
+    # After `insert_norms`, which turns nodes of a graph into modules: only nodes that are left are listed.
     stored = list_stored(model, CALLER)
     layers, without = _find_layers(model, stored)
     buffers = read_all_buffers(layers)
+    # A model without running averages has nothing to compare with an earlier checkpoint.
     history = None
     if before is not None and layers:
         history = compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
@@ -129,11 +131,13 @@ def diagnose(
         eps_before=find_other_eps(layers, before),
     )
 
+    # Training batches are read by the same task, so that the same output and labels are scored.
     task = None
     training = None
     chosen: list[str] = []
     if batches is not None and layers and case.is_measurable:
         task = read_batches(set_up(model, layers, forward, inputs, progress, labels=labels), batches, max_images)
+        # A metric has images and labels of its own, so that there is nothing to choose.
         if evaluate is None:
             task, chosen = choose_scoring(task)
         case = _try_to_examine(case, task, evaluate)
@@ -141,6 +145,7 @@ def diagnose(
             training = read_batches(task, training_batches, max_images)
             case = add_training(case, training, evaluate)
 
+    # Also without batches, because a DataLoader's lengths are known without reading it.
     if training_batches is not None and case.is_measurable:
         case = replace(case, training_sizes=read_training_sizes(training_batches, training, max_images))
 
@@ -151,6 +156,7 @@ def diagnose(
         experiment = try_undos(case, task, known, evaluate)
         experiment = None if experiment is None else name_trials(experiment, known, case)
 
+    # Without labels or a metric there is nothing to go by but how predictions differ.
     judged: Verdict | None
     if case.scores is None:
         judged, findings = conclude_unlabelled(case, experiment, known, worth)
@@ -166,8 +172,11 @@ def _try_to_examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     try:
         examined = examine(case, task, evaluate)
     except ValueError:
+        # Only norms of other classes may be impossible to measure. If torch's are among the layers, or if
+        # measuring alone succeeds, the error is about something else, such as labels, and has to be seen.
         if any(isinstance(layer, BatchNorm) for layer in task.layers.values()) or _can_measure(task):
             raise
+        # As stored layers they are examined by what they hold, because `is_measurable` is False then.
         return replace(case, stored={**case.stored, **case.layers})
     return add_fills(examined, task)
 
@@ -219,7 +228,9 @@ def _find_layers(model: nn.Module, stored: dict[str, BatchNorm]) -> tuple[dict[s
     except ValueError:
         # Norms of other classes may keep running statistics where none of torch's does.
         if without and len(without) == count and not stored:
+            # That is an answer and no error: each batch is normalized by its own statistics.
             return {}, without
+        # Exported graphs come here too: `batch_norm_layers` refuses them, as their layers cannot be watched.
         if stored:
             return stored, without
         incomplete = list_incomplete(model)

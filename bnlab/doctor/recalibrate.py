@@ -225,9 +225,11 @@ def recalibrate(
     if max_images == "auto" and isinstance(statistic, Statistics):
         raise ValueError(f'{CALLER}: max_images="auto" is for statistics that are measured; pass a number, or None')
 
+    # `chosen` layers may be written; a mistake that this would hide is looked for in all of them.
     chosen = batch_norm_layers(model, layers, caller=CALLER)
     known = batch_norm_layers(model, caller=CALLER)
     case = Case(model, known, (), (), read_all_buffers(known))
+    # A caller who names layers wants them written, frozen or not.
     frozen = () if layers is not None else tuple(case.select(lambda name: _is_frozen(case, name)))
     names = [name for name in chosen if name not in frozen]
     if not names:
@@ -237,11 +239,13 @@ def recalibrate(
     ranks = task.ranks
     # "auto" limits what is measured, by the tolerance, and not what is read.
     most = None if isinstance(max_images, str) else max_images
+    # Statistics that the caller brings are judged by the batches, too.
     if isinstance(statistic, Statistics):
         task = read_batches(task, batches, most)
         statistics = _select(statistic, model, names, layers is not None)
     else:
         task, statistics = _measure(task, batches, statistic, names, most, tolerance)
+    # A metric has images and labels of its own, so that there is nothing to choose.
     if evaluate is None:
         task, _ = choose_scoring(task)
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
@@ -253,12 +257,14 @@ def recalibrate(
         # A tolerance ends the reading of the images, and nothing that of the training batches: as many are read.
         most_training = most if tolerance is None else sum(map(count_images, task.data))
         case = add_training(case, read_batches(task, training_batches, most_training), evaluate)
-    # Alike again, as statistics of layers that were left out are measured by all ranks together.
+    # Averages that are not finite are at fault whatever an undo brings back, so that nothing is looked for.
+    # All ranks skip it alike, because layers that were left out are measured by all of them together.
     is_any_broken = any(ranks.gather(case.is_broken))
     own_hidden = None
     if not is_any_broken:
         own_hidden = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
     hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, task.data)))))
+    # For the reason alone: scores are missing if there are no labels, or if labels do not fit the outputs.
     has_labels = any(ranks.gather(any(find_labels(task, batch) is not None for batch in task.data)))
 
     is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)
@@ -290,6 +296,7 @@ def _measure(
         task = read_batches(task, batches, max_images)
         return task, measure(task, statistic=statistic, layers=names)
 
+    # How many batches are read depends on what was measured so far, so reading cannot come first.
     data = []
 
     def keep() -> Iterator[Any]:
@@ -308,6 +315,7 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
     Raises:
         ValueError: they have none of them, or not all that the caller has named, or are another model's.
     """
+    # Called for its errors: the statistics are another model's, or the buffers cannot hold them.
     given.find_layers(model, CALLER)
     pairs = match_names(names, given)
     missing = [name for name in names if name not in pairs]
@@ -320,6 +328,7 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
         moments[name] = given[other]
         eps[name] = given.eps[other]
     selected = Statistics(moments, eps, missing)
+    # A selection is as exact as the whole, and `_judge` asks whether that is exact.
     selected.check = given.check
     return selected
 
@@ -339,14 +348,19 @@ def _find_hidden(
     exact = statistics if is_complete else measure(task)
     images = sum(map(count_images, task.data))
     examined = case.on_data(exact, images=images, view=view, scores=scores)
+    # No undo would show this, because weights that learned nothing are at chance under any statistics.
+    # Weights of 1 and biases of 0 alone are no proof: a training may leave them so.
     if examined.is_unloaded and scores is not None and scores.is_near_chance:
         return _Mistake(f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do", True, _FORCED)
 
+    # Averages of no images, and layers with another formula, would else be blamed on the images or the
+    # weights.
     examined = add_fills(add_forwards(examined, task), task)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examined, task, known, evaluate)
     experiment = None if experiment is None else name_trials(experiment, known, examined)
     chosen = [] if experiment is None else experiment.choose_shown()
+    # Where wrong averages explain it as well with as few numbers, new statistics repair it and hide nothing.
     if experiment is None or not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause
@@ -356,6 +370,7 @@ def _find_hidden(
     has_rivals = experiment.has_labels and not experiment.choose().other_kinds <= {*HIDDEN}
     is_certain = name_place(examined, experiment, chosen) != "averages or images" and not has_rivals
     words = f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
+    # Training batches that were given have not shown otherwise, so that it is no use to ask for them.
     return _Mistake(words, is_certain, _CONVINCED if case.training is None else _FORCED)
 
 
@@ -367,6 +382,7 @@ def _choose_hidden(found: Sequence[tuple[_Mistake | None, int]]) -> _Mistake | N
     mistakes = [(mistake, images) for mistake, images in found if mistake is not None]
     of_finders = sum(images for _, images in mistakes)
     of_all = sum(images for _, images in found)
+    # Every rank sees the same list and returns the same entry, so that all write or all refuse.
     return mistakes[0][0] if 2 * of_finders > of_all else None
 
 
@@ -375,12 +391,14 @@ def _judge(
 ) -> tuple[bool, str]:
     """Judge whether the new statistics should be written, with the reason."""
     is_exact = check is None or check.is_exact
+    # This comes before any gain: new statistics of images that are prepared wrongly raise the score, too.
     if hidden is not None and hidden.is_certain:
         is_wanted, reason = False, f"it would hide a mistake: {hidden.words}. {hidden.convinced_by}"
     elif is_broken:
         is_wanted, reason = True, "not judged, as the old statistics are not finite or negative"
     elif scores is None:
         why = "labels cannot be compared with the outputs" if has_labels else "the batches have no labels"
+        # Nothing can show a gain here, so statistics that are known to be inexact are not written.
         is_wanted, reason = is_exact, f"not judged, as {why} and there is no evaluate="
     else:
         gain = scores.compare("exact", "running")

@@ -51,6 +51,7 @@ class Undo:
 
     words: str
     layers: tuple[str, ...]
+    # A float, because each batch's own statistics, which can fit anything, count as infinitely many numbers.
     degrees: float
     apply: Apply
     shared: str = ""
@@ -101,6 +102,7 @@ def write_weights(weights: Iterable[tuple[Tensor, Tensor]]) -> Apply:
 
     def apply(model: nn.Module, stack: ExitStack) -> None:
         for weight, values in pairs:
+            # A loan does not put back parameters that take gradients, so that it is done here.
             stack.callback(weight.data.copy_, weight.detach().clone())
             weight.data.copy_(values)
 
@@ -111,6 +113,7 @@ def change_images(change: Change) -> Apply:
     """Undo by a change of the floating-point tensors of an axis or more that enter the model."""
 
     def change_leaf(leaf: Any) -> Any:
+        # Whole numbers are classes or indices, and a tensor without axes is a setting of the whole batch.
         is_data = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0
         return change(leaf) if is_data else leaf
 
@@ -176,7 +179,8 @@ def normalize_each_batch(layers: Layers) -> Apply:
 
     def choose_mode(layer: nn.Module, args: Any, kwargs: Any) -> None:
         x = find_tensor(args, kwargs)
-        # The mode is chosen before each call, because evaluate= may call `model.eval()`.
+        # The mode is chosen before each call, because evaluate= may call `model.eval()`. A single value in
+        # each channel has no variance, and torch refuses it in train mode.
         layer.training = x is None or x.dim() < 2 or x.numel() > x.shape[1]
 
     def apply(model: nn.Module, stack: ExitStack) -> None:

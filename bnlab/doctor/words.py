@@ -30,6 +30,7 @@ def count_things(count: int, thing: str) -> str:
 
 def describe_number(value: float, digits: int = 3) -> str:
     """Write a number with so many significant digits and no exponent where it is large: "0.0312", "1.3", "1,340"."""
+    # `z` writes -0.0 as 0.0. `g` gives numbers of more digits an exponent, which the last line avoids.
     reported = f"{value:z.{digits}g}"
     is_large = math.isfinite(value) and abs(float(reported)) >= 10**digits
     return f"{float(reported):,.0f}" if is_large else reported
@@ -37,12 +38,14 @@ def describe_number(value: float, digits: int = 3) -> str:
 
 def round_up(count: float) -> int:
     """Round up to two digits."""
+    # The place of the second digit; numbers of one or two digits are rounded to whole ones.
     unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
     return math.ceil(count / unit) * unit
 
 
 def describe_gain(gain: Difference, scores: Scores) -> str:
     """Write a gain with its interval, or, where it is negative, a loss: "lose 0.2 points [-0.3, 0.7]"."""
+    # The number as it is written decides: a loss that rounds to 0.0 is reported as a gain of 0.0.
     if not _tell_difference(gain.value, scores).startswith("-"):
         return f"gain {tell(gain, scores)}"
     loss = Difference(-gain.value, -gain.high, -gain.low, gain.images)
@@ -69,6 +72,7 @@ def describe_score(value: float, scores: Scores) -> str:
 def describe_training(on_training: float, scores: Scores) -> str:
     """Say how the training batches score as the model is, and what it means if that is much more than these do."""
     reported = f"On the training batches {describe_score(on_training, scores)}, as the model is."
+    # The best, because what wrong averages cost on these images is no lack of generalization.
     best = scores.best
     if on_training - best > LOST_ON_NEW_IMAGES:
         reported = (

@@ -231,6 +231,7 @@ class Case:
         """
         exact = self.exact if reference is None else reference
         mean, _ = self.buffers[name]
+        # With eps, as in the layer itself: without, a dead channel of variance 0 would be infinitely far off.
         return (mean - exact[name].mean) / (exact[name].var + exact.eps[name]).sqrt()
 
     def log_ratios(self, name: str, reference: Statistics | None = None) -> Tensor:
@@ -282,6 +283,7 @@ class Case:
             gap = self._measure_squares(name, held, exact[name])
             left = self._measure_squares(name, held, predicted[name]) if name in predicted else gap
             if with_noise and name in predicted:
+                # Both are squares: noise of up to NOISY standard deviations counts as explained.
                 left = max(0.0, left - NOISY**2 * self._expect_squares(name))
             before += gap
             after += left
@@ -294,9 +296,11 @@ class Case:
             return 0.0
         scale = self.exact[name].var + self.exact.eps[name]
         of_mean = view.batch_means.var / scale
+        # `_measure_squares` divides log variances by √2, so the noise is divided by 2·variance² here.
         of_var = view.batch_squares.var / (2 * scale.square())
         # Of variances it is not known where rows are no images, and of means it is.
         both = of_mean.nan_to_num() + of_var.nan_to_num()
+        # The first share is the noise of the running average, the second that of the mean over all batches.
         return float(both.sum()) * (self._noise_share(name) + 1 / view.batch_means.count)
 
     def read_exact(self, layers: Iterable[str]) -> dict[str, Tensor]:
@@ -306,6 +310,7 @@ class Case:
     def _measure_squares(self, name: str, averages: Tensor, target: Tensor) -> float:
         """Sum the squares of the distance of averages [2, C] from others, in σ and log variance; each at most 10."""
         eps = self.exact.eps[name]
+        # The σ of the exact statistics, whatever the target is, so that distances from two targets compare.
         sigma = (self.exact[name].var + eps).sqrt()
         of_mean = (averages[0] - target[0]) / sigma
         of_var = ((averages[1] + eps) / (target[1] + eps)).log() / math.sqrt(2)  # see `measure_distance`
@@ -380,6 +385,7 @@ class Case:
 
         0 where the layer's rows are no images.
         """
+        # Not `find_view`: the exact statistics are those of these images, whatever the training batches are.
         layer_view = self.view.layers.get(name)
         if layer_view is None or layer_view.image_means.count < 2:
             return 0.0
@@ -394,6 +400,7 @@ class Case:
     def _noise_share(self, name: str) -> float:
         """Variance of a running mean over the variance of a batch's mean, once the start is forgotten."""
         momentum = get_momentum(self.layers[name])
+        # The sum of the squared weights of the batches: n·(1/n)² if all weigh the same, else Σ m²(1−m)^2k.
         if momentum is None:
             return 1 / max(1, self.count_updates(name) or 1)
         return momentum / (2 - momentum)
@@ -419,6 +426,7 @@ class Case:
             measured: further attributes.
         """
         by_depth = {name: self.layers[name] for name in exact if name in self.layers}
+        # Layers that no data has reached come last, in the order in which the model lists them.
         return replace(self, layers={**by_depth, **self.layers}, statistics=exact, **measured)
 
     @property
@@ -501,6 +509,7 @@ def read_moments(statistics: Statistics | None) -> dict[str, Tensor]:
 
 def has_bad_values(buffers: Tensor) -> bool:
     """Return whether one of a layer's buffers [2, C] is not finite, by their sum, or a variance negative."""
+    # A NaN or an infinity makes the sum NaN or infinite. Finite float32 values cannot overflow a float64 sum.
     return not math.isfinite(buffers.sum()) or bool(buffers[1].min() < 0)
 
 

@@ -33,11 +33,13 @@ def choose_scoring(task: Task) -> tuple[Task, list[str]]:
         The task, whose forward gives the chosen output, and a sentence on each choice that one may not expect.
     """
     notes = []
+    # The output comes first, because labels and their reading are chosen by what it predicts.
     number = _choose_together(task, lambda: _find_output(task))
     if number:
         task = _select_output(task, number)
         notes.append(f"Of the model's outputs, output[{number}] was scored, as it names classes.")
 
+    # For most models there is nothing to choose, which two images show.
     if _choose_together(task, lambda: _is_usual(task, _evaluate_few(task, 2))):
         return replace(task, reading=Reading()), notes
 
@@ -50,6 +52,7 @@ def choose_scoring(task: Task) -> tuple[Task, list[str]]:
             "labels= if that is wrong."
         )
 
+    # Of all processes, and not of the first one alone, which may have no labels, or zeros and ones by chance.
     reading = task.ranks.run_together(lambda: _find_own_reading(task, shown))
     readings = [each for each in task.ranks.gather(reading) if each is not None]
     return replace(task, reading=merge_readings(readings) if readings else Reading()), notes
@@ -87,7 +90,7 @@ def _evaluate_few(task: Task, count: int) -> Shown:
                 images += count_images(few)
                 if images >= count:
                     break
-    except Exception:  # what is wrong will be said of a whole batch
+    except Exception:  # the same error is reported when a whole batch is run
         return []
     return shown
 
@@ -118,6 +121,8 @@ def _choose_part(shown: Shown, usual: int, numbers: Sequence[int]) -> int:
         return usual
 
     best = max(right, key=lambda number: float(right[number].mean()))
+    # Outputs that name one class for all images agree with any part that is nearly constant. So a part has to
+    # be predicted better than that before it is taken for the labels.
     labels = torch.cat([batch[best].cpu() for batch, _ in shown])
     is_predicted = labels.dim() == 1 and _is_surely_better(right[best], (labels == labels.mode().values).double())
     if not is_predicted:
@@ -131,6 +136,7 @@ def _choose_part(shown: Shown, usual: int, numbers: Sequence[int]) -> int:
 def _is_surely_better(values: Tensor, others: Tensor) -> bool:
     """Return whether values of 0 or 1 are larger than others of the same images by more than chance makes them."""
     differences = values - others
+    # McNemar's test: if neither is better, n differences of 1 or −1 have a sum with standard deviation √n.
     return float(differences.sum()) > _SURELY * math.sqrt(int((differences != 0).sum()))
 
 
@@ -147,6 +153,7 @@ def _count_right(shown: Shown, number: int) -> Tensor | None:
     for output, part in zip(outputs, parts, strict=True):
         strangers = find_strangers(output, part)
         right = score_batch(output, part, reading)
+        # Numbers beyond the classes of the outputs, such as lengths, show that the part is something else.
         if right is None or strangers is None or bool(strangers.any()):
             return None
         values.append(right.cpu())
@@ -165,12 +172,13 @@ def _find_output(task: Task) -> int:
     """Find which output is scored, of several: a forward of two images, and one of more if there are several."""
     if find_labels(task, task.data[0]) is None:
         return 0
+    # Two images show whether there are several outputs at all; only then are more images run.
     for count in (2, _FEW):
         batch = take_images(task.data[0], count)
         try:
             with measured(task.model):
                 output = task.evaluate(batch)
-        except Exception:  # what is wrong will be said of a whole batch
+        except Exception:  # the same error is reported when a whole batch is run
             return 0
         if not isinstance(output, (tuple, list)) or len(output) < 2:
             return 0

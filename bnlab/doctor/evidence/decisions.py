@@ -58,6 +58,7 @@ def compare_decisions(task: Task, exact: Statistics) -> Decisions | None:
         None where outputs name no classes.
     """
     sample = take_sample(task.data)
+    # Exact statistics come first, because the probabilities under these say what another class costs.
     compared = _compare(task, sample, read_moments(exact), read_all_buffers(task.layers))
     if compared is None or not _name_classes(compared):
         return None
@@ -84,6 +85,7 @@ def _name_classes(compared: _Compared) -> bool:
     """
     if bool(compared.holds_probabilities.all()):
         return True
+    # Where one column is the largest in all images, the columns may be coordinates.
     names_several = bool((compared.named != compared.named[0]).any())
     is_sure = bool(compared.probability.mean() > NAMES_CLASSES)
     are_centred = bool(compared.level.mean() < compared.spread.mean())
@@ -140,6 +142,7 @@ def _compare_outputs(output: Tensor, changed: Tensor) -> _Compared:
     level = output.mean(1).abs()
     spread = output.std(1, correction=0)
     values = (named.double(), probability, cost.nan_to_num(nan=1.0), differs, holds_probabilities, level, spread)
+    # The mean over positions, so that an image counts once however many it has.
     return _Compared(*(value.reshape(len(value), -1).mean(1) for value in values))
 
 

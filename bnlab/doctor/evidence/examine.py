@@ -44,13 +44,16 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     With `evaluate` two passes, and three calls of it; without labels predictions of at most 1,000 images are compared
     instead of scores. A few images are run twice and alone.
     """
-    # Causes read these warnings, and the caller is to see them as well.
+    # Causes read these warnings, and the caller is to see them as well. "always" catches those, too, that
+    # have been shown before.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exact = measure(task)
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
+    # The pass that observes the layers also gives the scores under each batch's statistics, and shows which
+    # labels do not fit the outputs.
     own_values: list[Tensor | None] = []
     misfits: list[str] = []
     strangers: list[Tensor] = []
@@ -59,6 +62,8 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
         if evaluate is not None:
             return
         labels = find_labels(task, batch)
+        # Labels that were only looked for may be something else, which is noted. The caller's function has to
+        # be right.
         if labels is not None and task.labels is not None:
             require_as_many_labels(output, labels, task.caller)
         values = score_batch(output, labels, task.reading)
@@ -73,6 +78,7 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
 
     log = CallLog()
     view = observe_batches(task, take_output)
+    # `score` makes the first call under exact statistics, so layers are given what they should average.
     logged = None if evaluate is None else _log_first_call(task, evaluate, log)
     scores = score(task, exact, logged, own_values)
     if scores is not None and evaluate is not None:
@@ -128,6 +134,8 @@ def _log_first_call(task: Task, evaluate: Evaluate, log: CallLog) -> Evaluate:
 
 def add_training(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     """Add to a case what the training batches, those of the task, show."""
+    # `measure` waits for the other processes itself. The next two work alone, so that an error in one of them
+    # has to be raised in all.
     exact = measure(task)
     view = task.ranks.run_together(lambda: observe_batches(task))
     # A metric runs images of its own, and would not score the training batches.
@@ -151,6 +159,7 @@ def read_training_sizes(batches: Any, read: Task | None, max_images: int | None)
         # A sampler of another class may make batches of other sizes.
         if type(sampler) is BatchSampler and isinstance(sampler.sampler, Sized):
             images = len(sampler.sampler)
+            # All images of an epoch may be fewer than a batch.
             full = min(sampler.batch_size, images)
             rest = images % sampler.batch_size
             return full if sampler.drop_last or rest == 0 else rest, full
@@ -161,6 +170,7 @@ def read_training_sizes(batches: Any, read: Task | None, max_images: int | None)
     is_cut = max_images is not None and sum(sizes) >= max_images
     if is_cut or len(sizes) < 2:
         return None
+    # Where sizes vary, the last batch is small only in comparison with the smallest of the others.
     return sizes[-1], min(sizes[:-1])
 
 
@@ -169,6 +179,7 @@ def _measure_plain(task: Task) -> Statistics | None:
     if not task.inputs.extracts:
         return None
     try:
+        # Not `measure`, which would pass `inputs=` on.
         return population_statistics(task.model, task.data, forward=task.forward, progress=False)
     except ValueError:  # layers that cannot be measured without
         return None
@@ -180,7 +191,9 @@ def _measure_dropout(task: Task, view: View) -> dict[str, Tensor]:
     if not dropouts:
         return {}
 
+    # Observed in the same way as `view`, so that only dropout differs.
     dropped = observe_batches(task, train=dropouts)
+    # Dead channels have no variance to divide by.
     least = torch.finfo(torch.float64).tiny
     ratios = {}
     for name, layer_view in dropped.layers.items():

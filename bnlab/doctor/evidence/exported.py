@@ -44,6 +44,7 @@ def insert_norms(model: nn.Module, caller: str) -> nn.Module | None:
     graph = copy.deepcopy(model.graph)
     parts = {node.target: _get(model, node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
     is_changed = False
+    # A list, because nodes are added and erased in the loop.
     for node in list(graph.nodes):
         if not _find_kind(node):
             continue
@@ -66,6 +67,7 @@ def _replace(graph: fx.Graph, node: fx.Node, called: fx.Node) -> None:
         if item.target is operator.getitem and item.args[1] == 0:
             item.replace_all_uses_with(called)
             graph.erase_node(item)
+    # Another part of its output may still be used.
     if not node.users:
         graph.erase_node(node)
 
@@ -80,6 +82,7 @@ def _takes_any_batch(graph: fx.Graph) -> bool:
 
 def _find_kind(node: fx.Node) -> str:
     """Find which kind of batch norm with running statistics a node is; "" if none."""
+    # The name of an operator ends with its overload, as in batch_norm.default.
     kind = getattr(node.target, "__name__", "").partition(".")[0] if node.op == "call_function" else ""
     # The fourth argument is the running mean.
     return kind if kind in (_WITH_MODE, _WITHOUT_MODE) and node.args[3] is not None else ""
@@ -116,6 +119,7 @@ def _read_node(graph: fx.GraphModule, node: fx.Node, caller: str) -> tuple[str, 
         momentum=momentum,
         eps=eps,
         training=bool(is_training),
+        # Each of torch's classes refuses inputs with another number of axes.
         kind=_BY_AXES.get(given.dim() if isinstance(given, Tensor) else 2, nn.BatchNorm1d),
     )
     return place, norm
@@ -148,6 +152,7 @@ def make_norm(
     kind: type[BatchNorm] = nn.BatchNorm1d,
 ) -> BatchNorm:
     """Make a batch norm of torch's that holds these very tensors."""
+    # The tensors are assigned and not copied: what is written into the norm is written into the model, too.
     norm = kind(len(mean), eps, momentum, affine=False)
     norm.running_mean, norm.running_var = mean, var
     norm.num_batches_tracked = count if isinstance(count, Tensor) else None

@@ -19,6 +19,7 @@ _IMAGES = 32  # whose noise is small beside that of the few forwards that were a
 
 
 def _draw_normal(images: Tensor) -> Tensor:
+    # A separate generator on the CPU gives the same noise on each device and leaves the global one alone.
     return torch.randn(images.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(images)
 
 
@@ -42,6 +43,7 @@ def add_fills(case: Case, task: Task) -> Case:
     fills = {}
     for what, fill in _FILLS.items():
         averages = _average(task.on([take_images(task.data[0], _IMAGES)]), fill)
+        # One share of a fill has to explain all layers, so a fill has to reach all of them.
         if all(name in averages for name in case.seen):
             fills[what] = averages
     return replace(case, fills=fills)
@@ -58,6 +60,7 @@ def _average(task: Task, fill: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     averages = {}
     for name, layer_view in view.layers.items():
         moments = layer_view.pooled
+        # As train mode averages it: running variances have the divisor n − 1.
         unbiased = moments.var * moments.count / max(1, moments.count - 1)
         averages[name] = torch.stack((moments.mean, unbiased))
     return averages

@@ -110,6 +110,7 @@ class FirstLayer:
 
         def take(_: str, x: Tensor) -> None:
             parts.append(task.reader.measure(x))
+            # What comes after the first layer would take most of the time, and is not needed.
             raise _LayerReached
 
         with measured(task.root), ExitStack() as stack, watched(task, {self.name: layer}, take):
@@ -123,6 +124,7 @@ class FirstLayer:
                     return None
                 return task.fetch({self.name: task.reader.pool(parts, [])})[self.name]
             except Exception:  # a model that takes no other images may raise anything, or divide by their 0
+                # Unchanged images have been run before, so that an error of theirs is not to be passed over.
                 if change is None:
                     raise
                 return None

@@ -16,6 +16,7 @@ from bnlab.model.layers import BatchNorm, get_bias, get_running_buffers, get_wei
 
 _IMAGES = 8
 _FEWEST_VALUES = 100  # of an output, of which one can say that they are a function of what is expected
+# The defaults of Keras and of torch, which a conversion of weights may confuse.
 _OTHER_EPS = (1e-3, 1e-5)
 
 
@@ -41,6 +42,7 @@ def find_deviations(task: Task, unread: Mapping[str, Any]) -> dict[str, Deviatio
         task: the model and its batches.
         unread: layers whose forward is known to leave something out.
     """
+    # Layers that normalize something other than their input, or leave a part out, are known to differ.
     known = {*task.inputs.extracts, *unread}
     layers = {name: layer for name, layer in task.layers.items() if has_own_forward(layer) and name not in known}
     if not layers:
@@ -68,6 +70,8 @@ def _compare(layer: BatchNorm, x: Tensor, output: Tensor) -> Deviation | None:
     expected = _normalize(layer, x)
     if not output.isfinite().all() or output.numel() < _FEWEST_VALUES or _agree(output, expected):
         return None
+    # From the most specific explanation to the most general one: a known mistake, one line for all channels,
+    # and any function, which is an activation behind the formula and no mistake.
     others = list(_list_others(layer, x))
     for words, other in others:
         if _agree(output, other):

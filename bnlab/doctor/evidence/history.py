@@ -115,9 +115,11 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     resized = _find_resized(now, plain, map(strip_wrappers, layers))
     compared = {name: _compare_buffers(strip_wrappers(name), layer, then) for name, layer in layers.items()}
     changes = {name: change for name, change in compared.items() if change is not None}
+    # Once channels were removed no shape may agree; `resized` then holds what is left to compare.
     if not changes and not resized:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
+    # Parameters are reported under the model's names, and compared under those without wrappers and masks.
     names = {name: simplify_name(name, now) for name, _ in model.named_parameters()}
     pairs = {name: (now[other].detach(), then[other].detach()) for name, other in names.items() if other in then}
     added = tuple(name for name in names if name not in pairs)
@@ -193,6 +195,7 @@ def match_states(
     prefix = _find_prefix(then, layers, caller)
     others = {name: then[prefix + name] for name in now if prefix + name in then}
     shared = {name: other for name, other in others.items() if other.shape == now[name].shape}
+    # Tensors of unlike shapes cannot be compared, so that they are reported on both sides.
     missing = _list_layers(name for name in now if name not in shared)
     taken = {prefix + name for name in shared}
     alone = _list_layers(name for name in then if name not in taken)
@@ -211,6 +214,7 @@ def simplify_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
     plain = {strip_wrappers(name): value for name, value in state.items() if isinstance(value, Tensor)}
     for mask in [name for name in plain if name.endswith(_MASK)]:
         name = mask.removesuffix(_MASK)
+        # torch.nn.utils.prune keeps the unpruned weight and a mask; the layer uses their product.
         if name + _ORIGINAL in plain:
             plain[name] = plain.pop(name + _ORIGINAL) * plain.pop(mask)
     return plain
@@ -234,6 +238,7 @@ def _find_prefix(then: Mapping[str, Tensor], layers: Iterable[str], caller: str)
     ending = [name for name in then if name == first or name.endswith(f".{first}")]
     prefixes = [name.removesuffix(first) for name in ending]
     complete = [prefix for prefix in prefixes if all(prefix + mean in then for mean in means)]
+    # The model's names as they are come first, even if the state has the same layers under a prefix, too.
     if "" in complete or not complete:
         return ""
     if len(complete) > 1:

@@ -74,6 +74,7 @@ def find_part(batch: Sequence[Any]) -> int:
     """Find the number of the part of a tuple or list that looks like its labels: 1, or 2."""
     if len(batch) != 3:
         return 1
+    # Labels are usually second, so the third part is taken only where the second cannot be labels.
     is_third = not _is_one_for_each(batch[0], batch[1]) and _are_classes(batch[0], batch[2])
     return 2 if is_numbered(batch) or is_third else 1
 
@@ -88,6 +89,7 @@ def list_parts(batch: Any) -> list[int]:
     if any(hasattr(batch, key) for key in KEYS):
         return []
     images = count_images(batch)
+    # The first part is what the model is called with.
     return [number for number in range(1, len(batch)) if _is_for_each(batch[number], images)]
 
 
@@ -105,12 +107,14 @@ def is_numbered(batch: Any) -> bool:
     index, images, labels = batch
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2:
         return False
+    # An index has distinct numbers; class labels in its place would repeat.
     return _are_classes(images, index) and len(index.unique()) == len(index) and _are_classes(images, labels)
 
 
 def _is_one_for_each(images: Any, part: Any) -> bool:
     """Return whether a part is a tensor, or a list or array that stands where labels do, as long as the images."""
     if isinstance(part, (np.ndarray, Tensor)):
+        # Images that are no tensor have no length to compare with.
         return not isinstance(images, Tensor) or (part.ndim > 0 and len(part) == len(images))
     return _are_numbers(part)
 

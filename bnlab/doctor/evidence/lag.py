@@ -77,7 +77,8 @@ def _predict_lag(case: Case, name: str) -> Tensor | None:
     spans = (change.updates or 0) * (momentum or 0)
     if not 0 < spans <= LAG_SPANS:
         return None
-    # The average moves in an update by m times what it lags.
+    # An update moves the average by m times its lag, in the direction that makes it smaller. So over t
+    # updates it has moved by about t·m times the lag, where t·m is `spans`.
     return (change.buffers.double() - case.buffers[name]) / spans
 
 
@@ -85,4 +86,5 @@ def _scale(case: Case, name: str, differences: Tensor) -> Tensor:
     """Divide differences [2, C] of means by σ and of variances by the variance, as one row [2C]."""
     exact = case.exact
     var = exact[name].var + exact.eps[name]
+    # Relative, and not a log ratio as elsewhere: a lag is a difference, whose variance may be negative.
     return torch.cat((differences[0] / var.sqrt(), differences[1] / var))

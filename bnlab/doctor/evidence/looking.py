@@ -30,6 +30,8 @@ class LayerCall:
 
     def call(self, layer: nn.Module) -> Any:
         """Call a layer's forward with it, without the layer's hooks."""
+        # A copy, because the layer may write into its input and is called again. `forward` itself, because a
+        # call of the layer would run the hooks that are looking at it.
         fresh = LayerCall.copy(self.args, self.kwargs)
         return layer.forward(*fresh.args, **fresh.kwargs)
 

@@ -39,6 +39,7 @@ class Scatter:
     @staticmethod
     def of(rows: int, merged: Moments) -> Scatter:
         """Make the scatter of so many rows, merged by their weights."""
+        # `Moments` divide by the sum of the weights, which is ddof 0 where all rows weigh the same.
         correction = rows / (rows - 1) if rows > 1 else math.nan
         return Scatter(rows, merged.mean.cpu(), merged.var.cpu() * correction)
 
@@ -116,6 +117,8 @@ class _Watch:
         """Bring all to the CPU."""
         images = int(self._images.count)
         both = Scatter.of(images, self._images)
+        # Each row has means and squares side by side. If no batch was of images, `_images` is still empty and
+        # half as long: then only the count of 0 may be read.
         image_means, image_squares = (
             Scatter(images, mean, var)
             for mean, var in zip(both.mean.tensor_split(2), both.var.tensor_split(2), strict=True)
@@ -168,6 +171,7 @@ class CallLog:
         if len(first) < 2:
             return {}
         half = len(first) // 2
+        # Two kinds of inputs may alternate from call to call, or one kind may come after the other.
         ways = [(slice(0, None, 2), slice(1, None, 2)), (slice(0, half), slice(half, None))]
         groupings = [[_pool(first[part]) for part in way] for way in ways]
         chosen = max(range(len(ways)), key=lambda number: measure_share(groupings[number]))
@@ -225,6 +229,7 @@ def observe_batches(
 
     with measured(task.root), ExitStack() as stack:
         normalize_each_batch(task.layers)(task.root, stack)
+        # Only now, because the loan has put all modules into eval mode; it also puts these back.
         for module in train:
             module.training = True
         with watched(task, task.layers, note):

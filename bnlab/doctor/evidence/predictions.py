@@ -37,6 +37,7 @@ def probe_predictions(task: Task) -> tuple[float, float]:
         are_unchanged = len(after) == len(before) and all(map(torch.equal, after, before))
         if twice != 0 and not are_unchanged:  # as by observers of quantization
             return math.nan, math.nan
+        # If two runs of the same batch differ, images that are run alone differ for that reason as well.
         if not twice <= PREDICTIONS_DIFFER:
             return twice, math.nan
         try:
@@ -86,6 +87,7 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     size = OUTPUTS_ROUNDED * other.square().mean().sqrt()
     # A spread that is hardly more than rounding is no scale by itself.
     scale = torch.hypot(spread, size)
+    # Outputs that are all 0 have no scale to divide by.
     least = torch.finfo(torch.float64).tiny
     return float(difference / scale.clamp(min=least))
 
@@ -103,6 +105,7 @@ def compare_in_own_mode(task: Task) -> float:
     batch = take_images(task.data[0], _IMAGES)
     images = count_images(batch)
     half = take_images(batch, images // 2)
+    # A half has at least two images, because a single one may have no variance in train mode.
     if not training or images < 4 or count_images(half) == images:
         return math.nan
     with measured(task.model):
@@ -146,13 +149,14 @@ def _list_unread(layer: BatchNorm, given: LayerCall, output: Tensor) -> Iterator
             stack.enter_context(_holding(weight, torch.ones_like(weight)))
             try:
                 expected = given.call(layer)
-            except Exception:  # a forward of the user's own may raise anything
+            except Exception:  # the forward of another class may raise anything
                 return
         for words, values in (("the mean", mean), ("the variance", var)):
             if not _reads(layer, given, values, expected):
                 yield words
+    # Under the layer's weights again: weights of 1 served the averages alone.
     for words, parameter in (("the weight", weight), ("the bias", bias)):
-        # What a parametrization computes anew at each call cannot be changed here.
+        # What a parametrization computes at each call cannot be changed here.
         if isinstance(parameter, nn.Parameter) and not _reads(layer, given, parameter, output):
             yield words
 
@@ -163,7 +167,7 @@ def _reads(layer: BatchNorm, given: LayerCall, values: Tensor, output: Tensor) -
     with _holding(values, 2 * values.detach() + 1):
         try:
             changed = given.call(layer)
-        except Exception:  # a forward of the user's own may raise anything
+        except Exception:  # the forward of another class may raise anything
             return True
     return not torch.equal(changed.nan_to_num(), output.nan_to_num())
 

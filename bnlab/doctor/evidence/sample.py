@@ -16,6 +16,7 @@ MOST_IMAGES = 1000  # that undos are judged by
 def split_halves(data: Sequence[Any]) -> list[list[Any]]:
     """Split batches into two halves of nearly as many images; a single one is cut, if it can be."""
     if len(data) > 1:
+        # Alternating, because in sorted data the first half has other classes than the second.
         return [list(data[::2]), list(data[1::2])]
     batch = data[0]
     half = take_images(batch, max(1, count_images(batch) // 2))

@@ -116,6 +116,7 @@ class Scores:
 
         if len(differences) < 2 or are_signs or differences.any():
             return estimate_mean(differences, are_signs)
+        # All differences are 0, and their standard deviation would make an interval of no width.
         spread = 1.0
         if not self.are_shares:
             spread = float(values.max() - values.min())
@@ -202,6 +203,7 @@ def merge_readings(readings: Sequence[Reading]) -> Reading:
     return Reading(
         all(each.are_binary for each in readings),
         all(each.are_one_hot for each in readings),
+        # One logit below 0 or above 1, in any process, shows that all outputs are logits.
         min(each.least for each in readings),
     )
 
@@ -229,6 +231,7 @@ def score_batch(output: Any, labels: Tensor | None, reading: Reading) -> Tensor 
         return _score_numbers(logits, labels, reading) if labels.shape == logits.shape else None
     if logits.dim() < 2:
         return None
+    # A single column is the logit, or the share, of the second of two classes.
     predicted = logits[:, 0] > reading.least if logits.shape[1] == 1 else logits.argmax(1)
     if predicted.shape != labels.shape:
         return None
@@ -271,6 +274,7 @@ def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
         classes: how many are told apart; labels beyond are one class more.
     """
     counted = find_counted(labels)
+    # Labels that do not count need an index as well; `counted` leaves them out of both sums.
     index = labels.long().clamp(0, classes)
     counts = _add_by_class(counted, index, classes + 1)
     sums = _add_by_class(values * counted, index, classes + 1)
@@ -292,6 +296,7 @@ def score_constants(labels: Sequence[Tensor]) -> dict[int, float]:
         counts = _add_by_class(find_counted(part), index, len(classes))
         are_there = (counts > 0).double()
         present = are_there.sum(1, keepdim=True)
+        # Naming one class everywhere scores 1 in that class and 0 in the others that an image has.
         shares = are_there / present.clamp(min=1)
         scores += shares.sum(0)
 
@@ -327,6 +332,7 @@ def _score_numbers(outputs: Tensor, labels: Tensor, reading: Reading) -> Tensor:
 
     predicted = outputs > reading.least
     right = predicted == labels
+    # In masks both classes count alike, as with whole-number labels, because most positions are background.
     if labels.dim() > 2:
         return average_by_class(right, labels, 2)
     return average_by_image(right)
@@ -354,6 +360,7 @@ def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice:
     try:
         values = torch.as_tensor(returned).detach().cpu()
         if values.is_complex():
+            # It is caught below, where the message is made.
             raise TypeError
         values = values.double().flatten()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -68,6 +68,7 @@ def score(
 
     constants = ranks.gather(_score_constants(task))
     commonest = None
+    # Labels that are no classes have no commonest one.
     if None not in constants:
         sums: Counter[int] = sum(constants, Counter())
         # Where all labels are of one class, always naming it could not be beaten.
@@ -218,6 +219,7 @@ def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Ju
         var = var.to(given.mean)
         # An undo may propose a negative variance, whose logarithm would make all layers' sum NaN.
         gap = measure_distance(mean, var.clamp(min=0), given, layer.eps)
+        # The logarithm keeps one layer that is far off from outweighing all others.
         gaps[-1] = gaps[-1] + gap.log1p()
 
     gaps: list[Tensor] = []

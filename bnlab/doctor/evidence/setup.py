@@ -114,6 +114,7 @@ def find_labels(task: Task, batch: Any) -> Tensor | None:
     """Find the labels of a batch, in the part that was chosen for tuples of so many parts."""
     if task.label_place is not None and isinstance(batch, (tuple, list)):
         number, parts = task.label_place
+        # Other batches, such as those of training, may have another layout, with labels in the usual part.
         if len(batch) == parts and isinstance(batch[number], Tensor):
             return batch[number]
     return read_labels(batch, task.labels, task.caller)

@@ -23,6 +23,7 @@ def list_stored(model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         ValueError: a graph's batch norm reads statistics that are no buffers of the graph.
     """
     stored = dict(list_nodes(model, caller))
+    # Modules that also have `eps` are batch norms to `is_batch_norm`: they are measured, and not in this set.
     others = {*list_others(model)}
     for name, module in model.named_modules():
         if name in others and name not in stored and _has_both(module):

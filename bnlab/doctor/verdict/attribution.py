@@ -75,6 +75,7 @@ def _name_trial(trial: Trial, causes: Sequence[Cause], case: Case) -> Trial:
         sharing = [cause for cause in sharing if cause.measure_traces(case, undo.layers) > EXPLAINED]
     if not sharing:
         return trial
+    # `max` keeps the first of equals, and causes are ordered by code.
     cause = max(sharing, key=lambda cause: weigh(cause, case, undo.layers))
     return replace(trial, cause=cause, is_proposed=cause is trial.cause)
 
@@ -97,6 +98,7 @@ def name_choice(case: Case, experiment: UndoExperiment, crossing: Crossing | Non
         crossing: what to name if one number were on the other side of its line.
     """
     choice = experiment.choose(crossing)
+    # A smaller undo of another kind may bring back as much, so it is not known where the fault is.
     if choice.other_kinds:
         return "undecided"
     if choice.kinds == {"averages"} and _may_be_images(case, choice.chosen):
@@ -147,6 +149,7 @@ def depends_on_first(case: Case, chosen: Sequence[Trial]) -> bool:
     first = case.first
     replaces_first = all(first in trial.undo.layers for trial in chosen)
     drift = compare_with_drift(case, case.seen)
+    # Weights that have moved on explain the first layer's gap, so that it says nothing of the images.
     if drift is not None and drift.is_lag:
         return False
     # What is left of the start shows in the first layer whatever the images are, and does not speak for other ones.

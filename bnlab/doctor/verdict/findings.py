@@ -68,6 +68,7 @@ def find_explained(trials: Iterable[Trial], experiment: UndoExperiment, case: Ca
         gain = experiment.measure_score(trial).value if experiment.has_labels else math.nan
         layers = tuple(cause.name_layers(case, trial.undo.layers))
         described = cause.describe(case, layers)
+        # The undo's words were written by the cause that proposed it, and may not describe another one.
         reported = [trial.undo.words] if trial.is_proposed else []
         if trial.undo.shared and described:
             reported.append(described)
@@ -116,6 +117,7 @@ def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Put the most severe first; of equals what was tried before what was seen, then by code."""
 
     def order(finding: Finding) -> tuple[int, bool, str]:
+        # False sorts before True: a finding with a cost was tried.
         return -SEVERITIES.index(finding.severity), math.isnan(finding.cost), finding.cause.code
 
     return sorted(findings, key=order)

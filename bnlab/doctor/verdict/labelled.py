@@ -40,6 +40,7 @@ def conclude(
     case: Case, scores: Scores, experiment: UndoExperiment | None, causes: Sequence[Cause], worth: float | None
 ) -> tuple[Verdict, list[Finding]]:
     """Judge by what was tried, and name the causes."""
+    # Percent by mistake: no score could reach it, and every network would be called bad.
     if case.expected is not None and case.expected > 1 and scores.are_shares:
         raise ValueError(f"{CALLER}: expected={case.expected!r}, but scores are shares here; pass one between 0 and 1")
     least = compute_worth(scores, worth)
@@ -47,6 +48,7 @@ def conclude(
     is_poor = scores.is_near_chance and not case.is_as_constructed
     explained = _explain(case, judged, experiment, causes, least, is_poor)
     others = find_signs(causes, case, [finding.cause.code for finding in explained])
+    # The mode is judged by the scores in both modes and not by an undo, so that its cost is added here.
     if judged.word == "mode":
         others = [_add_cost_of_mode(finding, scores, least) for finding in others]
     findings = sort_findings([*explained, *others])
@@ -185,6 +187,7 @@ def judge(case: Case, scores: Scores, experiment: UndoExperiment | None, worth: 
         edges.append(replace(number.edge, beyond=conditions[later[0]].word))
 
     verdict = conditions[decided].decide()
+    # The interval of a single image is infinite, so its ends are near no line.
     known = [edge for edge in (*edges, *verdict.edges) if math.isfinite(edge.value)]
     others = [edge for edge in known if edge.beyond != verdict.word]
     return replace(verdict, edges=others).add_nearest()
@@ -193,6 +196,7 @@ def judge(case: Case, scores: Scores, experiment: UndoExperiment | None, worth: 
 def _name_beyond(condition: _Condition) -> Edge:
     """Find the number on which a condition fails; of several the one that is farthest from its line."""
     edges = [number.edge for number in condition.numbers if not number.is_met]
+    # All of them have to cross their lines before the condition holds, so the farthest says how near that is.
     farthest = max(edges, key=lambda edge: edge.distance)
     return replace(farthest, beyond=condition.word)
 
@@ -214,6 +218,7 @@ def _ask_for_weights(
     if experiment is not None and experiment.best is not None:
         best = max(best, float(experiment.best.judged.scores.mean()))
     unit = "%" if scores.are_shares else ""
+    # Distances are not divided by the bar itself: a score of 75% would then be near a bar of 90%.
     edge = Edge("the best score is", best, bar, "network", SURELY_HEALTHY * worth, scores.are_shares, unit)
     reached = describe_score(best, scores)
     reason = _UNLOADED if case.is_unloaded else _AS_CONSTRUCTED
@@ -245,11 +250,13 @@ def _ask_for_undo(
         likelihood.low,
         0.0,
         "undecided",
+        # The line is 0 and no scale, so that distances from it are shares of the gain.
         abs(likelihood.value) or 1.0,
     )
     of_score = _draw_line("the best undo gains", score, worth, scores)
     numbers = [_Number(of_likelihood, likelihood.low > 0), _Number(of_score, score > worth)]
     if scores.commonest is not None and case.expected is None:
+        # First, because it is the condition below and one more: that the score stays at or below chance.
         yield _ask_for_chance(scores, experiment, numbers, gain, worth)
     choice = experiment.choose()
     word = name_choice(case, experiment)
@@ -341,6 +348,7 @@ def _list_edges(case: Case, scores: Scores, experiment: UndoExperiment, choice: 
     edges = []
     shortfall = experiment.measure_exact()
     if shortfall is not None and case.training is None and choice.kinds == {"images"}:
+        # As shares of the best gain, which LEFT_BY_SMALLER is a share of as well.
         surely, line = (value / best for value in shortfall)
         other: Word = "averages or images" if word == "images" else "images"
         edges.append(Edge("exact statistics fall short by at least", surely, line, other, line, True, "% of the gain"))
@@ -417,6 +425,7 @@ def _describe_bad(case: Case, scores: Scores) -> str:
 
 def _describe_healthy(case: Case, scores: Scores, gain: Difference, worth: float) -> str:
     sentence = f"Exact statistics of {count_things(gain.images, 'image')} {describe_gain(gain, scores)}."
+    # A network was not trained with averages that have never left their start.
     has_learnt_with_them = not any(case.is_initial(name) for name in case.seen)
     return f"{sentence} {_CONSTANTS}" if gain.high < -worth and has_learnt_with_them else sentence
 

@@ -40,6 +40,7 @@ def conclude_unlabelled(
 
     explained: list[Finding] = []
     if experiment is not None and chosen:
+        # No gain is measured without labels, so that findings are as severe as what predictions cost.
         explained = find_explained(chosen, experiment, case, WORTH)
         explained = [replace(finding, severity=severity or finding.severity) for finding in explained]
     elif case.has_data:
