@@ -27,4 +27,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    # Names that nobody has asked for yet are no globals.
     return sorted({*globals(), *__all__})

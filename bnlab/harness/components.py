@@ -19,6 +19,8 @@ Class = TypeVar("Class", bound="type[Component]")
 _MEANING = "meaning"  # the key of a setting's `Meaning` in its field's metadata
 
 
+# Not frozen, because `Own` sets its fields in __post_init__. Hashed all the same: data sets are cached by
+# their `Data`, and networks of one kind are found by their components (`trial.select_kind`).
 @dataclass(unsafe_hash=True)
 class Component:
     """The base of all that is chosen by name."""
@@ -26,6 +28,7 @@ class Component:
     group: ClassVar[str] = ""  # the setting that chooses it, such as "norm"
     is_own: ClassVar[bool] = False  # it stands for a user's import paths
     storage: ClassVar[tuple[str, ...]] = ()  # settings that say where its files are and how they come there
+    # OmegaConf's mark for a missing value, written out because only `config` and `lab` import OmegaConf.
     name: str = "???"
 
     def identify(self) -> dict[str, Any]:
@@ -56,6 +59,7 @@ class Meaning:
         """Raise UserError for a value of the setting `key` that is out of its range."""
         if self.choices:
             require_one_of(key, value, self.choices)
+        # Not by `require_within`, whose bounds belong to the range: a weight of 0 does not.
         if self.is_weight and (not isinstance(value, int | float) or not 0 < value <= 1):
             raise UserError(f"{key}={value}: is the weight of the new batch; must be above 0 and at most 1")
         if self.at_least is not None:
@@ -66,6 +70,7 @@ class Meaning:
 def setting(default: Any, text: str, **limits: Any) -> Any:
     """Return a dataclass field that is a setting: its default, and its `Meaning`, with what that allows."""
     meaning = Meaning(text, **limits)
+    # A dataclass refuses a list as a default, which all of its objects would share.
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={_MEANING: meaning})
     return field(default=default, metadata={_MEANING: meaning})
@@ -73,6 +78,7 @@ def setting(default: Any, text: str, **limits: Any) -> Any:
 
 def component(cls: Class) -> Class:
     """Decorate a dataclass: register it, with its default settings, as a choice of its group."""
+    # Not dataclasses.is_dataclass: it is true of every class below Component, decorated or not.
     if "__dataclass_fields__" not in vars(cls):
         name = f"{cls.__module__}.{cls.__qualname__}"
         raise TypeError(f"{name}: is no dataclass; write @dataclass(unsafe_hash=True) below @component")
@@ -131,6 +137,7 @@ def check_settings(part: Any, group: str = "") -> None:
         for each in values:
             if each is not None:
                 meaning.check(key, each)
+            # Settings that may be lists are typed Any, so that OmegaConf lets null through.
             elif meaning.is_list and attribute.default is not None:
                 raise UserError(f"{key}=null: give at least one value")
 
@@ -144,6 +151,7 @@ def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
 
 def require_within(key: str, value: float, low: float, high: float = float("inf"), reason: str = "") -> None:
     """Raise UserError unless low ≤ value ≤ high; high is below low where no value is possible, as of few images."""
+    # True is an int in Python, and would pass as 1.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{key}={value}: must be a number")
     if low <= value <= high:

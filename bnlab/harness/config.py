@@ -30,8 +30,8 @@ from bnlab.harness.statistic_kinds import Measured
 def register() -> None:
     """Make the configuration known to Hydra."""
     store = ConfigStore.instance()
-    # Of the groups' base classes, so that any choice can take their place. A learning rate here would be that of the
-    # user's own optimizers which have none.
+    # The schema has the groups' base classes, into which Hydra can merge any choice. With a learning rate
+    # here, a user's optimizer that has no default would silently be given it instead of being refused.
     optimizer = replace(Optimizer(), lr=MISSING)
     open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=optimizer)
     store.store(name="schema", node=open_groups)
@@ -42,6 +42,7 @@ def register() -> None:
 
 def check(config: Config) -> None:
     """Raise UserError for whatever is out of range, before anything is trained or written."""
+    # Ranges come first, because all checks below compute with these values.
     check_settings(config)
     for group, choices in GROUPS.items():
         chosen = getattr(config, group)
@@ -50,6 +51,8 @@ def check(config: Config) -> None:
         if not chosen.is_own and type(choices.get(chosen.name)) is not type(chosen):
             raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
         check_settings(chosen, group)
+
+    # The name becomes a folder beside results/runs, which has all networks, and results/reference.
     if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
         raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
 
@@ -57,16 +60,21 @@ def check(config: Config) -> None:
     config.model.check(config.norm)
     training.check_order(config.order)
     check_shifts(as_list(config.shifts), config.data, as_list(config.evaluate_on))
+
+    # The range of the batch size depends on the data and the norm, so that `check_settings` does not know it.
+    # It is checked before the steps are counted, which divides by it.
     images = config.data.count_training()
     least = 2 if config.norm.uses_batch else 1
     reason = f"a batch norm needs two, and the training split has {images:,} images"
     require_within("batch_size", config.batch_size, least, images, reason)
     config.norm.check(config.batch_size)
     _check_statistics(config, images)
+
     steps = config.count_steps()
     _check_steps(config, steps)
     _check_freezing(config, steps)
     _check_measured(config)
+
     if config.averaging != "none" and config.freeze_at is not None and config.freeze_with == "exact":
         # Buffers are averaged along with the weights, and would be a mixture of frozen and earlier statistics.
         raise UserError(
@@ -85,6 +93,7 @@ def _check_statistics(config: Config, images: int) -> None:
     own = config.norm.own_average()
     key = f"norm={config.norm.name}"
     if config.freeze_at is not None:
+        # Frozen layers normalize with their buffers, which tables list as this running average.
         own = EMA(MOMENTUM)
         key = "freeze_at"
     for subject in list_subjects(config):
@@ -96,6 +105,7 @@ def _check_statistics(config: Config, images: int) -> None:
             )
         statistic = subject.statistic
         if isinstance(statistic, Measured) and statistic.images is not None:
+            # Validation images are those that are used and not trained on.
             most = config.data.count_used() - images if subject.split == "val" else images
             require_within(f"estimator={subject.estimator}: images", statistic.images, 2, most)
 
@@ -107,6 +117,7 @@ def _check_steps(config: Config, steps: int) -> None:
         if value in words:
             continue
         for at in as_list(value):
+            # The type decides, as in `list_steps`: 1 is the first step, and 1.0 the end of the training.
             is_share = isinstance(at, float) and 0 < at <= 1
             is_step = isinstance(at, int) and 1 <= at <= steps
             if not is_share and not is_step:
@@ -117,6 +128,7 @@ def _check_steps(config: Config, steps: int) -> None:
         return
     measured = list_steps(config.evaluate_at, steps)
     for at in as_list(config.accuracy_at):
+        # Compared as steps, because a share and a number may mean the same one.
         if list_steps(at, steps)[0] not in measured:
             raise UserError(f"accuracy_at={at}: is not among evaluate_at; list it there too")
 
@@ -124,6 +136,7 @@ def _check_steps(config: Config, steps: int) -> None:
 def _check_freezing(config: Config, steps: int) -> None:
     if config.freeze_at is None:
         return
+    # A share close to 1 may be rounded to the last step, after which nothing is left to be trained.
     if not 0 < config.freeze_at < 1 or config.compute_freezing_step() == steps:
         raise UserError(f"freeze_at={config.freeze_at}: must be a share of the {steps:,} steps that leaves some")
     if not config.norm.is_plain:
@@ -154,6 +167,7 @@ def check_device(name: str) -> None:
     if name == "auto":
         return
     try:
+        # Not torch.device(name), which does not look whether there is such a device.
         torch.empty(0, device=name)
     # A build of torch without CUDA raises AssertionError.
     except (RuntimeError, AssertionError) as error:

@@ -62,6 +62,7 @@ class Durations:
             cost = self.tables[measurement.name]
             steps = {*measurement.reads(run, subjects)} or {run.steps}  # a table such as the log reads no checkpoint
             seconds += sum(cost.seconds * (_count_predicted(run, step) if cost.is_by_split else 1) for step in steps)
+            # Statistics of a checkpoint are kept, so that several tables at one step take the time of one.
             if cost.has_statistics:
                 with_statistics |= steps
         images = sum(run.limit_at(step) or population for step in with_statistics)
@@ -86,7 +87,8 @@ def estimate_durations(run: Run, update: float) -> Durations:
             trial = Run(replace(measured, results=folder))
             trial.dataset = run.dataset  # which is read once: the trial would load it again
             trained = _time(partial(ensure_trained, trial, list_needed_checkpoints))
-            if not found.overhead:  # the network is there the second time
+            # A checkpoint of the second step takes another training, which is no part of the estimate.
+            if not found.overhead:
                 found.overhead = max(0.0, trained - _STEPS * update)
             _time_measuring(trial, step, found)
     return found
@@ -96,16 +98,19 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
     """Time all that is measured at the only step of a trial."""
     subjects = list_subjects(trial.config)
     measurements = _list_covering(trial)
+    # A table without estimators has None in place of a subject.
     scopes = {each.name: [subject for subject in each.scope(trial, subjects) if subject] for each in measurements}
     needed = dict.fromkeys(subject for scope in scopes.values() for subject in scope)
 
     # Statistics are kept in the trial's folder. Measured first, they are no part of the time of the tables that read
     # them.
     if needed and trial.has_trace:
+        # Gaps are distances to exact statistics, which are needed whether or not they are asked for.
         measured = [subject for subject in {EXACT: None, **needed} if subject.running_average is None]
         drawn = [subject for subject in measured if getattr(subject.statistic, "images", None)]
         found.drawn = _time_statistics(trial, step, drawn)
         others = [subject for subject in measured if subject not in drawn]
+        # `limit_at` gives None only at the last step, at which a trial is not measured.
         found.statistics = _time_statistics(trial, step, others) / (trial.limit_at(step) or 1)
 
     replays: list[Estimator] = []
@@ -114,7 +119,7 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
         if measurement.is_by_split:
             seconds /= _count_predicted(trial, step)
         found.tables[measurement.name] = TableCost(seconds, measurement.is_by_split, bool(scopes[measurement.name]))
-        # A table of predictions replays the running averages anew for each split and shift.
+        # A table of predictions replays the running averages again for each split and shift.
         averages = [each.running_average for each in scopes[measurement.name] if each.running_average is not None]
         replays += averages * (len(trial.predicted_images) if measurement.is_by_split else 1)
     if replays and trial.has_trace:
@@ -127,6 +132,7 @@ def _time_statistics(trial: Run, step: int, subjects: Sequence[Subject]) -> floa
 
 def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:
     """Time running averages over the recorded batches, again and again: seconds for each batch."""
+    # A replay of the trial's few batches would be too short to time, so that they are repeated.
     layers = {}
     for name, layer in trace.layers.items():
         count = max(1, _REPLAYED // max(1, len(layer)))
@@ -134,6 +140,7 @@ def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:
         steps = list(range(1, count * len(layer) + 1))
         longer.set_calls(layer.moments.repeat(count, 1, 1), steps, layer.counts * count, [])
         layers[name] = longer
+    # Each call counts as an update here, so that the layer with the most calls has the last step.
     last = max(len(layer) for layer in layers.values())
     long_trace = MomentTrace(layers, 0, last)
     return _time(partial(replay_bank, long_trace, averages, [last])) / last

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+# Folders whose files are not the user's: bnlab and the standard library.
 _OTHERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
 _INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, of any environment
 
@@ -54,6 +55,7 @@ def find_close(name: object, known: Iterable[str], cutoff: float = 0.6) -> str |
 def find_network(beginning: str, names: Iterable[str], where: str) -> str:
     """Find the one network that is called so, or whose name alone begins so; UserError unless there is one."""
     known = list(names)
+    # The whole name comes first: seed_1 is a network, and also the beginning of seed_10.
     found = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
     if len(found) == 1:
         return found[0]
@@ -64,6 +66,7 @@ def find_network(beginning: str, names: Iterable[str], where: str) -> str:
 def where_raised(error: BaseException) -> str:
     """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
     own = list_own_lines(error)
+    # In one line, and without the colon that an error with an empty message leaves.
     message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     return f"{shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
 

@@ -69,6 +69,7 @@ def _describe_settings() -> list[str]:
 def _describe_group(group: str) -> list[str]:
     """Describe the choices of a group, each with the settings that it has beside those of all; those come last."""
     choices = GROUPS[group]
+    # By name and meaning, because settings of two choices may share a name and mean different things.
     of_choices = [{(each.name, meaning.text) for each, meaning in list_settings(choice)} for choice in choices.values()]
     shared = {name for name, _ in set.intersection(*of_choices)}
 
@@ -76,6 +77,7 @@ def _describe_group(group: str) -> list[str]:
     for name, choice in choices.items():
         summary, _, _ = (type(choice).__doc__ or "").partition("\n")
         lines += _wrap(f"{group}={name}", summary)
+        # A setting that several choices have is listed once, below the first of them.
         for line in _describe(choice, group, left_out=shared):
             if line not in lines:
                 lines.append(line)
@@ -117,5 +119,6 @@ def _wrap(head: str, text: str) -> list[str]:
     has_room = len(head) < _COLUMN - 1
     if not lines or not has_room:
         return [head, *lines]
+    # The head takes the place of the spaces before the first line.
     lines[0] = head + lines[0][len(head) :]
     return lines

@@ -75,6 +75,7 @@ def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     """Describe what a job asks for: what is measured, by which code, without the estimators that have failed."""
     settings = [getattr(run.config, name) for name in MEASURED_WITH]
+    # When the user's code changes, the same settings ask for other rows.
     code = [subject.code for subject in list_subjects(run.config)]
     code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
@@ -87,6 +88,7 @@ def require_writable(results: Path, *folders: Path) -> None:
         # The lowest one that is there: the others are made in it. Not Path.exists, which raises where it may not look.
         there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         reason = "" if there.is_dir() else "is a file and no folder"
+        # It takes both rights to make a file in a folder.
         if not reason and not os.access(there, os.W_OK | os.X_OK):
             reason = "cannot be written by you"
         if reason:
@@ -101,12 +103,14 @@ def _require_one_sample(runs: Sequence[Run]) -> None:
     measured: dict[tuple[Path, str], Any] = {}
     for folder in {run.config.folder for run in runs}:
         for request in read_requests(folder):
+            # A failed job has no rows, and earlier versions did not note the number.
             if request.selections and request.population_images != NOT_NOTED:
                 measured[folder, _leave_out_seed(request.run)] = request.population_images
 
     for run in runs:
         condition = _leave_out_seed(run.id)
         images = run.config.population_images
+        # Entered at once, so that the jobs of this sweep are compared with each other, too.
         known = measured.setdefault((run.config.folder, condition), images)
         if known != images:
             values = " and ".join("null" if each is None else str(each) for each in (known, images))
@@ -131,6 +135,7 @@ def prepare(configs: list[Config]) -> None:
     try_estimators(subject for config in configs for subject in list_subjects(config))
     runs = [Run(config) for config in configs]
     _require_one_sample(runs)
+    # Networks that are trained need no trial, and of the others one of each kind is enough.
     kinds: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         if not run.finished:
@@ -215,8 +220,10 @@ def execute(config: Config) -> None:
 def prepare_process(config: Config) -> None:
     """Set what is the process's own: torch's threads, which an earlier job may have changed, malloc, tqdm's lock."""
     torch.set_num_threads(config.threads)
+    # Otherwise mapping and zeroing fresh memory takes a quarter of the time of a small network.
     keep_freed_memory()
-    tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a killed one leaves behind
+    # tqdm's default lock is shared by processes, and one that is killed leaves it behind in the system.
+    tqdm.set_lock(threading.RLock())
 
 
 def _train_and_measure(run: Run) -> None:
@@ -294,8 +301,10 @@ def _describe_run(run: Run) -> dict[str, object]:
         settings[group] = getattr(config, group).name
 
     status = run.status or _UNTRAINED
+    # Before the end of its training, a network may have no environment.json to read.
     environment = run.environment if run.finished else describe_environment(run.device)
     images = config.data.count_training()
+    # What comes last counts: values that were used take the place of settings that were left open.
     values = {
         **settings,
         **status,
@@ -310,6 +319,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         "steps": run.steps,
         "status": "failed" if locate_failure_of(run).exists() else status["status"],
         "last_step": status["step"],
+        # `run.unseen` builds the network, which may be what has failed.
         "unseen": ", ".join(run.unseen) or None if run.finished else None,
         "settings": json.dumps(run.settings, sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),

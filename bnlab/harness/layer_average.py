@@ -49,6 +49,7 @@ def average_networks(frame: pd.DataFrame, value: str, keys: Sequence[str]) -> pd
 
     It is the row of the deeper layers, or that of the first layer where there is no other.
     """
+    # The new index numbers the rows of the frame; sorting by it at the end restores their order.
     averaged = average_layers(frame.reset_index(drop=True), value, keys)
     deeper_before_first = averaged.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
     return deeper_before_first.drop_duplicates(keys).sort_index()

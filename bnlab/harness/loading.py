@@ -87,10 +87,12 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     with reading(path):
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
+        # Opened by its name, since this version or the code of today may give its settings another one.
         opened = Run(replace(restore_config(values), results=str(results)), run)
         changed = list_changes(opened.config, opened.folder)
     except UserError as error:
         raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
+    # Changed code also changes the name of the network, so it is reported before the name is checked.
     if changed:
         raise UserError(f"{run}: {say_changed(changed)} since it was trained; undo that, or sweep it again")
     if Run(opened.config).id != run:
@@ -100,6 +102,7 @@ def open_run(run: str, results: str | Path = "results") -> Run:
 
 def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
     """Build a network of a step and these statistics, see `load_model`."""
+    # Steps whose checkpoint was kept and is gone count too, so that the message says that a file is missing.
     kept = {*run.list_kept(), *run.list_checkpoints()}
     if not kept:
         raise UserError(f"{run.id}: has no checkpoint; the sweep that made it trains it again")

@@ -41,6 +41,7 @@ class Own(Component):
         for name, value in self.arguments.items():
             if isinstance(value, Mapping):
                 raise UserError(f"{self.group}.{name}: is a dictionary; give numbers, words, or lists of these")
+            # Components are hashed, which lists cannot be.
             setattr(self, name, _make_hashable(value))
 
     @property
@@ -83,6 +84,7 @@ def make_own(group: str, path: str) -> Own:
     `str`. UserError if it cannot be imported, or an argument has a name that bnlab needs itself, or is lacking.
     """
     kind = KINDS[group]
+    # An argument of such a name would take the place of a method or of a setting that bnlab reads.
     known = {*dir(kind), *(each.name for each in fields(kind)), SOURCE}
     arguments = _list_arguments(import_object(group, path))[kind.given :]
     if kind.taken and kind.taken not in [argument.name for argument in arguments]:
@@ -103,8 +105,10 @@ def make_own(group: str, path: str) -> Own:
         if default is argument.empty:
             default = kind.usual.get(argument.name, _REQUIRED)
         elif isinstance(default, list):
+            # A dataclass refuses a list as a default.
             default = tuple(default)
         settings.append((argument.name, _find_type(argument), field(default=default, metadata={_ARGUMENT: True})))
+    # Each function has a class of its own, in which Hydra finds its settings, their types and defaults.
     return make_dataclass("Own", settings, bases=(kind,), unsafe_hash=True)(name=path)
 
 
@@ -121,6 +125,8 @@ def import_object(key: str, path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
+        # A torchvision that was built for another torch fails on its operators. They are declared by hand,
+        # and the import is tried again: once, or a module that fails all the same would be imported for ever.
         if "torchvision::" in str(error) and _mend_torchvision():
             return import_object(key, path)
         raise UserError(f"{key}={path}: cannot be imported, {where_raised(error)}") from error

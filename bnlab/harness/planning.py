@@ -59,6 +59,7 @@ def _list_untrained(waiting: Iterable[Config]) -> dict[Run, set[int]]:
     runs: dict[str, Run] = {}
     needed: dict[str, set[int]] = {}
     for run in map(Run, waiting):
+        # Several jobs may measure one network, which then needs the checkpoints of all of them.
         runs.setdefault(run.id, run)
         needed.setdefault(run.id, set()).update(_list_needed(run))
     return {run: needed[name] for name, run in runs.items() if not is_trained(run, needed[name])}
@@ -106,10 +107,12 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
         checkpoints = len({*needed, run.steps})  # that of the last step is always kept
         copies = 1 + len(run.config.decays)
         disk += run.steps * trial.moments + checkpoints * copies * trial.network
+    # A network is trained once, but measured by each of its jobs.
     jobs = [Run(config) for config in waiting]
     measuring = sum(trials.estimate_durations(run).estimate_measuring(run) for run in jobs)
     read = _count(sum(len(_list_needed(run)) for run in jobs), "checkpoint")
 
+    # `start` is left whole: it already counts what the processes do side by side.
     training, measuring, overhead = [seconds / processes for seconds in (training, measuring, overhead)]
     if math.isnan(training):
         yield "training   takes a time that is not known, as a loss is not finite in the first updates"
@@ -140,6 +143,7 @@ class _Trials:
     def try_training(self, run: Run) -> TrialResult:
         """Train a network of this kind for a second, unless that was done."""
         config = run.config
+        # Whether an update can be made depends on the kind alone, its time on the batch size as well.
         kind = repr((select_kind(config), config.batch_size))
         if kind not in self._trained:
             prepare_process(config)
@@ -152,6 +156,7 @@ class _Trials:
         measured = [getattr(config, name) for name in (*MEASURED_WITH, *_MEASURED_DIFFERENTLY)]
         kind = repr((select_kind(config), config.batch_size, measured))
         if kind not in self._durations:
+            # Where a loss is not finite, no update was timed, and those of the trial count as overhead.
             update = self.try_training(run).update
             self._durations[kind] = estimate_durations(run, 0.0 if math.isnan(update) else update)
         return self._durations[kind]

@@ -26,6 +26,7 @@ def is_terminal(stream: TextIO | None) -> bool:
     """Find out whether a line in this stream can be drawn again."""
     if stream is None:
         return False
+    # TERM=dumb stands for a terminal that knows no escape sequences.
     return is_notebook(stream) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
@@ -105,6 +106,7 @@ class Reporter:
         if now - self._written < _SECONDS:
             return
         self._written = now
+        # Updates that were made before a kill are not among those of this process.
         rate = (step - self._first) / (now - self._began)
         words = f"step {step:,}/{self._steps:,} loss {loss:.3f} {rate:,.3g}/s"
         write_progress(self._folder, Progress(words, step / self._steps))
@@ -112,6 +114,7 @@ class Reporter:
 
 def write_progress(folder: Path, progress: Progress) -> None:
     """Write how far a network has come; a training does not end because that cannot be written."""
+    # Not by `common.files.write_text`, which waits for the disk: `read_progress` passes over half a file.
     with contextlib.suppress(OSError):
         (folder / _FILE).write_text(json.dumps(progress), encoding="utf-8")
 

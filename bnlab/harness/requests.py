@@ -21,6 +21,8 @@ from typing import Any
 from bnlab.common.files import Unreadable, digest, quarantine, reading, write_text
 from bnlab.harness.source_code import Code
 
+# Their values are part of a request's name: with another setting here, each job counts as not done, and asks
+# for its rows again.
 MEASURED_WITH = (
     "measurements",
     "estimator",
@@ -85,6 +87,7 @@ def locate_request(folder: Path, run: str, settings: str) -> Path:
 
 def list_requests(folder: Path, run: str) -> list[Path]:
     """List what jobs of a sweep have asked for of a network."""
+    # The dash behind the name keeps seed_1 from finding the requests of seed_10.
     return sorted(folder.glob(f"requests/{run.replace('/', '-')}-*.json"))
 
 

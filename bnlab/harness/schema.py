@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from bnlab.common.files import reading, write_whole
 
-_KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"  # names in the metadata of files
+# Names in the metadata of files, which Arrow keeps as bytes.
+_KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"
 ORIGIN = "origin"
 """A further column of files with measured rows: what a row was measured from, a digest."""
 
@@ -98,7 +99,8 @@ def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     if is_open(schema):
         schema = widen(schema, frame)
         for field in schema:
-            if pa.types.is_string(field.type):  # whatever the values were
+            # A user's function may take a number in one network and a word in another; such a column is text.
+            if pa.types.is_string(field.type):
                 words = frame[field.name].astype(object).map(str, na_action="ignore")
                 frame = frame.assign(**{field.name: words})
     # By way of Arrow, the frame gets the types that it would have if it were read from a file.
@@ -123,6 +125,7 @@ def _find_type(values: pd.Series, expected: pa.DataType | None) -> pa.DataType:
         found = pa.Array.from_pandas(known, type=expected).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return pa.string()
+    # Others, such as lists and dates, become text.
     is_simple = found in (pa.bool_(), pa.int64(), pa.float64())
     return found if is_simple else expected or pa.string()
 
@@ -137,8 +140,11 @@ def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None
     if schema is not None and is_open(schema):
         schema = widen(schema, frame)
     metadata = None if schema is None else schema.metadata
+    # pandas adds a description of the columns, which no checksum covers. It is left out.
     table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(metadata)
-    reals = [field.name for field in table.schema if pa.types.is_floating(field.type)]  # hardly any value comes twice
+    # Hardly any real number comes twice, so that a dictionary does not help. Byte-stream split makes tables a
+    # fifth smaller, but Arrow ignores it in columns that have a dictionary.
+    reals = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     words = [name for name in table.column_names if name not in reals]
     write_whole(
         path,
@@ -195,6 +201,8 @@ def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
         _require_key(table.schema)
         if not table.schema.equals(schema):
             fields = list(table.schema)
+            # Arrow compares fields without metadata: a column of another type is missing, but one whose
+            # meaning was written in other words is not.
             shared = [field.name for field in schema if field in fields]
             table = pa.concat_tables([schema.empty_table(), table.select(shared)], promote_options="default")
         return table.cast(schema)

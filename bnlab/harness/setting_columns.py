@@ -50,6 +50,7 @@ def _describe_group(group: str) -> dict[str, Column]:
     for choice in choices.values():
         for attribute, meaning in list_settings(choice):
             name = attribute.name
+            # Where files lie is no property of the network.
             if name in choice.storage:
                 continue
             makers.setdefault(name, _find_column_maker(type(choice), name))

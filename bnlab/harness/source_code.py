@@ -49,7 +49,8 @@ def read_code(*modules: str) -> dict[str, str]:
             continue
         seen.add(name)
         package, _, _ = name.rpartition(".")
-        if package:  # is run before the module
+        # The __init__.py of a package is run before its modules.
+        if package:
             waiting.append(package)
 
         file = _find_file(name)

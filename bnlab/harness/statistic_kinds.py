@@ -33,6 +33,7 @@ class Measured(Named, ABC):
     def __post_init__(self) -> None:
         if self.images is None:
             return
+        # Not isinstance, because True is an int in Python.
         if type(self.images) is not int or self.images < 1:
             raise ValueError(f"images={self.images}: write {self.name}, or {self.name}(images=1000) for so many images")
 
@@ -105,6 +106,7 @@ class Stale(OfAveraging):
 
     name: ClassVar[str] = "stale"
     look: ClassVar[Look] = Look("running average of the trained network", "sky")
+    # The momentum of torch's layers, whose buffers this stands for.
     running_average: ClassVar[Estimator] = EMA(momentum=0.1)
 
 

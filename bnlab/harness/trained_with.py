@@ -30,9 +30,11 @@ def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             for name, inner in value.items():
                 settings[key if name == "name" else f"{key}.{name}"] = inner
+        # `runs` has the column `inputs` only where a network was given that function.
         elif key in TRAINED_WITH or (key == "inputs" and value):
             settings[key] = value
 
+    # `steps` takes the place of `epochs`, and `freeze_with` is read with `freeze_at` alone.
     if settings.get("steps"):
         settings.pop("epochs", None)
     if settings.get("freeze_at") is None:

@@ -67,6 +67,8 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     images, classes = run.dataset.train.images[:2], run.dataset.classes
     try:
         state = start_training(trial)
+        # Looked at again after the updates: what changes in an attribute is in no state from which a training
+        # goes on.
         attributes = Attributes(state.model, state.optimizer)
         _require_statistics(trial, state.model)
         logits = _compute_logits(trial, state.model)
@@ -76,7 +78,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
-            # Where all layers are frozen, of which our own message says more.
+            # The last filter is asked first. Where all layers are frozen, our own message says more.
             warnings.filterwarnings("ignore", "record: nothing was recorded: no batch-norm layer was called")
             with record_moments(trial, state) as trace, contextlib.suppress(Diverged):  # which is a result
                 # The number only has to be out of reach: `_time_updates` ends the trial.
@@ -88,6 +90,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
                 f"{changed} changes in training and is in no state dict, so no state is saved: if this training is "
                 "killed, it starts over; register it as a buffer, or keep it in the optimizer's state"
             )
+        # Before `eval()` below, because it looks at the modes in which the updates left the layers.
         _require_training(trial, state.model)
         # In eval mode too, where a user's forward may give something else.
         _compute_logits(trial, state.model.eval())
@@ -111,6 +114,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
 def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor) -> None:
     """UserError unless the user's own optimizer can make an update, and its state be written after it."""
     own = f"optimizer={run.config.optimizer.name}"
+    # Any loss will do, as long as it gives the weights gradients.
     logits.square().mean().backward()
     try:
         optimizer.step()
@@ -145,6 +149,7 @@ def _name_own(config: Config) -> str:
 
 def _compute_logits(run: Run, model: nn.Module) -> Tensor:
     """Compute the logits of two images; UserError for outputs of another kind, ValueError for another shape."""
+    # A batch norm in train mode needs at least two.
     images = run.dataset.train.images[:2]
     # Not in another precision, for which logits are cast: here the model may give anything.
     logits = compute_logits(model, images, "float32")

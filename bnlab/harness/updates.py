@@ -21,6 +21,7 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "constant":
         return 1.0
     if schedule == "step":
+        # A comparison counts as 1 where it is true.
         return 0.1 ** ((done >= 0.5) + (done >= 0.75))
     if schedule == "cosine":
         return _follow_cosine(step, steps)
@@ -31,9 +32,10 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
 def _follow_cosine(step: int, steps: int) -> float:
     """Rise in equal steps over the first 5% of the updates, then fall along half a period of a cosine."""
     warm_up = 0.05 * steps
-    # The first update has a rate above 0, with which it would do nothing.
+    # Not step / warm_up, by which the first update would have a rate of 0 and do nothing.
     if step + 1 <= warm_up:
         return (step + 1) / warm_up
+    # Where the warm-up is no whole number of updates, the first one after it begins before its end.
     fallen = max(0.0, step - warm_up) / (steps - warm_up)
     return 0.5 * (1 + math.cos(math.pi * fallen))
 

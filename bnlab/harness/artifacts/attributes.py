@@ -46,12 +46,14 @@ class Attributes:
             computed = _list_computed(owner) if isinstance(owner, nn.Module) else set()
             for name, value in vars(owner).items():
                 is_kept = isinstance(value, bool | int | float | str) or _is_plain(value)
+                # `training` is the mode, which a continued training sets again by itself.
                 if is_kept and name != "training" and name not in computed:
                     yield (place, name), value
 
 
 def _list_computed(module: nn.Module) -> set[str]:
     """List the attributes that `torch.nn.utils` computes before each forward from parameters of a longer name."""
+    # `weight_norm` keeps weight_g and weight_v, `spectral_norm` weight_orig, and both compute weight.
     parts = [name.rpartition("_") for name, _ in module.named_parameters(recurse=False)]
     return {name for name, _, ending in parts if ending in ("g", "v", "orig")}
 

@@ -34,6 +34,7 @@ def find_changes(configs: Sequence[Config]) -> list[list[str]]:
     Returns:
         For each configuration the files, as of the newest such network; none where there is none.
     """
+    # Empty for a network without a user's code, which cannot have changed.
     described = [_describe_but_code(config) if list_code(config) else "" for config in configs]
     paths = {own.name for config in configs for own in list_own(config).values()}
     results = {config.results for config in configs}

@@ -151,6 +151,7 @@ def describe_corruptions() -> str:
 def check_shifts(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> None:
     """Raise UserError unless the images of these splits have each of these shifts."""
     known = ["none", *(f"{name}:{strength}" for name in CORRUPTIONS for strength in STRENGTHS)]
+    # Fonts can be changed for test images only.
     if [*splits] == ["test"]:
         known += config.list_shifts()
 
@@ -194,6 +195,7 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     std = torch.tensor(dataset.std).view(-1, 1, 1)
 
     plain = dataset.images_of(split)
+    # On the CPU, where the generators draw, so that accelerators predict the same images.
     images = torch.empty_like(plain.images, device="cpu")
     for index, image in enumerate(plain.images.cpu()):
         # Standardizing has rounded. Stored pixels are whole numbers, and rounding gives them back exactly.

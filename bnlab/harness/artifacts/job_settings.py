@@ -163,6 +163,7 @@ class Config:
         """Compute the step from which on batch norm is frozen; None: it never is."""
         if self.freeze_at is None:
             return None
+        # Freezing follows an update, so that step 1 is the earliest.
         return max(1, round(self.freeze_at * self.count_steps()))
 
 
@@ -180,6 +181,7 @@ def list_naming_settings(config: Config) -> dict[str, Any]:
 
     Defaults are left off: a field that is added later with a default leaves old networks their names.
     """
+    # Where `steps` is set nothing reads `epochs`, so that the name has one of the two.
     length = "epochs" if config.steps is None else "steps"
     settings: dict[str, Any] = {"batch_size": config.batch_size, length: getattr(config, length)}
 
@@ -240,6 +242,8 @@ def restore_config(values: Mapping[str, Any]) -> Config:
 def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
     """Restore the choice of a group: one of bnlab's by its name, or a function of the user's own."""
     name = values["name"]
+    # `config.yaml` has the name of the component, which may differ from the word that chose it: `plain` is a
+    # `cnn` with other settings.
     choices = [choice for choice in GROUPS[group].values() if choice.name == name]
     if choices:
         choice = choices[0]
@@ -259,12 +263,14 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
     if wanted == "final":
         return [steps]
     if wanted == "log":
+        # Ten steps, equally far apart on a logarithmic axis; in a short training some of them coincide.
         points = [round(steps ** (ninths / 9)) for ninths in range(10)]
         return sorted(set(points))
 
     chosen = set()
     for at in as_list(wanted):
-        # The type decides, because 1 is the first step and 1.0 the end of the training.
+        # The type decides, because 1 is the first step and 1.0 the end of the training. A small share may be
+        # rounded to 0, and no training has a checkpoint of step 0.
         is_share = isinstance(at, float)
         chosen.add(max(1, round(at * steps)) if is_share else at)
     return sorted(chosen)

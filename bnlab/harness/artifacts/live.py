@@ -69,6 +69,7 @@ class LiveLog:
         updates = pd.DataFrame(state.log, columns=["step", "loss of the batch", "accuracy of the batch"])
         optimizer = self._run.config.optimizer
         peak = optimizer.peak_lr(self._run.config.batch_size)
+        # The schedule counts the updates before this one.
         factors = [lr_factor(optimizer.schedule, step - 1, self._run.steps) for step in updates["step"]]
         updates["learning rate"] = [peak * factor for factor in factors]
         self._log.write_updates(updates[[*_UPDATE]])
@@ -141,7 +142,8 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def close(self, measured: Measured) -> None:
-        # Under names of their own: they would be written beside the curves a second time.
+        # Under other names than the curves, to which they would add a second point at the last step. Without
+        # `run_name` torch writes into a new folder, which TensorBoard shows as a run of its own.
         last = {f"last {name}": value for name, value in measured.items()}
         self._writer.add_hparams(_list_settings(self._run), last, run_name=".", global_step=self._written)
         self._writer.close()
@@ -156,6 +158,7 @@ class _Csv:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "measured.csv"
         before = pd.read_csv(path) if path.exists() else pd.DataFrame({"step": []})
+        # Later steps were measured after the saved state, and are measured again.
         self._measured = before[before["step"] <= step].to_dict("records")
 
     def write_updates(self, updates: pd.DataFrame) -> None:
@@ -177,5 +180,6 @@ class _Csv:
 def _list_settings(run: Run) -> dict[str, Any]:
     """List the settings of a network as columns of `runs`, with its seed; those that are off are left out."""
     settings = {"seed": run.config.seed, **flatten_settings(asdict(run.config))}
+    # TensorBoard refuses lists and tuples.
     written = {key: str(value) if isinstance(value, list | tuple) else value for key, value in settings.items()}
     return {key: value for key, value in written.items() if value is not None}

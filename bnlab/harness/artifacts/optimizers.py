@@ -82,6 +82,7 @@ class Sgd(Optimizer):
     momentum: float = setting(0.9, "Nesterov momentum; 0: none", at_least=0, at_most=0.9999)
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+        # torch refuses Nesterov's variant where there is no momentum.
         has_momentum = self.momentum > 0
         lr = self.peak_lr(batch_size)
         return torch.optim.SGD(weights, lr, self.momentum, weight_decay=self.weight_decay, nesterov=has_momentum)
@@ -100,6 +101,7 @@ class OwnOptimizer(Own, Optimizer):
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
         lr = self.peak_lr(batch_size)
+        # A list, because a user's function may go through the weights more than once.
         optimizer = call_own("optimizer", self.name, [*weights], lr=lr, **self.arguments)
         if not isinstance(optimizer, torch.optim.Optimizer):
             found = type(optimizer).__name__
@@ -138,6 +140,7 @@ def restore_state(
     optimizer: torch.optim.Optimizer, groups: Mapping[str, dict[str, Tensor]], numbers: Mapping[str, Any]
 ) -> None:
     """Restore the state of an optimizer from what `divide_state` has divided."""
+    # JSON has made words of the parameters' numbers.
     state: dict[int, dict[str, Any]] = {int(index): values for index, values in numbers["state"].items()}
     for group, values in groups.items():
         if group.startswith("optimizer/"):

@@ -69,6 +69,8 @@ class Run:
     def __init__(self, config: Config, name: str = "") -> None:
         self.config = config
         self.settings = list_naming_settings(config)
+        # A network on disk is opened under its name. `open_run` then compares that with the name that this
+        # version of bnlab would give.
         self.id = name or f"{hash_settings(self.settings)}/seed_{config.seed}"
         self.folder = Path(config.results, "runs", self.id)
         self.state = self.folder / "state.safetensors"
@@ -104,9 +106,11 @@ class Run:
         limit = memory_limit(None, self.device)
         if self.device.type != "cpu":
             return limit
+        # The command's process, which measures one network at a time.
         if parent_process() is None:
             return int(_OF_A_COMMAND * limit)
         cores = cpu_count()
+        # One of the processes that a sweep has started, which all measure at once.
         return limit * min(torch.get_num_threads(), cores) // cores
 
     @cached_property
@@ -139,6 +143,7 @@ class Run:
         steps = list_steps(self.config.evaluate_at, self.steps)
         status = self.status
         if status and status["status"] == "diverged":
+            # At the step of divergence the weights may be NaN or infinite already.
             return [step for step in steps if step < status["step"]]
         return steps
 
@@ -315,7 +320,9 @@ class Run:
             trace = MomentTrace.join(parts)
         for name in self.unseen:
             del trace.layers[name]
-        if trace.last_step == self.frozen_from and self.status:  # nothing is recorded after it
+        # Nothing is recorded after freezing, and running averages stay as they are. The trace is said to last
+        # until the end, so that they can be replayed at all later steps too.
+        if trace.last_step == self.frozen_from and self.status:
             trace.last_step = self.status["step"]
         return trace
 

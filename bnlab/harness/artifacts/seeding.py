@@ -33,6 +33,7 @@ def write_generators() -> str:
 def restore_generators(text: str) -> None:
     """Restore what `write_generators` has written."""
     states = json.loads(text)
+    # JSON has made a list of the tuple, which `random.setstate` refuses.
     version, internal, gauss = states["random"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(states["numpy"])

@@ -81,6 +81,7 @@ class Batches:
 
     def epoch_order(self, epoch: int) -> Tensor:
         """Draw the order of the epoch's images, int64 [N] on the CPU."""
+        # A generator of the CPU, so that the order is the same whichever device trains.
         generator = torch.Generator().manual_seed(self.seeds.order + epoch)
         count = len(self.split.labels)
         shuffled = torch.randperm(count, generator=generator)
@@ -96,6 +97,7 @@ class Batches:
 
         size = int(self.order.removeprefix("blocks:"))
         blocks = _number_blocks(labels[by_class], size)
+        # Each block gets a random rank. A stable sort keeps the images of a block in their order.
         rank_of_block = torch.randperm(int(blocks[-1]) + 1, generator=generator)
         by_rank = rank_of_block[blocks].argsort(stable=True)
         return by_class[by_rank]
@@ -180,6 +182,7 @@ class TrainingState:
         """
         if not self._unread:
             return
+        # A single transfer for all of them, which waits for the device once.
         results = torch.stack(self._unread).tolist()
         self._unread.clear()
 
@@ -227,7 +230,8 @@ def train(
     # few numbers. The loss alone may stay finite, because x/∞ is 0.
     variances = [tensor for name, tensor in tensors.items() if name.endswith("running_var")]
     for group in optimizer.param_groups:
-        # A second call finds a rate that the schedule has changed.
+        # Kept in the group, and so in a saved state: in a second call or a restored training `lr` is a rate
+        # that the schedule has scaled.
         group.setdefault("peak_lr", group["lr"])
 
     end = steps if until is None else until

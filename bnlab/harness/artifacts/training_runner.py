@@ -59,15 +59,20 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     with run.lock:
         ends: list[int] = []
         while not run.is_complete(wanted := {*list_checkpoints(run)}):
-            # Where a training diverges again at another step, it may still leave what is wanted then.
+            # What is wanted depends on where training diverges, which is known only afterwards and may differ
+            # from one training to the next. After two that end at the same step a third would change nothing.
             if len(ends) == _TRAININGS or (len(ends) > 1 and ends[-1] == ends[-2]):
                 _require_reached(run, wanted - {*run.list_checkpoints()})
             _require_reached(run, [step for step in wanted if not 1 <= step <= run.steps])
-            # A network that has diverged is wanted at its last steps before that, which its status tells.
+            # The status says where an earlier training diverged: if this one does so too, the last steps
+            # before that are wanted. They are listed here, because the status is removed below.
             if_it_diverges = {*wanted, *run.list_kept()}
             # A run without a status goes on after a kill; with one, it would count as finished.
             (run.folder / "status.json").unlink(missing_ok=True)
+            # Without a status this lists the steps of a whole training. Checkpoints that exist are written
+            # again too: after a kill no status lists them, and all of them have to come from one training.
             if_it_finishes = {*list_checkpoints(run), *run.list_checkpoints()}
+            # The last step is always kept: `load_model` takes it unless another one is asked for.
             _train(run, {*if_it_diverges, *if_it_finishes, run.steps})
             ends.append(run.status["step"] if run.status else 0)
         _write_where_images_are(run)
@@ -99,11 +104,14 @@ def _train(run: Run, kept: set[int]) -> None:
     started = time.monotonic()
     status = "unfinished"
     while status == "unfinished":
+        # Each part writes its trace and log before the state, so that a state never lacks what led to it.
         status = _train_part(run, state, updates, kept, live, reporter)
         seconds = time.monotonic() - started
+        # What changes in attributes is in no state dict, so that training could not go on exactly from a
+        # state. Without one, a killed training begins again.
         if status == "unfinished" and not attributes.find_changed():
             _save_state(run, state, seconds_before + seconds)
-        elif status == "unfinished":  # after a kill it is trained from the start
+        elif status == "unfinished":
             run.state.unlink(missing_ok=True)
     if live is not None:
         live.close()
@@ -140,15 +148,20 @@ def _train_part(
                 reporter.report(step, state.loss)
                 # The recording also ends where batch norm is frozen, because nothing is recorded after that.
                 is_due = time.monotonic() - began >= STATE_SECONDS
+                # After the last update the loop ends by itself, and no state is needed.
                 if step < run.steps and (is_due or step == run.frozen_from):
+                    # The log below needs all updates, and a diverged network must not be saved.
                     state.read_log()
                     status = "unfinished"
-                    break  # statistics that no batch has may be written now, which is not to be recorded
+                    # Recording ends before this update is finished: freezing may write exact statistics into
+                    # the buffers, and `record` would warn that they are no average of the recorded batches.
+                    break
                 _finish_update(run, state, kept, live)
     except Diverged as error:
         say_problem(f"{run.id}: diverged, {error}; rows before it are kept")
         status = "diverged"
 
+    # If the first update of this part diverged, there is nothing to keep of its trace.
     if trace is not None and state.step > trace.first_step:
         trace.truncate(state.step)  # of a training that diverged: later batches are not of finite weights
         trace.save(run.folder / "trace" / f"{trace.first_step:07d}-{state.step:07d}.safetensors")
@@ -171,7 +184,7 @@ def _finish_update(run: Run, state: TrainingState, kept: set[int], live: LiveLog
             run.save_average(decay, state.step, average.module)
         run.save_checkpoint(state.step, state.measured)
     if live is not None and state.step in run.measured_steps:
-        state.read_log()
+        state.read_log()  # nothing is measured on a network that has diverged
         live.measure(state)
 
 
@@ -186,6 +199,7 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
         _warn_of_another_processor(run)
     else:
         _write_settings(run)
+        # The machine on which training begins. A training that goes on elsewhere is compared with it.
         environment = describe_environment(run.device) | {"images": run.dataset.trained_on}
         codes = list_code(run.config)
         if codes:
@@ -194,7 +208,9 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
 
     for path in run.folder.glob("trace/*.safetensors"):
         last_step = int(path.stem[-7:])
-        if last_step > state.step:  # written after the state was saved: these updates are made again
+        # These updates are made again: the file was written after the state, or by an earlier training that
+        # is now repeated from step 0.
+        if last_step > state.step:
             path.unlink()
     return seconds
 
@@ -266,6 +282,8 @@ def _begin_average(average: Callable[[Tensor, Tensor, Tensor | int], Tensor], mo
     def average_floats(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
         return average(before, newest, count) if before.is_floating_point() else newest
 
+    # With `use_buffers=False` torch would copy the newest running averages instead of averaging them with the
+    # same factors as the weights.
     return AveragedModel(model, avg_fn=average_floats, use_buffers=True)
 
 
@@ -367,8 +385,10 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         # The log is written before the state, and may have updates that are made again.
         log = run.read_log()[: state.step]
         state.log = list(log.itertuples(index=False, name=None))
+    # Outside of `reading`, which would call the file damaged where a user's `load_state_dict` fails.
     if run.config.optimizer.is_own:
         _restore_own_optimizer(run, state, groups, numbers)
+    # A state dict does not hold the modes of layers.
     if run.frozen_from is not None and state.step >= run.frozen_from:
         _stop_averages(state.model)
     return float(metadata["seconds"])

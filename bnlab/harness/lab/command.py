@@ -37,6 +37,7 @@ def run_command(
     escape_unprintable()
     # Before modules of the caller's own can be found: a clone in the current folder has a module of this name too.
     import_shipped()
+    # An installed command does not have the current folder on its path, where the user's modules lie.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
@@ -75,6 +76,7 @@ def require_memory() -> None:
     """
     if sys.platform == "win32":
         return
+    # Not at the top, because Windows has no such module.
     import resource
 
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -88,6 +90,7 @@ def require_memory() -> None:
 def print_table(frame: pd.DataFrame) -> None:
     """Print a table; on a terminal that is narrower, in several parts, so that no number is cut at its edge."""
     columns = find_width(sys.stdout)
+    # Without `float_format`, a single small or large number would give its whole column exponents.
     print(frame.to_string(index=False, na_rep="", float_format="{:.10g}".format, line_width=columns))
 
 

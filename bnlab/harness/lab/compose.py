@@ -86,6 +86,8 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     overrides = [_read_word(word) for word in (*words, *_find_own_files())]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
+        # Composed a first time for the launcher, and for what the files sweep. Words with several values are
+        # left out, because they are divided among the jobs later.
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
         is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
         if is_multirun:
@@ -107,6 +109,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     launcher.pop("_target_", None)  # of Hydra's own `basic`
     launched_by = Launcher(str(chosen.runtime.choices["hydra/launcher"]), launcher)
     for config in configs:
+        # A dry run tries networks on this machine, whatever runs the jobs.
         if config.dry_run or not launched_by.is_cluster:
             check_device(config.device)
     return Sweep(jobs, launched_by)
@@ -128,6 +131,7 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
 
     Hydra's own sweeper, which does the same, can be asked for its jobs only by private names.
     """
+    # As in Hydra, the last word of a key gives its value, and the first one its place in the grid.
     values = {}
     for override in overrides:
         key = override.get_key_element()
@@ -162,6 +166,8 @@ def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
         raise UserError(explain_value(error, composed)) from error
     if config.data.is_own:
         begin("checking the settings, and reading data of your own")
+    # A network on a user's data is named by the images that are read here. `content` keeps their digest, and
+    # a job that reads other images later is refused.
     check(config)
     config.data = replace(config.data, content=config.data.find_content())
     return config  # type: ignore[no-any-return]
@@ -192,6 +198,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group in KINDS and "." in name:
+            # A name with a dot is an import path, whose function becomes a choice of the group.
             ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
             _MET.add((group, name))
             # Hydra knows the function from now on.
@@ -206,6 +213,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         raise UserError(explain(error)) from error
 
     chosen = composed.hydra
+    # The others become a `Config`, which has no such key.
     with open_dict(composed):
         del composed["hydra"]
     return chosen, composed

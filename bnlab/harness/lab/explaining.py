@@ -30,6 +30,7 @@ def explain(error: Exception) -> str:
     cause = error.__cause__ or error.__context__
     if cause is None:
         return first_line(error)
+    # Composing has failed, so that there are only defaults to compare with.
     settings = asdict(Config())
     if isinstance(cause, UNKNOWN):
         reason = explain_unknown(str(cause.full_key), settings)
@@ -46,6 +47,7 @@ def explain_unknown(key: str, settings: Mapping[Any, Any]) -> str:
     group, _, name = key.rpartition(".")
     of_group = {known: meaning for known, meaning in meanings.items() if group and known.startswith(f"{group}.")}
     if of_group:
+        # The group may be the mistake, but then the name has to be nearly right.
         meant = _find_meant(name, of_group) or _find_spelled(name, meanings, _NEARLY_EQUAL)
         known = f"there are {', '.join(of_group)}"
     else:
@@ -72,6 +74,7 @@ def explain_value(error: BaseException, settings: Mapping[Any, Any]) -> str:
         allowed += f", at least {meaning.at_least:g}{most}"
     if allowed.startswith("a whole") and re.fullmatch(r"\d+\.0", value):
         allowed += f"; write it as {value.removesuffix('.0')}"
+    # OmegaConf does not always say the key.
     return f"{key}={value}: must be {allowed}".removeprefix("=")
 
 

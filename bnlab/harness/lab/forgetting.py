@@ -76,6 +76,7 @@ def _forget_networks(
         print(f"to forget them: {with_option}   ({left})")
         return
 
+    # Kept first: the loop may end at a network that is being trained, when others have been forgotten.
     keep_command(folder, command)
     try:
         for run in forgotten["run"]:
@@ -130,8 +131,9 @@ def _leave_out_rows(path: Path, request: Request, chosen: Mapping[str, str]) -> 
     if selections == request.selections:
         return
     if selections:
-        # Under another name: a job that asks for all of it would take the rows for written down.
+        # Under another name: by its old one, a job that asks for all of these rows would count as done.
         changed = locate_request(path.parents[1], request.run, f"{path.stem} without {chosen}")
+        # The request keeps its time, because the newest of several counts.
         write_request(changed, replace(request, selections=selections))
     path.unlink(missing_ok=True)
 
@@ -140,6 +142,7 @@ def _read_networks(folder: Path) -> pd.DataFrame:
     """Read the networks that jobs of a sweep asked for: a row each, as in the table `runs`."""
     if not (folder / "requests").is_dir():
         raise UserError(f"name={folder.name}: no sweep of this name has been run in {folder.parent}/")
+    # Requests are sorted by time, so that the newest row of a network takes the place of others.
     newest = {request.run: request.row for request in read_requests(folder)}
     return pd.DataFrame(list(newest.values()))
 
@@ -178,6 +181,7 @@ def _is_one_of(cell: Any, words: str) -> bool:
 
 def _is_written(cell: Any, text: str) -> bool:
     """Decide if a value is what a word of the command line says: `0.10` is 0.1."""
+    # Before numbers, because True is an int in Python.
     if isinstance(cell, bool):
         return text.lower() == str(cell).lower()
     if isinstance(cell, int | float) and not pd.isna(cell):
@@ -185,6 +189,7 @@ def _is_written(cell: Any, text: str) -> bool:
             return float(text) == cell
         except ValueError:
             return False
+    # For a list, pandas answers for each of its values.
     if not isinstance(cell, list) and pd.isna(cell):
         return text == "null"
     return text == str(cell)

@@ -17,7 +17,7 @@ from bnlab.harness.lab.sweep import plan_and_run
 from bnlab.harness.lab.watching import Display
 from bnlab.harness.reporting.tables import LoadedTables, load
 
-_SPELLED = ("null", "true", "false", "nan", "inf")
+_SPELLED = ("null", "true", "false", "nan", "inf")  # words that Hydra reads as values and not as texts
 
 
 def sweep(*words: str, **settings: Any) -> LoadedTables:

@@ -84,6 +84,7 @@ def _end_with(parent: int) -> None:
     """Let this process end soon after its parent, which may be killed, also while this one begins."""
 
     def watch() -> None:
+        # A process whose parent has ended is given another one by the system.
         while os.getppid() == parent:
             time.sleep(0.5)
         # `sys.exit` would end this thread alone.
@@ -117,6 +118,8 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
         except FailedJobError as error:  # what happened in it is shown as it is
             problems.append(error)
         except UncompletedJobError:
+            # No problem of the sweep: at its end the network is named as not finished, and the same command
+            # continues it.
             say_problem(f"job {job.job_id} of the cluster has died (state: {job.state})")
     # All jobs have ended by now, and none is left behind in the queue.
     if problems:
@@ -144,6 +147,7 @@ def watch_time_limit() -> None:
     """
     number = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
     handler = signal.getsignal(number)
+    # Nothing is to be wrapped in a process that submitit has not started.
     if not callable(handler):
         return
 

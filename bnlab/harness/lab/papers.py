@@ -194,6 +194,7 @@ def make_declared(kind: type[T], declared: Any, where: str) -> T:
     if not isinstance(declared, Mapping):
         raise UserError(f"{where}: {declared!r} is no mapping")
     known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
+    # Checked here, because the constructor's TypeError would name neither the place nor the closest key.
     for key in declared:
         if key not in known:
             raise UserError(f"{where}: no key {key!r}; {suggest(key, known)}")

@@ -43,6 +43,7 @@ def find_experiment(name: str) -> Experiment:
         raise UserError(f"no question {name!r}: {suggest(name, known)}")
     found: Experiment = import_object("experiment", f"{known[name]}.EXPERIMENT")
     module = importlib.import_module(known[name])
+    # The first paragraph asks the question, and those below say where it comes from.
     question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     return replace(found, name=name, question=question, source=" ".join(source.split()))
 
@@ -71,7 +72,8 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
 def _find_modules() -> dict[str, str]:
     """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
     shipped = f"{_SHIPPED}.questions"
-    own = Path(_OWN).resolve()  # Python remembers where a relative path once was
+    # Absolute, because Python caches what a path leads to, and the current folder may change.
+    own = Path(_OWN).resolve()
     packages = {shipped: list(importlib.import_module(shipped).__path__), _OWN: [str(own)]}
     modules = {}
     for package, folders in packages.items():

@@ -19,6 +19,7 @@ def remove_network(folder: Path, keeps_rows: bool) -> None:
     if not folder.exists():
         return
     try:
+        # The file is that of `Run.lock`. Making a Run would mean to import torch.
         with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
             before = measure_size(folder)
             (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run

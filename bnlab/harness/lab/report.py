@@ -119,6 +119,7 @@ def _read_paper_file(given: dict[str, str]) -> PaperFile | None:
 def _report_all(results: Path, file: PaperFile | None) -> int:
     """Report on all questions that have results and write their pages; what is left out is named on stderr."""
 
+    # A sweep leaves requests, and committed results have tables alone.
     folders = [*results.glob("*/requests"), *results.glob("*/tables")]
     measured = sorted({folder.parent.name for folder in folders})
     if not measured:
@@ -137,6 +138,7 @@ def _report_all(results: Path, file: PaperFile | None) -> int:
         try:
             outcome, failed = _report_question(name, name, results, file)
         except UserError as error:
+            # A question that has not been measured is no failure.
             failures += not isinstance(error, NoRows)
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
@@ -278,6 +280,7 @@ def _report_watched(words: str, results: Path, file: PaperFile | None) -> int:
         figure = find_experiment(_MAPPED).figures["map"]
         maps, failed = _draw_figures(_MAPPED, {"map": figure}, tables, folder / "figures", file)
         failures += failed
+        # The page says so only if `maps` is empty.
         no_map = f"The map of {_MAPPED} is left out: it cannot be drawn."
 
     command = write_command("report", f"watch={words}", results)
@@ -299,6 +302,7 @@ def _draw_figures(
     """Draw all figures that can be drawn, now with whole captions; count those that failed, and name them on stderr."""
     import matplotlib
 
+    # Figures become files alone, for which no display is needed.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -308,6 +312,7 @@ def _draw_figures(
     drawn: dict[str, Figure] = {}
     failed = 0
     is_committed = folder.resolve().is_relative_to(REFERENCE)
+    # Committed figures are PNGs alone, others have a PDF beside them.
     written = file or (None if is_committed else drawing.PaperFile())
     for key, figure in figures.items():
         try:

@@ -57,6 +57,7 @@ def make_experiments(paper: Paper) -> list[Experiment]:
 def select_conditions(paper: Paper, outcome: Outcome) -> Outcome:
     """Select the verdicts in those conditions that the paper's claims mean."""
     meant = [find_conditions(outcome.frame, name, paper.claims[name].conditions) for name in outcome.experiment.claims]
+    # The empty beginning is there for a paper without claims, because pandas joins no empty list.
     return replace(outcome, frame=pd.concat([outcome.frame[:0], *meant]))
 
 
@@ -85,6 +86,7 @@ def write_paper(paper: Paper, outcomes: Sequence[Outcome], command: str) -> str:
     values: dict[str, Any] = {"figures": {}, "verdicts": {}}
     for outcome in outcomes:
         values["figures"] |= outcome.experiment.figures
+        # `list_claims` has the order of `claims`.
         values["verdicts"] |= zip(outcome.experiment.claims, outcome.list_claims(), strict=True)
     measured = [outcome.experiment.name for outcome in outcomes]
     values["missing"] = [name for name in paper.list_experiments() if name not in measured]
@@ -143,6 +145,7 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     declared = paper.figures[key]
     where = f"{paper.name}, figure {key}"
     marks = _find_marks(paper, key)
+    # A span is drawn in our panels. A number is of another task, and stands in a panel below.
     apart = [mark for mark in marks if not mark.span]
     if declared.of:
         known = _find_part("figure", find_experiment(declared.experiment).figures, declared.of, where)
@@ -157,6 +160,7 @@ def _make_figure(paper: Paper, key: str) -> Figure:
             raise UserError(f"{where}: it needs a score, or marks")
         return Figure(declared.title, caption, printed.score, printed.plot)
 
+    # Values that have colours give way to their names, if the file gives them names.
     told_apart = plot.series if isinstance(plot, Forest) else plot.by
     if told_apart in declared.names:
         plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
@@ -232,6 +236,7 @@ def _name_ours(declared: DeclaredFigure, told_apart: str, where: str) -> Score:
             if column == told_apart:
                 frame["words"] = frame[column]
 
+        # An empty list asks for a single panel. Without a list, the panels of the score stay.
         if declared.panels:
             words = []
             for column in declared.panels:
@@ -257,6 +262,7 @@ def _make_printed_panel(plot: Plot, marks: Sequence[Number]) -> PartBelow | None
         title = f"{THEIRS}: {tasks[0]}"
 
     if isinstance(plot, Curves):
+        # All lines share one panel, so that each has to name its task if there are several.
         names = frame["series"] if len(tasks) == 1 else frame["panel"] + ", " + frame["series"]
         lines = frame.assign(line=f"{THEIRS}: " + names, panel=title).rename(columns={"x": plot.x})
         return PartBelow(lambda tables: lines, replace(plot, by="line", y=axis), THEIRS)
@@ -274,4 +280,5 @@ def _tabulate(marks: Sequence[Number]) -> pd.DataFrame:
     frame = pd.DataFrame([{column: getattr(mark, column) for column in columns} for mark in marks])
     half = 2 * frame.pop("sd")
     mean = frame.pop("value")
+    # n is 0 because no seeds of ours are behind these numbers, and `printed` draws them in grey.
     return frame.assign(mean=mean, low=mean - half, high=mean + half, n=0, log=False, printed=True)

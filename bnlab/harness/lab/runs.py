@@ -48,7 +48,10 @@ def _dispatch(words: list[str]) -> int:
     settings = dict(word.split("=", 1) for word in given)
     results = Path(settings.pop("results", "results"))
     names = [word for word in words if word and word not in given and word not in _OPTIONS]
+    # name= belongs to rm alone. Beside other words it stays among the settings, which are refused below.
     name = settings.pop("name", "") if names == ["rm"] else ""
+    # --networks goes with rm name=NAME alone, --yes also with rm RUN, where a word may stand for several
+    # seeds.
     if options and not name and (names[:1] != ["rm"] or options != ["--yes"]):
         wrong = next(option for option in options if names[:1] != ["rm"] or option != "--yes")
         raise UserError(f"{wrong}: goes with rm name=NAME; see --help")
@@ -147,6 +150,7 @@ def _read_status(folder: Path) -> dict[str, Any]:
         with reading(path):
             state = json.loads(path.read_text(encoding="utf-8"))
     elif saved.exists():
+        # For numpy, so that a list of networks does not wait for torch.
         with reading(saved), safe_open(saved, framework="np") as file:
             metadata = file.metadata()
             state |= {"step": int(metadata["step"]), "train_seconds": float(metadata["seconds"])}
@@ -201,6 +205,7 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
         raise UserError(str(error)) from error
     mean, std = run.dataset.mean, run.dataset.std
     metadata = {"run": run.id, "statistics": statistics, "mean": json.dumps(mean), "std": json.dumps(std)}
+    # safetensors refuses tensors that are not contiguous.
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file, metadata)
     print(f"{file}: {run.id} with {statistics} statistics")
     print(f"images are standardized by mean {mean} and standard deviation {std} of each channel")
@@ -216,6 +221,7 @@ def _find(results: Path, run: str) -> Path:
 def _find_seeds(results: Path, run: str) -> list[Path]:
     """Find the folders of all seeds of the settings whose hash begins so, or of the one network that is named."""
     of_hash = [folder for folder in _list_folders(results) if folder.parent.name.startswith(run)]
+    # A word that several hashes begin with, or that names a seed, is left to `_find`.
     if len({folder.parent for folder in of_hash}) == 1:
         return of_hash
     return [_find(results, run)]

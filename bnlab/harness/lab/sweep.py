@@ -37,6 +37,7 @@ def _sweep(words: list[str]) -> int:
     require_memory()
     parts = []
     for word in words:
+        # Hydra takes `--cfg=job` as well as `--cfg job`.
         parts += word.split("=", 1) if word.startswith("--cfg=") else [word]
     if "--cfg" in parts:
         place = parts.index("--cfg")
@@ -70,6 +71,7 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
     display.begin("checking the settings")
     settings = [word for word in words if word not in _MULTIRUN]
     sweep = plan_jobs(settings, len(settings) < len(words), display.begin)
+    # A file may set quiet as well, which is known only now.
     display.quiet = sweep.configs[0].quiet
 
     display.begin("looking what is there")
@@ -83,7 +85,8 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
     if configs[0].dry_run:
         processes = _count_processes(waiting, launcher)
         display.begin("trying networks")
-        # Torch is imported anew by joblib's processes side by side, and on a cluster once for each job.
+        # Joblib's processes import torch side by side, in the time of one import. Other launchers start a
+        # process for each job.
         starts = {"basic": 0, "joblib": int(processes > 1)}.get(launcher.name, len(waiting))
         for line in plan(configs, waiting, processes, starts * imported):
             say(line)
@@ -126,8 +129,10 @@ def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher
     from bnlab.harness.artifacts.run import Run
     from bnlab.harness.lab.compose import Launcher
 
+    # hydra/launcher=basic asks for one network after the other, although it is the default.
     is_chosen = launcher.name != "basic" or any("hydra/launcher" in word for word in words)
     runs = [Run(config) for config in waiting]
+    # As many networks as there are cores may not fit into an accelerator's memory.
     has_accelerator = any(run.device.type != "cpu" for run in runs)
     if is_chosen or len({run.id for run in runs}) < 2 or cpu_count() < 2 or has_accelerator:
         return launcher

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
 
 _PAUSE = 0.5  # seconds between two looks
-_SPARING = 50  # times as long as looking takes, it is not looked again: it takes little from training
+# After a look, 50 times as long passes as it took: looking takes at most 2% of the time from training.
+_SPARING = 50
 _SILENCE = 4.0  # seconds without a line; then one, and the next after twice the time
 _LONGEST_SILENCE = 60.0
 _SOON = 2.0  # seconds at the beginning and the end without a time that is left
@@ -76,6 +77,7 @@ class Display:
         """Draw the living line in place of what was there, if this is a terminal."""
         columns = find_width(sys.stdout)
         if columns is not None and not self.quiet:
+            # A line that fills the last column would be continued below, where it could not be erased.
             sys.stdout.write(clear_line(sys.stdout) + fit(line, columns - 1))
             sys.stdout.flush()
 

@@ -111,7 +111,8 @@ def find_measurement(name: str) -> Measurement:
     if cls.name in ("runs", *list_names()) or not re.fullmatch(r"\w+", cls.name):
         raise UserError(f"measurements={name}: give it another name than {cls.name!r}, of letters, digits and _")
     try:
-        return cls(name=cls.name)  # also without @dataclass
+        # Without @dataclass of its own a class has the base's `__init__`, whose default is the base's name.
+        return cls(name=cls.name)
     except Exception as error:  # a user's class may raise anything
         raise UserError(f"measurements={name}: {where_raised(error)}") from error
 

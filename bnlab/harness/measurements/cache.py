@@ -39,6 +39,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     present = set().union(*files.values())
 
     selected = []
+    # A table without splits is measured once, with `()` in place of a split and a shift.
     for images in run.predicted_images if measurement.is_by_split else [()]:
         missing: dict[tuple[int, ...], list[Subject | None]] = {}
         for subject, steps in chosen.items():
@@ -53,6 +54,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
                 files[path.name] = _read_keys(path, key)
 
     wanted = {(*columns.values(), step) for columns, steps in selected for step in steps}
+    # The other files hold other steps and estimators, or rows of an earlier origin.
     holding = [file for file, keys in files.items() if keys & wanted]
     is_own = bool(digest_of_own(type(measurement)))
     return Selection(holding, selected, _list_code(measurement, chosen), is_own)
@@ -135,7 +137,9 @@ def _measure(
     except (UserError, Unreadable):
         raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise anything
-        if isinstance(error, OSError) and not list_own_lines(error):  # a full disk, say
+        # With no line of the user's code in the traceback, an OSError comes from the machine, such as a full
+        # disk, which other jobs would meet too.
+        if isinstance(error, OSError) and not list_own_lines(error):
             raise
 
         estimators = list(dict.fromkeys(each.estimator if each else measurement.name for each in subjects))
@@ -154,8 +158,10 @@ def _measure(
         failures[measurement.name] = fault, ""
         return []
 
+    # Subjects of one estimator have the same origin, whatever their momentum or population.
     origins = {columns.get("estimator", ""): columns[ORIGIN] for columns in described}
     frame[ORIGIN] = frame["estimator"].map(origins) if "estimator" in frame else origins[""]
+    # Named by what was asked for: if the same rows are measured again, they take the place of the old file.
     measured = digest(repr((described, steps)), digits=10)
     path = run.folder / "measurements" / measurement.name / f"{measured}.parquet"
     write_rows(path, measurement.table, frame)

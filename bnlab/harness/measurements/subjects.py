@@ -91,6 +91,8 @@ def _parse(name: EstimatorName, momenta: Sequence[float], populations: Sequence[
         yield Subject(make_named(cls, name.leave_out(key)), "test", int(given))
         return
 
+    # Statistics of frozen weights depend on the population, running averages on the momentum unless the name
+    # fixes it, and all others on neither.
     parameters = read_parameters(cls, name)
     has_open_momentum = hasattr(cls, "momentum") and "momentum" not in parameters
     if issubclass(cls, Measured):
@@ -113,6 +115,7 @@ def _find_class(base: str) -> type[Any]:
 
     import_object("estimator", base)  # if this fails, the message has the line of the module
     cls = import_estimator(base)
+    # A class without a @dataclass of its own has the fields of its base only, and cannot take its parameters.
     parameters = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
     undeclared = [name for name in parameters if name not in {each.name for each in fields(cls)}]
     if undeclared:

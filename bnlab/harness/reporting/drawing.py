@@ -83,15 +83,20 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
+
+    # What stands below a figure is drawn by itself, because its PDF is a file of its own.
     parts = {name: (figure, frame)}
     if figure.below is not None:
         below = replace(figure, title="", plot=figure.below.plot, spans=())
         parts[f"{name}_{figure.below.ending}"] = (below, figure.below.score(tables))
+
     with plt.rc_context(RC):
         drawings = {stem: draw(part, of_part) for stem, (part, of_part) in parts.items()}
         # The picture keeps the title, and is rendered before that is removed for the other file.
         image = _render(drawings.values())
-        octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
+        # A palette makes files small, of which many are committed. An octree keeps the colours of lines where
+        # faint bands have many.
+        octree = Image.Quantize.FASTOCTREE
         image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
         if paper == _AS_ON_PAGES:
             for stem, drawn in drawings.items():
@@ -187,6 +192,7 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
     panels = list(frame["panel"].unique())
     grid = _arrange(figure, frame, len(panels), width)
     drawn, places = plt.subplots(grid.rows, grid.columns, sharey=True, squeeze=False)
+    # The last row may have more places than there are panels left; those are hidden below.
     axes = dict(zip(panels, places.flat, strict=False))
     figure.plot.draw(frame, axes)
     for ax in axes.values():
@@ -219,6 +225,7 @@ def _arrange(figure: Figure, frame: pd.DataFrame, count: int, width: float | Non
         height = _LEAST if names else _LOW * width / usual_width
     if math.ceil(count / columns) > 3:
         height *= 0.75
+    # Names one below the other need their height, whatever shape a panel should have.
     height = max(height, 0.5 + names * font * _LINE)
     return _Grid(count, columns, width, height, font)
 
@@ -248,7 +255,8 @@ def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
     """Thin the labels of ticks, and write those of the axes, which panels share; the lines of the horizontal one."""
     first = axes[0]
     letters = grid.count_letters(grid.panel_width - 0.3)
-    if isinstance(first.yaxis.get_major_formatter(), FuncFormatter):  # names stand beside all panels
+    # matplotlib has this formatter where labels are texts: names beside the panels leave them less room.
+    if isinstance(first.yaxis.get_major_formatter(), FuncFormatter):
         names = [label.get_text() for label in first.get_yticklabels()]
         beside = max(len(part) for name in names for part in name.split("\n"))
         letters = grid.count_letters((grid.width - beside * grid.font * _LETTER) / grid.columns - 0.2)
@@ -259,6 +267,7 @@ def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
     drawn.supylabel(textwrap.fill(first.get_ylabel(), grid.count_letters(0.85 * grid.rows * grid.height)))
     for place, ax in enumerate(axes):
         thin_labels(ax, letters)
+        # No panel stands below it, which also holds above a gap in the last row.
         is_lowest = place + grid.columns >= grid.count
         is_labelled = place == 1 if is_one_row_of_three else is_lowest  # of three the middle one, for all
         ax.set(xlabel=across if is_labelled else "", ylabel="")

@@ -227,6 +227,7 @@ def say_where(row: Mapping[Any, Any]) -> tuple[str, ...]:
         # The momentum stands in the name of the estimator.
         if key in MEASURES or (key == "momentum" and "estimator" in row):
             continue
+        # An empty word keeps the others in their places, which are the same in all rows of a claim.
         if pd.isna(value):
             words.append("")
         elif key == "estimator":
@@ -256,6 +257,7 @@ def _have_verdict(verdicts: pd.DataFrame, claims: Mapping[str, Sequence[str]], v
     """Find out if all of these claims have a verdict in all of their conditions."""
     for claim, conditions in claims.items():
         found = find_conditions(verdicts, claim, conditions)
+        # A claim or condition that is missing has no verdict at all, and does not let a headline stand.
         if {*found["verdict"]} != {verdict}:
             return False
     return True
@@ -283,6 +285,7 @@ def choose_conditions(cells: pd.DataFrame, conditions: Sequence[str]) -> pd.Data
         return any(_has_all_words(where, words) for words in wanted)
 
     is_chosen = cells["where"].map(is_wanted)
+    # Without rows `map` returns objects, by which pandas would select columns.
     return cells[is_chosen.astype(bool)]
 
 

@@ -116,6 +116,7 @@ def rows(
     settings = [column for column in runs if column == "run" or column not in (*frame, *_LONG)]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **of_networks)
+    # Only networks that are left have to be comparable: those that were not wanted may differ in anything.
     networks = runs[runs["run"].isin(chosen["run"].unique())]
     if by is None:
         by = _list_swept(networks)
@@ -124,6 +125,7 @@ def rows(
     shares = np.atleast_1d(at).tolist()
     if shares:
         return pd.concat([_select_share(chosen, share) for share in shares], ignore_index=True)
+    # Each length of training has panels of its own, and their names say it.
     words = [name_value(column, f"{{{column}}}") for column in by]
     ordered = chosen.sort_values("step", kind="stable")
     return name_panels(ordered, f"{', '.join(words)} ({{steps}} steps)")
@@ -145,6 +147,7 @@ def _list_swept(runs: pd.DataFrame) -> list[str]:
 def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     """Refuse networks that an average over seeds would mix: several of one seed, or seeds that differ in a setting."""
     require_columns(runs, by)
+    # What a training ended with may differ between seeds; how it was set up may not.
     settings = [str(column) for column in runs if column not in ("run", "seed", *RESULTS)]
     group = pd.Series(0, runs.index)
     if by:
@@ -231,6 +234,7 @@ def paired(
     others = frame[~is_reference]
 
     compared = _DIFFERING.get(along, (along,))
+    # Two rows of a pair agree in where and by what they were measured, except in what is compared.
     keys = [*matching]
     for column in (*_PLACES, "estimator", "momentum"):
         if column in frame and column not in (*keys, *compared):
@@ -244,6 +248,7 @@ def paired(
     if alone and seeds_of_reference and seeds_of_others:
         raise UserError(f"seed {min(alone)} has rows of {along} {against} only, or none; pairs need both: sweep it")
 
+    # Under another name, because `merge` would rename the value's column on both sides.
     expected = f"{value} of the reference"
     references = known[[*keys, value]].rename(columns={value: expected})
     # pandas joins null with null, so that rows without a momentum find each other, too.
@@ -265,6 +270,7 @@ def over_best(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """
     places = ["run", *(column for column in _PLACES if column in frame)]
     candidates = select(frame, estimator="ema")
+    # The reference is a copy under another name: the best row stays among the others, with a ratio of 1.
     best = lowest(candidates, value, places).assign(estimator="best")
     return paired(pd.concat([frame, best]), value, against="best", ratio=True)
 
@@ -311,6 +317,7 @@ def score(
         else:
             frame = select(source(tables), **of_both)
         if against is not None:
+            # What differs between both sides is selected afterwards: the reference has other values there.
             pairs = paired(frame, value, against, along=along, matching=matching, ratio=ratio)
             frame = select(pairs, **of_one)
         return interval(frame, value, by, average=average, scale=scale, geometric=geometric)

@@ -54,8 +54,10 @@ def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
 
     groups = doubled.groupby([*keys], dropna=False, sort=False)
     same = doubled[groups.ngroup() == 0]
+    # Measured values differ in nearly all rows, and would not say which key tells the rows apart.
     places = [str(column) for column in same if same[column].dtype != float or _is_key(str(column))]
     differing = list_differences(same, places) or "their numbers only"
+    # A name is a hash of the settings as they were given, so that one training can have two names.
     others = list_differences(same, [place for place in places if place != "run"])
     if "run" in same and not others and same["run"].nunique() > 1:
         first, second, *_ = same["run"].unique()
@@ -93,6 +95,7 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
     means = _group(frame, by)[value].mean().reset_index()
     if geometric:
         means[value] = np.exp(means[value])
+    # Grouping has dropped this column, without which `interval` would cut differences off at 0.
     if COMPARED in frame:
         means[COMPARED] = True
     return means
@@ -146,10 +149,13 @@ def interval(
     # Of equal values, as of logarithms of 0, the deviation may be rounding, which a test would take for spread.
     deviation = found["std"].where(found["nunique"] != 1, 0.0)
     error = (deviation / n**0.5).where(n > 1)
-    half = special.stdtrit(n - 1, 0.975) * error  # of Student's t
+    # Student's t by `scipy.special`: importing `scipy.stats` would take half a second of each report.
+    half = special.stdtrit(n - 1, 0.975) * error
     low = mean - half
     high = mean + half
+
     if is_share:
+        # The mean of truth values is a count divided by n, up to rounding.
         hits = (n * mean).round()
         # The formula has no lower end if none are hits, and no upper end if all are.
         low = special.betaincinv(hits, n - hits + 1, 0.025)
@@ -163,9 +169,11 @@ def interval(
         low = np.exp(low)
         high = np.exp(high)
     if _has_shares(frame, value):
+        # The scale may be negative: shares times −100 lie between −100 and 0.
         least, most = sorted((0.0, float(scale)))
         low = low.clip(least, most)
         high = high.clip(least, most)
+
     bounds = {"mean": mean, "low": low, "high": high}
     return found[[*by]].assign(**bounds, n=n, error=error, log=geometric, share=is_share)
 
@@ -187,6 +195,7 @@ def _take_log(values: pd.Series) -> pd.Series:
     """Take logarithms, of 0 −∞; refuse a negative value, as a difference has."""
     if (values < 0).any():
         raise UserError(f"a geometric mean of {values.name} has negative values; compare by ratio=True")
+    # A value of 0 makes a geometric mean 0, as it should; numpy would warn of the logarithm.
     with np.errstate(divide="ignore"):
         return np.log(values)
 
@@ -277,6 +286,7 @@ def _list_statistics(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     require_columns(frame, [*columns, "depth"])
     keys = [key for key in _STATISTICS if key in frame]
     places = [*keys, "depth"]
+    # Some tables have several rows for a layer, one for each channel.
     if "channel" in frame:
         places.append("channel")
     require_one_row(frame, places)

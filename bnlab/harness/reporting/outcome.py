@@ -87,9 +87,11 @@ class Outcome:
         """
         tables: dict[tuple[Any, ...], tuple[list[Claim], list[dict[Hashable, Any]]]] = {}
         for claim, conditions in self.list_claims():
+            # Claims on one score differ in their margins and verdicts only. The heading has the unit.
             numbers = [(row["condition"], row["number"], row["n"]) for row in conditions]
             claims, rows = tables.setdefault((claim.margin.unit, *numbers), ([], conditions))
             claims.append(claim)
+            # The rows of the first of these claims collect the verdicts on all of them.
             for row, condition in zip(rows, conditions, strict=True):
                 row.setdefault("verdicts", []).append(condition["said"])
         return list(tables.values())
@@ -100,10 +102,12 @@ def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     runs = tables["runs"]
     frame = decide(experiment, tables)
     data = list_values(runs["data"])
+    # A claim that cannot be scored has n = 0, which is no number of seeds.
     is_scored = frame["verdict"] != CANNOT_BE_SCORED
     basis = say_basis(data, frame.loc[is_scored, "n"])
     networks = describe_networks(runs)
 
+    # A page quotes many points of one figure, whose score may take long.
     @cache
     def read_figure(name: str) -> pd.DataFrame:
         points = experiment.figures[name].score(tables)
@@ -115,6 +119,7 @@ def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
 
 def say_basis(data: str, counts: Collection[int]) -> str:
     """Name the data, and the smallest and largest of the numbers of seeds, as `glyphs, n = 5 to 15`."""
+    # A column of a frame has no truth value.
     if not len(counts):
         return data
     outer = dict.fromkeys([str(min(counts)), str(max(counts))])
@@ -271,6 +276,7 @@ class _Quotes:
     def _find(self, reference: str) -> tuple[Outcome, str]:
         """Find the experiment of a claim or a figure, as `gap.cost`, and the name of it there."""
         experiment, _, name = reference.partition(".")
+        # A folder of results may lack this experiment.
         if experiment not in self.outcomes:
             raise UntrueQuote
         return self.outcomes[experiment], name
@@ -301,6 +307,7 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, af
     numbers = sign * cells[["mean", "low", "high"]]
     words = " " + re.sub("^points .*", "points", unit) if unit else ""
     if unit in _IN_PERCENT:
+        # Student's interval may reach below 0 or above 100%, where no share can be.
         numbers = (100 * numbers).clip(0, 100)
         words = "%"
 

@@ -93,7 +93,9 @@ class _Measure:
         One that was measured only before that is none of the n seeds.
         """
         trained = self.frame[self.frame["status"] != "diverged"]
+        # A share of the training, because conditions may differ in their number of steps.
         share = trained["step"] / trained["steps"]
+        # The constant makes one group of all rows where nothing was varied.
         in_one_condition = [pd.Series(0, trained.index), *(trained[key] for key in self.settings)]
         last = share.groupby(in_one_condition, dropna=False).transform("max")
         return self.average(trained[share == last])
@@ -116,6 +118,7 @@ def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> 
     of_own = {}
     for name, described in (own or {}).items():
         rows = tables[name]
+        # A user's table need not have epochs, which figures over the training have across.
         rows = rows.assign(epoch=rows["step"] * rows["run"].map(epochs))
         of_own[name] = _measure_own(name, rows, described, networks, settings)
     if not measures and not any(of_own.values()) and not runs["status"].isin(["diverged", "failed"]).any():
@@ -173,7 +176,8 @@ def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str
 
 def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
     """Take accuracies in percent, and what of them is lost; the images are a setting where there are several kinds."""
-    splits = rows["statistics_split"].replace(["test", "none"], "train")  # the names of estimators say these
+    # Statistics of the test batch, or none at all, are told apart by the names of estimators already.
+    splits = rows["statistics_split"].replace(["test", "none"], "train")
     frame = rows.assign(statistics_split=splits).merge(networks, on="run")
 
     keys = [*settings]
@@ -196,6 +200,7 @@ def _measure_own(
     """Take the numbers of a table of the user's own; what else its key tells apart is a setting, as layers may be."""
     without: dict[str, Any] = {"estimator": "", "momentum": math.nan}
     filled = rows.assign(**{column: value for column, value in without.items() if column not in rows})
+    # A user's column may have the name of a setting, and keeps it.
     frame = filled.merge(networks, on="run", suffixes=("", " of the network"))
 
     keys = [*settings]
@@ -224,6 +229,7 @@ def _measure_losses(accuracy: _Measure) -> list[_Measure]:
 
     population = min(populations, key=_POPULATIONS.index)
     is_reference = is_exact & (frame["statistics_split"] == population)
+    # `paired` refuses seeds that only one side has, as of networks without batch norm.
     has_reference = frame["run"].isin(frame.loc[is_reference, "run"])
     has_others = frame["run"].isin(frame.loc[~is_reference, "run"])
     is_compared = has_reference & has_others
@@ -250,6 +256,7 @@ def _declare_figures(measure: _Measure) -> dict[str, Figure]:
     last = measure.average_last()
     steps = measure.average(measure.frame, "epoch")
     has_steps = measure.frame.groupby("run")["step"].nunique().max() > 1
+    # A single mean is no figure, unless there is nothing else to draw.
     if len(last) > 1 or not has_steps:
         figures[measure.name] = _declare("at the last step", measure, last)
     if has_steps:
@@ -266,12 +273,16 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     by_estimator = ["estimator"] if means["estimator"].any() else []
     statistics = means[["estimator", "momentum"]].drop_duplicates()
     if across == "momentum":
+        # Momenta that stand across are no lines of their own.
         statistics = statistics.drop_duplicates("estimator")
+    # Colours tell one thing apart: estimators or, where there is a single one, the first other setting. Where
+    # nothing is across, the setting is listed with the estimators. What is left makes panels.
     lines = [] if across and len(statistics) > 1 else others[:1]
     panels_by = others[len(lines) :]
     caption = measure.caption
     if across and lines:
         first = means.iloc[0]
+        # The legend names settings here, so the caption names the statistics.
         momentum = math.nan if across == "momentum" else first["momentum"]
         if by_estimator:
             caption += f" Statistics: {estimator_label(first['estimator'], momentum)}."
@@ -345,6 +356,7 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
     results = [measure.axis.label for measure in measures] or ["result"]
 
     left_out = _count_left_out(networks, measures, varied)
+    # An outer join keeps conditions of which no network was measured.
     table = table.assign(sweep=0).merge(left_out, on=["sweep", *varied], how="outer")
     table = table.sort_values([*settings, "estimator", "momentum"], ignore_index=True)
     is_measured = table["n"].notna()
@@ -372,6 +384,7 @@ def _write_means(measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
         means[label] = [format_number(*row) for row in numbers]
         means[counts[label]] = means["n"]
         part = means[[*measure.settings, "estimator", "momentum", label, counts[label]]]
+        # Means are joined by the settings and statistics that their measures share.
         table = part if measure is measures[0] else table.merge(part, how="outer")
 
     if measures:
@@ -392,6 +405,7 @@ def _count_left_out(networks: pd.DataFrame, measures: list[_Measure], varied: li
     has_diverged = networks["status"] == "diverged"
     has_failed = networks["status"] == "failed"
 
+    # A failed network may have been measured before, and is in the means then. A diverged one never is.
     left_out = networks[has_diverged | (has_failed & ~has_rows)].assign(sweep=0)
     groups = left_out.groupby(["sweep", *varied], dropna=False)["status"]
     ends = groups.agg(lambda statuses: " or ".join(sorted({*statuses})))

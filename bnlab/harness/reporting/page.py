@@ -16,7 +16,8 @@ from bnlab.common.pages import fill_in
 from bnlab.harness.reporting.outcome import READING, Outcome, fill_paragraphs, fill_prose, say_basis
 from bnlab.harness.reporting.overview import Overview
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")  # HTML in it is shown as it is written
+# HTML in Markdown is escaped and shown as text: names of sweeps and docstrings are written by users.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class AddedSeeds:
 
 def write_experiment(outcome: Outcome, devices: str = "") -> str:
     """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
+    # F1, F2, ... are findings of the literature, which have a page of their own.
     numbers = [number for number in outcome.experiment.bears_on if not number.startswith("F")]
     return render("experiment.md", outcome=outcome, numbers=numbers, reading=READING, devices=devices)
 
@@ -102,6 +104,7 @@ def write_answers(
             figures[experiment.name, name] = figure
 
     known = {outcome.experiment.name: outcome for outcome in outcomes}
+    # A folder of results may lack experiments that an answer quotes.
     quoted = {number: [known[name] for name in prose.quoted if name in known] for number, prose in questions.items()}
     bases = {}
     for number, prose in questions.items():
@@ -127,6 +130,7 @@ def write_answers(
 def _list_topics(index: Mapping[str, str]) -> dict[str, Topic]:
     """List the topics with the questions that they answer: those they link to and no later topic does."""
     linked = {topic: re.findall(r"\]\(#(Q\d+)\)", text) for topic, text in index.items()}
+    # Later topics overwrite earlier ones, so that a question that several of them link to is answered once.
     answered_in = {number: topic for topic, numbers in linked.items() for number in numbers}
 
     topics = {}
@@ -151,6 +155,7 @@ def _link_headings(page: str) -> str:
     """Turn links to questions, `(#Q7)`, into links to their headings, `### Q7. …`, as GitHub and Sphinx name them."""
     for heading, number in re.findall(r"^### ((Q\d+)\. .*)$", page, re.MULTILINE):
         kept = re.sub(r"[^\w\s-]", "", heading.lower())
+        # The closing bracket keeps a link to Q1 apart from one to Q12.
         page = page.replace(f"](#{number})", f"](#{kept.replace(' ', '-')})")
     return page
 
@@ -167,8 +172,11 @@ def _convert(page: str, folder: Path) -> Markup:
 
     html = _MARKDOWN.render(page)
     html = re.sub(r'<img src="([^"]*)" alt="([^"]*)" />', embed, html)
-    html = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", html)  # to a file that may not be there
+    # The page has to work without any other file: a link to one beside it becomes plain words.
+    html = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", html)
+    # page.html colours a verdict by its first word: `not measured` and `cannot be scored` have more.
     html = re.sub(r"<td>(holds|fails|undecided|one seed|not|cannot)\b", r'<td class="\1">\1', html)
+    # A table that is wider than the screen scrolls by itself, and the page does not.
     return Markup(html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 

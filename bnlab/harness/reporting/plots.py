@@ -32,6 +32,7 @@ __all__ = [
 
 GAP = Axis("gap of the mean (σ)", log=True)
 TIMES_THE_BEST = Axis("gap / that of the best fixed momentum", log=True)
+# Up to 102, because the frame would cut off half of a line or a marker at 100%.
 ACCURACY = Axis("test accuracy (%)", (0, 102))
 LOST = Axis("accuracy lost against exact statistics (points)")
 LOST_OF_ANY_SIZE = replace(LOST, linear=0.3)  # up to what claims call harmless
@@ -123,6 +124,7 @@ class Curves(Plot):
 
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
         """Draw the rows of each panel, see `Plot.draw`."""
+        # Looks come from the rows of all panels, so that a series looks the same in each.
         named, looks = choose_looks(frame, self.by, self.x)
         if "printed" in named:
             for place, name in enumerate(named["series"].unique()):
@@ -134,9 +136,12 @@ class Curves(Plot):
             words = list(places.dropna().unique())  # they stand at 0, 1, ...
             places = places.map({word: place for place, word in enumerate(words)})
         placed = named.assign(x=places.astype(float))
+
+        # Series that have a line in any panel. The others are levels only, and enter the legend as such.
         lines = {*placed.loc[placed["x"].notna(), "series"]}
         has_levels_beside_lines = placed.loc[placed["x"].isna(), "series"].isin(lines).any()
 
+        # From the rows of all panels, too: either all of them have a place for 0, or none has.
         across = include_zero(self.across or axis_of(self.x, named[self.x]), placed["x"])
         for ax, here in split_panels(placed, axes):
             opacity = _OPACITY * min(1.0, _CLEAR / here["series"].nunique()) ** 2
@@ -146,8 +151,10 @@ class Curves(Plot):
                 if label in lines:
                     self._draw_series(ax, rows, looks[label], label, longest, opacity)
                 else:
+                    # There is one row: `require_one_row` counts rows without `x` as being at one place.
                     self._draw_level(ax, rows.iloc[0], looks[label], label, opacity)
             _draw_mark(ax, self.mark)
+            # Levels beside lines have no label of their own: an empty line stands for them in the legend.
             if self.level and has_levels_beside_lines:
                 ax.plot([], [], color="#555555", label=self.level, **_LEVEL)
             set_axes(ax, across, self.y, here["x"], words)
@@ -179,6 +186,7 @@ class Curves(Plot):
         line = rows[~is_level].sort_values("x", kind="stable")
         if line.empty:
             return
+        # A line through a single point would not be seen.
         if len(line) == 1 or len(line) * _SPARSE < longest:
             points: dict[str, Any] = {"fmt": look["marker"] or "D", "markersize": 4.3, "zorder": _ABOVE}
             ax.errorbar(line["x"], line["mean"], _measure_bars(line), label=label, color=look["color"], **points)
@@ -199,10 +207,12 @@ class Curves(Plot):
             low = low.mask(line["hollow"])
             high = high.mask(line["hollow"])
         if self.y.log:
+            # Otherwise matplotlib would draw the line down to the lower end of the axis.
             means = means.where(means > 0)
             low = low.where(low > 0, means)
 
         colour = look["color"]
+        # About ten markers a line, so that the line is still seen between them.
         between_markers = max(1, len(line) // 10)
         is_solid = look["linestyle"] == "-"
         height = 2.0 if is_solid else _ABOVE
@@ -242,6 +252,7 @@ class Forest(Plot):
         first = next(iter(axes.values()))
 
         for ax, panel in split_panels(frame, axes):
+            # `drawing.draw` lets panels share the vertical axis only.
             if ax is not first:
                 ax.sharex(first)
             set_axes(ax, self.x, Axis(""), frame["mean"])  # of all panels: a shared axis has the same ticks in each
@@ -249,7 +260,8 @@ class Forest(Plot):
             for place, value in enumerate(series):
                 rows = panel[panel[self.series] == value] if self.series else panel
                 label = name_value(self.series, value) if self.series else None
-                # Series lie around the height of their name, the first on top.
+                # Series lie around the height of their name, the first on top. A quarter of the distance to
+                # the next name stays empty, so that it is seen which points belong to which name.
                 shift = 0.75 * (place - (len(series) - 1) / 2) / len(series)
                 heights = rows[self.by].map(height_of_name).astype(float) + shift
                 marker = "os^DvP"[place % 6]

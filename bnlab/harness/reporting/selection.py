@@ -31,6 +31,7 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     for column, value in wanted.items():
         is_unwanted = isinstance(value, OtherThan)
         values = value.value if is_unwanted else value
+        # A text is a collection too, of its letters.
         if not isinstance(values, Collection) or isinstance(values, str):
             values = [values]
 

@@ -110,6 +110,7 @@ RC: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.handlelength": 2.8,  # room for two dashes beside a marker
+    # TrueType. Many journals refuse Type 3, which is matplotlib's default.
     "pdf.fonttype": 42,
     "svg.hashsalt": "bnlab",  # else names in the file are drawn by chance
 }
@@ -131,6 +132,7 @@ def choose_looks(frame: pd.DataFrame, by: str, x: str = "") -> tuple[pd.DataFram
     """
     if by == "estimator":
         momenta = pd.Series(np.nan, frame.index)
+        # Where momenta are across, an estimator is one line for all of them.
         if x != "momentum" and "momentum" in frame:
             momenta = frame["momentum"].astype(float)
         named = frame.assign(series=list(map(estimator_label, frame[by], momenta)), weight=momenta)
@@ -233,6 +235,7 @@ def include_zero(axis: Axis, values: pd.Series) -> Axis:
 def _are_spaced_by_ratios(values: pd.Series) -> bool:
     """Find out if numbers are at equal ratios, nearly, rather than at equal distances, over a power of ten or more."""
     numbers = np.sort(values.dropna().unique())
+    # Three places do not tell a spacing.
     if len(numbers) < 4 or numbers[0] <= 0 or numbers[-1] < 10 * numbers[0]:
         return False
     places = np.arange(len(numbers))
@@ -249,6 +252,7 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any]
     for wanted, axis, set_scale in scales:
         if wanted.linear:
             set_scale("symlog", linthresh=wanted.linear, linscale=0.6)
+            # Ticks are half a power of ten apart, from where the linear part ends, and have one digit each.
             sizes = [float(f"{wanted.linear * size:.1g}") for size in (1, 10 / 3, 10, 100 / 3, 100, 1000 / 3)]
             axis.set_major_locator(FixedLocator([*(-size for size in sizes), 0.0, *sizes]))
             axis.set_minor_locator(NullLocator())
@@ -276,6 +280,7 @@ def write_out_decades(ax: Axes) -> None:
     """
     limits = ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim()))
     for axis, (low, high) in limits:
+        # All others are linear, show names, or have their ticks at values.
         if not isinstance(axis.get_major_formatter(), LogFormatter):
             continue
         if high >= 100 * low:
@@ -284,6 +289,7 @@ def write_out_decades(ax: Axes) -> None:
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter(NullFormatter())
             continue
+        # So short an axis may have only one of the numbers 1, 2 and 5 times a power of ten.
         if high < 5 * low:
             axis.set_major_locator(MaxNLocator(5))
         else:
@@ -314,6 +320,7 @@ def thin_labels(ax: Axes, letters: float) -> None:
     # Powers of ten are first to take their room; in this notation they alone have the mantissa 1.
     for tick in sorted(ticks, key=lambda tick: not (is_log and f"{tick:e}".startswith("1.000000e"))):
         label = f"{tick:g}"
+        # Only the horizontal place counts; 1 is a height that a logarithmic axis has, too.
         share, _ = to_shares.transform((tick, 1.0))
         start = share * letters - len(label) / 2
         end = start + len(label)

@@ -106,6 +106,7 @@ def read_tables(name: str, results: str | Path = "results") -> LoadedTables:
     folder = Path(results) / name
     if (folder / "requests").is_dir():
         return _read_current(folder) or _put_together(folder).tables
+    # Committed results have tables only, without the requests that they were put together from.
     if (folder / "tables").is_dir():
         return LoadedTables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
     where = [] if str(results) == "results" else [f"results={results}"]
@@ -220,6 +221,8 @@ def _put_together(folder: Path) -> _Together:
         if parts:
             whole = pa.concat_tables(parts)
             selections = [request.selections.get(name, Selection()) for request in requests]
+            # The version of the code is chosen before the newest rows: these may be of another version, and
+            # their keys would be lost with them.
             selected = _select_rows(whole.to_pandas(), selections)
             of_one, said = _keep_one_version(selected, name, requests, now, folder)
             rows = _keep_newest(of_one, read_key(whole.schema))
@@ -332,6 +335,7 @@ def _keep_one_version(
     if not any(request.selections.get(table, Selection()).code for request in requests):
         return rows, []  # only bnlab's code has measured them, or earlier versions, which did not note it
 
+    # Without estimators the code is noted under an empty name.
     bases = pd.Series("", rows.index)
     if "estimator" in rows:
         bases = rows["estimator"].map(lambda name: EstimatorName.parse(name).base)
@@ -341,8 +345,10 @@ def _keep_one_version(
     for base, part in rows.groupby(bases, sort=False):
         numbers = sorted(part[_REQUEST].unique())
         versions = {number: requests[number].selections[table].code.get(base, {}) for number in numbers}
+        # Only bnlab's code has measured these rows, or no code was noted.
         if not any(versions.values()):
             continue
+        # Rows without a note of their code are of an earlier bnlab, and no version is known to be theirs.
         current = [code for code in versions.values() if code and not _list_changed(code, now)]
         chosen = current[-1] if current else versions[numbers[-1]]
         chosen_numbers = [number for number in numbers if versions[number] == chosen]
@@ -355,6 +361,7 @@ def _keep_one_version(
         outdated = last[~last.index.isin(has_some)] if current else last
         left_out = len(last) - len(has_some)
         reason = _explain([versions[number] for number in outdated], now)
+        # Where all rows are shown and no reason is known, there is nothing to warn of.
         if left_out or (reason and len(outdated)):
             commands = read_commands(folder, {requests[number].command for number in outdated})
             notes.append((base, _say_outdated(reason, left_out, bool(current), commands)))
@@ -363,6 +370,7 @@ def _keep_one_version(
 
 def _list_changed(code: Code, now: Code) -> list[str]:
     """List the files of a version of the user's code that are others now."""
+    # Modules that this version did not read do not count. Those that are gone count as changed.
     return list_changed(code, {module: now[module] for module in code if module in now})
 
 
@@ -372,6 +380,7 @@ def _explain(versions: Sequence[Code], now: Code) -> str:
     That is so where the user's files cannot be found, as from another folder, and for rows of earlier versions of
     bnlab, which did not note the code.
     """
+    # A version of which no file is found says nothing: its files lie in another folder, most likely.
     changed = {file for code in versions if not now.keys().isdisjoint(code) for file in _list_changed(code, now)}
     return f"{say_changed(sorted(changed))} since they were measured" if changed else ""
 

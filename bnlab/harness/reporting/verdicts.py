@@ -107,6 +107,7 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
     corrected_holds = holds
     if not margin.together:
         corrected_holds = holm(holds)
+    # Even a claim about all conditions fails where one does, which chance does more often the more there are.
     corrected_fails = holm(fails)
 
     judged = []
@@ -139,8 +140,9 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
         return None if min(*of_none, *of_all) <= LEVEL else (NOT_TESTED, "")
 
     mean = row["mean"]
-    # Seeds that all have the same value may still have an error that is left by rounding.
-    size = 1.0 if row["log"] else max(abs(mean), 1e-3)  # the error of a logarithm is relative already
+    # Seeds that all have the same value may still have an error that is left by rounding. It is relative to
+    # the mean, unless that is near 0; the error of a logarithm is relative already.
+    size = 1.0 if row["log"] else max(abs(mean), 1e-3)
     if not row["error"] <= 1e-12 * size:  # also where it is NaN: tested, such a row stays undecided
         return None
     if _are_equal(mean, margin.low) or _are_equal(mean, margin.high):
@@ -163,6 +165,8 @@ def compute_p_values(row: Mapping[Any, Any], margin: Margin) -> tuple[float, flo
     """
     above_low, below_low = _test_bound(row, margin.low)
     above_high, below_high = _test_bound(row, margin.high)
+    # Both bounds have to be shown to hold, so the larger p-value decides and needs no correction.
+    # An infinite bound has a p-value of 0 here, and of 1 below.
     holds = np.maximum(above_low, below_high)
 
     # Either side alone refutes the margin, so that with two bounds each has half of the level (Bonferroni).
@@ -180,6 +184,7 @@ def _test_bound(row: Mapping[Any, Any], bound: float) -> tuple[float, float]:
         hits = round(mean * n)
         share = min(max(bound, 0), 1)
         # A share is always above a bound below 0. With the bound cut to 0, the test would not see that.
+        # So many hits or more are so many misses or fewer: `1 - bdtr(hits - 1, ...)` is NaN without any hit.
         p_above = 0.0 if bound < 0 else special.bdtr(n - hits, n, 1 - share)
         p_below = 0.0 if bound > 1 else special.bdtr(hits, n, share)
         return p_above, p_below
@@ -187,11 +192,13 @@ def _test_bound(row: Mapping[Any, Any], bound: float) -> tuple[float, float]:
     with np.errstate(divide="ignore", invalid="ignore"):
         if row["log"]:
             mean = np.log(mean)
+            # A bound of 0 or below becomes −∞: every positive value lies above it.
             bound = np.log(max(bound, 0))
         # A mean at the bound is neither above nor below it, also where its error is 0 and the ratio would have no
         # value.
         distance = 0.0
         if not _are_equal(mean, bound):
+            # Division by an error of 0 gives ±∞ in numpy; with Python's numbers it would raise.
             distance = (mean - bound) / np.float64(row["error"])
     return special.stdtr(n - 1, -distance), special.stdtr(n - 1, distance)
 
@@ -209,7 +216,8 @@ def holm(p: np.ndarray) -> np.ndarray:
     count = is_test.sum()
     factors = np.maximum(count - places, 1)
 
-    order = np.argsort(p)  # NaN last
+    # NaN is sorted last, so that `accumulate` carries it into no test.
+    order = np.argsort(p)
     corrected = factors * p[order]
     increasing = np.maximum.accumulate(corrected)
     adjusted = np.empty(len(p))

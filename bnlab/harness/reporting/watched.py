@@ -88,6 +88,7 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     # With n = 0 the caption says nothing of seeds.
     means["n"] = 0
     finite = means["mean"][np.isfinite(means["mean"])]
+    # The axis reaches 0, with which each point is compared.
     low = min([0.0, *finite])
     high = max([0.0, *finite])
     left_out = len(means) - len(finite)

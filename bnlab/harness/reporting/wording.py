@@ -103,6 +103,7 @@ def list_varied(runs: pd.DataFrame) -> list[str]:
 
 def find_length(runs: pd.DataFrame) -> str:
     """Find the setting that said how long networks train: `steps` where all were given these, else `epochs`."""
+    # Tables that no sweep has written may lack this column.
     if "settings" not in runs:
         return "epochs"
     has_steps = runs["settings"].map(lambda settings: "steps" in json.loads(settings))
@@ -282,6 +283,7 @@ def say_numbers(mean: float, low: float, high: float, after_one: int = 3) -> lis
     said = []
     rounded = round_numbers(mean, low, high)
     for number, given in zip((mean, low, high), rounded, strict=False):
+        # A step of the second digit is 10% of 10 and 5% of 20, so numbers that begin with 1 may have a third.
         magnitude = f"{number:.1e}".lstrip("-")
         digits = after_one if magnitude.startswith("1") else 2
         said.append(_shorten(number, given, digits))
@@ -300,6 +302,7 @@ def say_mean(mean: float, low: float, high: float) -> str:
 
 def _shorten(number: float, given: str, digits: int) -> str:
     """Write a number with so many significant digits, and no more decimals than `given`."""
+    # A number that is written as 0 has no significant digit; its decimals say how near to 0 it is.
     if "e" in given or not math.isfinite(number) or float(given) == 0:
         return given
 

@@ -16,6 +16,7 @@ from bnlab.harness.updates import count_training
 
 Draw = Callable[[Tensor, int], Tensor]
 """Gives images [N, C, H, W] of these numbers, always the same for a seed."""
+# A tenth of them, rounded down, are validation images, of which there has to be one.
 _FEWEST = 10  # training and validation images
 
 
@@ -37,6 +38,7 @@ class Parts(NamedTuple):
     content: str = ""  # see `Data.find_content`
 
 
+# Hashable, because `load_dataset` caches by it; not frozen, because a user's arguments are set as attributes.
 @dataclass(unsafe_hash=True)
 class Data(Component):
     """A data set; its split into training, validation and test images is the same for every run."""

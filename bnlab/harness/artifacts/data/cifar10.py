@@ -78,6 +78,7 @@ class Cifar10(Data):
         read_folder = torchvision().datasets.ImageFolder
         try:
             folders = [read_folder(Path(self.root, part)) for part in ("train", "test")]
+            # A folder lists class after class, so that a batch of test images would be of one class.
             train, test = [shuffle(*read_part(folder, folder.root)) for folder in folders]
         except Exception as error:
             raise UserError(

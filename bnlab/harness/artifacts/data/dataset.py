@@ -18,6 +18,7 @@ from bnlab.harness.errors import UserError
 from bnlab.statistics.moments import Moments
 
 
+# Compared by identity: a generated == would compare tensors, which have no single truth value.
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images and labels of one split, shared by all runs of a process: not to be changed in place."""
@@ -96,6 +97,7 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
 
     def draw(numbers: Tensor, seed: int) -> Tensor:
         assert parts.augmented is not None
+        # `numbers` count within the split, and `train` says which images of the stored part these are.
         images = parts.augmented(train[numbers.cpu()], seed)
         return _standardize(images, mean, std, device)
 
@@ -168,6 +170,7 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: boo
 
     n, _, height, width = images.shape
     device = generator.device
+    # Drawn on the generator's device: with a generator of the CPU, every device shifts and mirrors alike.
     down, right = torch.randint(2 * shift + 1, (2, n, 1), generator=generator, device=device)
     rows = down + torch.arange(height, device=device)
     columns = right + torch.arange(width, device=device)

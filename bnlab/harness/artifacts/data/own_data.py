@@ -57,6 +57,8 @@ class OwnData(Own, Data):
 
     def digest(self) -> dict[str, str]:
         """Digest images and labels, since what a function gives is known; of random transforms code and arguments."""
+        # A planned job has its content; before that the function has to be called for it. With random
+        # transforms it has two parts, see `_digest_parts`.
         content, _, source = (self.content or self.find_content()).partition("-")
         return {"content": content, SOURCE: source} if source else {"content": content}
 
@@ -88,6 +90,7 @@ class OwnData(Own, Data):
         return describe_own(self.name, self._list_arguments())
 
     def _list_arguments(self) -> tuple[tuple[str, Any], ...]:
+        # A tuple, because caches need keys that can be hashed.
         return tuple(self.arguments.items())
 
 
@@ -172,6 +175,7 @@ def _read_parts(parts: Any, name: str) -> Parts:
     augmented = None
     if further:
         augmented = _make_drawer(further[0], train, f"{name}: the augmented part")
+    # Data sets made of folders list class after class, so that a batch of test images would be of one class.
     return Parts(shuffle(*train), shuffle(*test), augmented)
 
 
@@ -266,6 +270,7 @@ def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
             "of torch, numpy or random, so that a training can be repeated"
         )
 
+    # The same order that `shuffle` gives the training part, of which this returns transformed images.
     order = draw_order(len(labels))
 
     def draw_shuffled(numbers: Tensor, seed: int) -> Tensor:

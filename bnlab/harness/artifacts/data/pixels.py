@@ -101,6 +101,7 @@ def _read_image(image: Any, where: str) -> Tensor:
             f"{where} has palette images, whose pixels are indices into a table of colours; convert them with "
             'image.convert("RGB")'
         )
+    # A copy, because torch warns of arrays that cannot be written, such as those of PIL's images.
     tensor = image if isinstance(image, Tensor) else torch.as_tensor(np.array(image))
     if tensor.dim() == 2:
         return tensor[None]
@@ -123,6 +124,7 @@ def _check_pixels(images: Tensor, labels: Any, where: str) -> Pixels:
     if not len(images):
         raise UserError(f"{where} has no images")
     if images.is_floating_point():
+        # Converted before the check, because a large float64 number is infinite in float32.
         images = images.float()
         is_finite = images.isfinite().flatten(1).all(1)
         faulty = (~is_finite).nonzero().flatten().tolist()

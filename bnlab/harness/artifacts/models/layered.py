@@ -126,6 +126,7 @@ class _Residual(nn.Module):
     def __init__(self, norm: NormBuilder, channels: int, width: int) -> None:
         super().__init__()
         self.added = width - channels
+        # Where the width grows, height and width of the maps are halved, as in the paper.
         stride = 2 if self.added else 1
         self.conv1, self.bn1 = _build_conv(norm, channels, width, stride)
         self.conv2, self.bn2 = _build_conv(norm, width, width, number=2)

@@ -23,6 +23,7 @@ class OwnModel(Own, Model):
     given: ClassVar[int] = 3
 
     def check(self, norm: Norm) -> None:
+        # Another norm would not be built, but would still be part of the network's name.
         if norm != Batch():
             known = ", ".join(COMPONENTS["model"])
             raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")

@@ -27,6 +27,7 @@ class Site:
         return kind(self.channels, momentum=momentum)
 
 
+# Hashable, because caches take norms as keys; not frozen, because a user's arguments are set as attributes.
 @dataclass(unsafe_hash=True)
 class Norm(Component):
     """A norm: it normalizes activations after each convolution or linear layer but the last.

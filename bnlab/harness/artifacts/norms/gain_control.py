@@ -52,6 +52,7 @@ class GainControl(nn.Module):
         shift = self.shift.view(by_channel)
 
         mean = x.mean((2, 3), keepdim=True)
+        # Multiplied out, so that only one product and one sum have the size of x.
         subtracted = gain * share * mean
         offset = shift - subtracted
         scaled = gain * x

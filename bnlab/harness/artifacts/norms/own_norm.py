@@ -27,6 +27,7 @@ class OwnNorm(Own, Norm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Not a field: it follows from the model, whose settings are part of the network's name already.
         self._channels = 0  # before it has a place in a network
 
     def place(self, channels: int) -> Self:
@@ -53,6 +54,8 @@ class OwnNorm(Own, Norm):
 @cache
 def _holds_batch_norm(norm: OwnNorm, channels: int) -> bool:
     """Find out whether there is a batch norm with running statistics in the layer for so many channels."""
+    # Building a layer draws its initial weights, and this question must not change what is drawn later. A
+    # user's function is given the channels alone, so that the rest of the site is arbitrary.
     with keep_random_state():
         layer = norm.build(Site(channels, number=1, of_images=True, steps=1))
     return any(map(is_batch_norm, layer.modules()))

@@ -48,6 +48,7 @@ class MomentDrift(Measurement):
     )
 
     def covers(self, norm: Norm) -> bool:
+        # The fit takes each record for one step, but a norm that averages parts of a batch leaves several.
         return norm.takes_batch_whole
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
@@ -78,6 +79,7 @@ def _fit_layer(layer: LayerTrace, step: int) -> dict[str, float]:
     means, variances = moments.double().unbind(1)
     logs = torch.log(variances + layer.eps)
 
+    # The geometric mean of the variances, with eps as in the layer, is the unit of the columns `mean_*`.
     scale = np.exp(logs.mean(0).numpy())
     level = means.mean(0).square().numpy()
     mean = local_level(means.numpy())

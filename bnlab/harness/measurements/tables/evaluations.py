@@ -116,6 +116,7 @@ class Evaluations(Measurement):
             model = run.model_at(step).eval()
             exact = predict(model, images, measure_at(run, step, EXACT) if run.has_trace else None)
             for s, subject in enumerate(subjects):
+                # Exact statistics, and a network that has none to choose, are predicted already.
                 logits = exact
                 if subject not in (EXACT, _NO_STATISTICS):
                     logits = predict(model, images, run.trace.layout.unflatten(estimates[s, k]), subject)
@@ -203,6 +204,7 @@ def count_images(run: Run, subject: Subject, step: int) -> int:
 
     images = len(run.dataset.train.labels)
     last = min(step, run.frozen_from or step)
+    # Freezing has put statistics of the whole training split into the buffers.
     if last == run.frozen_from and run.config.freeze_with == "exact":
         return images
     batches = run.batches.per_epoch

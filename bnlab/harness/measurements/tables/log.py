@@ -53,6 +53,7 @@ class Log(Measurement):
         """Measure loss, accuracy and learning rate: a row for each update."""
         optimizer = run.config.optimizer
         peak = optimizer.peak_lr(run.config.batch_size)
+        # The schedule counts the updates before this one.
         rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
         log = run.read_log().set_index("step")
         return log.loc[steps].reset_index().assign(lr=rates)
