@@ -42,10 +42,12 @@ _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    # Without any part argparse looks for the empty list among the choices.
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART")
     parser.add_argument("--cuda", action="store_true", help=f"print {', '.join(_ON_CUDA)} of an accelerator instead")
     arguments = parser.parse_args()
 
+    # As sweeps do: otherwise mapping fresh memory takes more time than the statistics that are measured.
     keep_freed_memory()
     usual = _ON_CUDA if arguments.cuda else [part for part in PARTS if part not in _UNLESS_NAMED]
     for part in arguments.parts or usual:
@@ -58,6 +60,7 @@ def main() -> None:
         for result in measure("cuda" if arguments.cuda else "cpu"):
             lines.append(result.write_row())
             print(lines[-1], flush=True)
+        # The tables of README.md are of a CPU; what an accelerator takes is only printed.
         if not arguments.cuda:
             table = "\n".join(lines)
             _replace_section(part, f"{_describe_machine(module.ROUNDS, threads)}\n\n{table}")

@@ -44,6 +44,7 @@ _BNLAB = ("-m", "bnlab")
 _SWEEP = (*_BNLAB, "sweep", "-m", "batch_size=64,256", "seed=range(50)", "steps=2", "model.width=4")
 
 _COMMON = ("steps=8", "model.width=4", "momentum=[0.01,0.1,0.5]", "estimator=[ema,exact]", "threads=1")
+# A hundred networks for each seed, and a thousand with the weight decays below.
 _SWEPT = (
     "batch_size=16,24,32,48,64,96,128,192,256,384",
     "optimizer.lr=0.01,0.02,0.03,0.05,0.07,0.1,0.15,0.2,0.3,0.5",
@@ -59,6 +60,7 @@ def measure_start(device: str) -> Iterator[Result]:
     """Time importing, the help of sweeps, a sweep in which nothing is missing, and a report."""
     with tempfile.TemporaryDirectory() as folder:
         sweep = (*_SWEEP, f"results={folder}")
+        # The networks are trained here, so that the sweep that is timed finds all of them.
         _run_python(sweep)
         commands = {
             "torch alone": ("-c", "import torch"),
@@ -81,6 +83,7 @@ def measure_start(device: str) -> Iterator[Result]:
 def measure_store(device: str) -> Iterator[Result]:
     """Time commands on folders with 1,000, 3,000 and 10,000 networks, in seconds of the processor."""
     with tempfile.TemporaryDirectory() as folder:
+        # One folder for all three: the networks of fewer seeds are there already, and are not made again.
         for seeds in (1, 3, 10):
             words = [*_COMMON, *_SWEPT, _SWEPT_TOO, "name=store", f"seed=range({seeds})", f"results={folder}"]
             networks = simulate(words)
@@ -94,6 +97,7 @@ def simulate(words: Sequence[str]) -> int:
         prepare(configs[:1])
         execute(configs[0])
         first = Run(configs[0])
+        # Read once, and written under each network's name.
         rows = {}
         for path in first.folder.glob("measurements/*/*.parquet"):
             rows[path.parent.name, path.name] = read_frame(path)
@@ -111,6 +115,7 @@ def _copy(first: Run, rows: dict[tuple[str, str], pd.DataFrame], config: Config)
     for (table, file), frame in rows.items():
         path = locate_rows(Path(config.results), run.id, table) / file
         write_rows(path, find_measurement(table).table, frame.assign(run=run.id))
+    # This writes the request: the job finds all rows and trains nothing.
     execute(config)
 
 
@@ -119,6 +124,7 @@ def _time_commands(networks: int, words: Sequence[str], folder: str) -> Iterator
     results = f"results={folder}"
     what = f"{networks:,} networks"
     sweep = (*_BNLAB, "sweep", "-m", *words)
+    # Only once: after it the tables are written, and a further sweep finds nothing missing.
     yield _time(what, "sweep, tables put together", sweep, 1, None)
 
     part = (*_BNLAB, "sweep", "-m", *_COMMON, *_SWEPT, "optimizer.weight_decay=0", "seed=0", "name=part", results)
@@ -144,6 +150,7 @@ def _time(what: str, side: str, command: Sequence[str], rounds: int, limit: floa
 
 def _run_python(words: Sequence[str]) -> tuple[float, float]:
     """Run Python with these words; return the seconds of the processor, and all."""
+    # The system adds up all processes that have ended, so the difference is the time of this one.
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
@@ -184,6 +191,7 @@ def _measure_everything() -> Result:
             measurements=["gaps"],
             results=folder,
         )
+        # Trained before, so that the job below only measures.
         training = time_once(partial(ensure_trained, Run(config)))
         measuring = time_once(partial(execute, config))
 

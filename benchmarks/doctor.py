@@ -36,6 +36,7 @@ def measure_doctor(device: str) -> Iterator[Result]:
     spoiled = copy.deepcopy(model)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
+            # A count as after a training, by which nothing is left of 0 and 1, where averages start.
             layer.get_buffer("num_batches_tracked").fill_(1000)
     for layer in spoiled.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -53,6 +54,7 @@ def measure_doctor(device: str) -> Iterator[Result]:
     }
     timed = alternate(f"resnet-20, 32×32, {_IMAGES:,} images", ROUNDS, sides)
 
+    # Each undo that is tried is scored again, so the limit depends on how many there are.
     tried = len(bnlab.diagnose(spoiled, labelled).trials)
     yield timed.compare("diagnose, metric", "one forward", _MOST)
     yield timed.compare("diagnose, labels", "one forward", _MOST)

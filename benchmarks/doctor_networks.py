@@ -124,6 +124,7 @@ def train_network(training: TrainingSettings) -> Trained:
 
     def keep_state(step: int) -> None:
         if step == training.steps * 4 // 5:
+            # A state dict refers to the model's tensors, which training goes on to change.
             before.update(copy.deepcopy(model.state_dict()))
 
     with record(model) as trace:
@@ -150,6 +151,7 @@ def make_healthy(trained: Trained, batches: Batches) -> Healthy:
     population_statistics(model, training_batches, progress=False).write_to(model)
     for module in model.modules():
         if isinstance(module, BatchNorm):
+            # Whatever the training had, so that the fault that is planted next is the only one.
             module.momentum = _USUAL_MOMENTUM
             module.get_buffer("num_batches_tracked").fill_(_MANY_UPDATES)
     accuracy = measure_accuracy(model, batches)
@@ -180,6 +182,7 @@ def _build(training: TrainingSettings, images: Tensor) -> nn.Module:
 def _build_classifier(name: str, seed: int) -> nn.Module:
     """Build a classifier of torchvision's for gray images: the first kernels are summed over the colours."""
     with torch.random.fork_rng(devices=[]):
+        # `torch.manual_seed` would also seed accelerators, whose state is not restored here.
         torch.default_generator.manual_seed(seed)
         model: nn.Module = torchvision().models.get_model(name, weights=None, num_classes=_CLASSES)
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -238,6 +241,7 @@ def measure_cost(trained: Trained) -> AccuracyLoss:
     without_start = float(_score_under(model, debiased, trained.other_batches).mean())
     with_noise = float(_name_rightly(_average_at_rest(trained, exact), trained.other_batches).mean())
 
+    # Each cause is what accuracy gains without it; lag is what the other two leave of the total.
     start = without_start - float(running.mean())
     noise = float(under_exact.mean()) - with_noise
     total = float((under_exact - running).mean())
@@ -264,6 +268,7 @@ def _average_at_rest(trained: Trained, exact: Statistics) -> nn.Module:
     model = copy.deepcopy(trained.model)
     exact.write_to(model)
     at_most = len(trained.images) // training.batch_size
+    # After 2/m batches at most e⁻² of the exact statistics is left in the averages.
     steps = min(math.ceil(2 / training.momentum), at_most)
     model.train()
     for chosen in choose_images(len(trained.images), steps, training.batch_size):

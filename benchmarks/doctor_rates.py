@@ -130,12 +130,14 @@ def read_outcomes() -> list[ExaminedNetwork]:
     """Read what was found before; nothing where there is no such file."""
     if not _ROWS.exists():
         return []
+    # Empty texts are values here, such as that of no fault, and pandas would read them as NaN.
     rows = pd.read_csv(_ROWS, keep_default_na=False).to_dict("records")
     return [ExaminedNetwork(**{str(key): value for key, value in row.items()}) for row in rows]
 
 
 def examine_seed(seed: int) -> list[ExaminedNetwork]:
     """Train the network of a seed, and ask the doctor about it, unless it is near chance."""
+    # Settings of a process: each worker has to make them for itself.
     keep_freed_memory()
     torch.set_num_threads(1)
     trained = train_network(TrainingSettings.choose(seed))
@@ -220,6 +222,7 @@ def _write_curve(outcomes: Sequence[ExaminedNetwork]) -> Iterator[str]:
         for is_broken in (False, True):
             of_kind = [outcome for outcome in chosen if bool(outcome.fault) == is_broken]
             cells.append(_count(of_kind, lambda outcome: bool(outcome.first)))
+            # Below half a point nothing has to be found, and so there is no cause to name.
             cells.append(_count(of_kind, lambda outcome: outcome.is_named) if low >= 0.005 else "")
         yield f"| {' | '.join(cells)} |"
 

@@ -166,6 +166,7 @@ def measure_large(device: str) -> Iterator[Result]:
 
 def _compare(case: Workload, device: str) -> Iterator[Result]:
     model, batches = case.prepare(device)
+    # fvcore updates only layers that are in train mode.
     of_fvcore = copy.deepcopy(model).train()
     of_torch = copy.deepcopy(model).train()
     sides: dict[str, Callable[[], object]] = {
@@ -177,6 +178,8 @@ def _compare(case: Workload, device: str) -> Iterator[Result]:
     turned = "fvcore, images turned to channels_last"
     if device == "cpu" and case.layout == "contiguous":  # as exact statistics turn them
         sides[turned] = partial(_update_in_channels_last, copy.deepcopy(of_fvcore), batches)
+    # On a CPU other programs do not change the processor's time. The work of an accelerator is no part of it,
+    # and needs the wall clock.
     clock = time.process_time if device == "cpu" else time.perf_counter
     timed = alternate(case.words, ROUNDS, sides, clock)
 
@@ -197,6 +200,7 @@ def _compare(case: Workload, device: str) -> Iterator[Result]:
 
 def _update_in_channels_last(model: nn.Module, batches: list[Tensor]) -> None:
     """Run fvcore on images that are laid out as the CPU is fastest, which takes its time too."""
+    # A generator: images are turned one batch at a time, within what is timed.
     turned = (batch.contiguous(memory_format=torch.channels_last) for batch in batches)
     update_bn_stats(model, turned, len(batches), progress=None)
 

@@ -91,9 +91,11 @@ class Trainer:
 
     def capture(self, stream: torch.cuda.Stream) -> Callable[[int], None]:
         """Capture an update as a CUDA graph; returns the function that makes the update of a step by it."""
+        # A graph reads fixed addresses: each batch is copied into these two tensors before a replay.
         images = self.images[0].clone()
         labels = self.labels[0].clone()
         before = copy.deepcopy(self.model.state_dict())
+        # A graph is captured on a stream of its own, which has to wait until the tensors above are there.
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):  # libraries choose their algorithms before a graph is captured
@@ -103,6 +105,7 @@ class Trainer:
         with torch.cuda.graph(graph, stream=stream):
             self.update(images, labels)
 
+        # Warming up has trained the network. It is put back in place, because the graph knows its addresses.
         self.model.load_state_dict(before)
         for velocity in self.velocities.values():
             velocity.zero_()
@@ -135,13 +138,16 @@ def train_stacked(recipe: Recipe, device: str, networks: int = _NETWORKS) -> tup
     """Train all networks at once by `vmap`; returns their parameters and buffers, [networks, ...] each."""
     drawn = [recipe.draw(seed, device) for seed in range(networks)]
     models = [model for model, _, _ in drawn]
+    # Networks come second, so that each step has them first, where `vmap` maps over them.
     images = torch.stack([each for _, each, _ in drawn], dim=1)
     labels = torch.stack([each for _, _, each in drawn], dim=1)
     rates = torch.tensor([choose_rate(seed) for seed in range(networks)], device=device)
 
     parameters, buffers = stack_module_state(models)
+    # They are updated in place, which autograd refuses of leaves that require a gradient.
     parameters = {name: weights.detach() for name, weights in parameters.items()}
     velocities = {name: torch.zeros_like(weights) for name, weights in parameters.items()}
+    # Only its structure is used: parameters and buffers come from the stacks.
     skeleton = copy.deepcopy(models[0]).to("meta")
 
     def compute_loss(parameters: Tensors, buffers: Tensors, images: Tensor, labels: Tensor) -> Tensor:
@@ -168,6 +174,7 @@ def train_captured(recipe: Recipe, device: str, networks: int = _NETWORKS) -> li
 
 def time_workers(recipe: Recipe, device: str, networks: int = _NETWORKS) -> float:
     """Measure the seconds that as many processes take, a network each, from the moment when all are ready."""
+    # CUDA cannot be used in a process that is forked from one that uses it.
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(networks)
     seconds = context.Queue()
@@ -177,6 +184,7 @@ def time_workers(recipe: Recipe, device: str, networks: int = _NETWORKS) -> floa
     ]
     for worker in workers:
         worker.start()
+    # A worker that has failed never answers, hence the limit in seconds.
     taken = [seconds.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()

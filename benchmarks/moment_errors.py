@@ -49,6 +49,7 @@ def _measure_error(reader: Reader, mean: float, dtype: torch.dtype, layout: str,
     pooled = reader.pool([reader.read(part) for part in parts], parts)
 
     measured = Moments(pooled.count, pooled.mean.cpu(), pooled.var.cpu())
+    # Against the values as they are stored: that a dtype rounds them is no error of reading.
     of_mean, of_variance = compare_moments(_compute_in_float64(x), measured)
     return f"{of_mean:.0e}, {of_variance:.0e}"
 

@@ -24,6 +24,7 @@ def measure_replay(device: str) -> Iterator[Result]:
 
 def _compare_bank() -> Iterator[Result]:
     stream = _draw_stream(_STEPS, (1000,))
+    # `EMA` refuses momenta above 1, where rounding may end the series.
     momenta = torch.logspace(-3, 0, 1000).clamp(max=1)
     bank = [EMA(momentum=momentum) for momentum in momenta.tolist()]
     single = stream.batches.float()

@@ -50,6 +50,7 @@ def measure_scaling(device: str) -> Iterator[Result]:
 def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> dict[str, Any]:
     """Time, passes and memory of exact statistics, and those of one forward, of a network with these random weights."""
     model, batches = _build(depth, images, seed)
+    # Counting bytes takes longer than measuring, so only the depth is counted whose memory is varied.
     whole = _count_bytes(images, order) if depth == 20 else math.nan
     limit = int(whole * memory) if memory < 1 else None
     measured: list[Any] = []
@@ -58,6 +59,7 @@ def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> d
     forward_seconds = time_once(lambda: evaluate(model, batches))
 
     (exact,) = measured
+    # Both orders have to give the same statistics; the table says how far they are apart.
     other = population_statistics(model, batches) if order == "layerwise" else exact
     return {
         "run": f"resnet-{depth}-{seed}",

@@ -67,6 +67,8 @@ class Timed:
 def alternate(what: str, rounds: int, sides: Sides, clock: Clock = time.perf_counter) -> Timed:
     """Time the sides by a clock; a round runs every side once, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    # Sides take turns, so that whatever slows the machine down for a while slows all of them. The first round
+    # does not count, because the first calls of a process take longer.
     for number in range(rounds + 1):
         for name, run in sides.items():
             taken = time_once(run, clock)
@@ -86,5 +88,6 @@ def time_once(run: Callable[[], object], clock: Clock = time.perf_counter) -> fl
 
 
 def _wait_for_device() -> None:
+    # A call only queues the accelerator's work. Where nothing uses one, synchronizing would initialize it.
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

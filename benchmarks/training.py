@@ -85,6 +85,7 @@ def _compare(training: Training, device: str) -> Iterator[Result]:
     def train_recorded() -> None:
         with record(model) as trace:
             training.run(model)
+        # For the side that replays, whose turn comes later in the round.
         traces[:] = [trace]
 
     sides: dict[str, Callable[[], object]] = {
@@ -155,12 +156,14 @@ def measure_training(device: str) -> Iterator[Result]:
 
 def _train(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        # A new folder each time, because a network that is trained is not trained again.
         config.results = folder
         ensure_trained(Run(config))
 
 
 def _train_plainly(config: Config) -> None:
     model = build_resnet().train().to(Run(config).device)
+    # What the configuration's optimizer is by default, without bnlab.
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor("onecycle", step, _STEPS))
     for images, labels in _draw_batches(config):

@@ -70,6 +70,7 @@ def measure_differences(
         optimizer.param_groups[0]["lr"] = _RATE * lr_factor(schedule, update, updates)
         drawn = torch.randint(len(dataset.train.labels), (_BATCH,), generator=generator)
         batch = augment(dataset.train.images[drawn], generator, shift=_SHIFT, flip=True)
+        # A validation leaves the model in eval mode.
         loss = F.cross_entropy(model.train()(batch), dataset.train.labels[drawn])
         optimizer.zero_grad()
         loss.backward()

@@ -45,6 +45,7 @@ def write_codes() -> str:
         "|---|---|---|",
     ]
     for cause in found:
+        # A bar would end the cell of the table.
         title = cause.title.replace("|", "\\|")
         needs = ", ".join(NEEDS[need] for need in cause.needs)
         lines.append(f"| [{cause.code}](#{cause.code.lower()}) | {title} | {needs} |")

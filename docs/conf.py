@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+# The checkout comes first: its bnlab is documented, and no installed package has `docs`.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import bnlab
@@ -56,4 +57,5 @@ def setup(app: Sphinx) -> None:
 
 
 def _adapt_links(app: Sphinx, page: str, source: list[str]) -> None:
+    # Sphinx hands over the text as the one item of a list, and reads it from there again.
     source[0] = pages.adapt_links(source[0], page)

@@ -100,6 +100,7 @@ def _write_experiments(shown: dict[str, Path]) -> str:
         folder, _, name = page.rpartition("/")
         if folder == "experiments":
             names.append(name)
+            # Pages on all experiments together, such as HYPOTHESES.md, have no question.
             about = f": {_read_question(path)}" if path.name == "README.md" else ""
             lines.append(f"- [{name}]({name}.md){about}")
     return "\n".join([*lines, "", *_write_contents(names), ""])
@@ -128,6 +129,7 @@ def _write_cards(page: str, path: Path) -> Iterator[str]:
     kind = folder.removesuffix("s")
     text = path.read_text(encoding="utf-8")
     heading = text.partition("\n")[0].removeprefix("# ")
+    # The gallery lies at the top of docs/, so that its paths are relative to that folder.
     for title, figure in _FIGURE.findall(text):
         yield f"- ```{{image}} {os.path.relpath(path.parent / figure, DOCS)}"
         yield f"  :alt: {title}"
@@ -158,6 +160,7 @@ def _write_module(name: str) -> str:
     """Write the reference of a module: what it is for, a list of its names, and each name's docstring."""
     module = importlib.import_module(name)
     names = list_names(module)
+    # Members are documented one by one below. The default of conf.py would document all of them here as well.
     lines = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :no-members:", ""]
 
     lines += [".. autosummary::", "   :nosignatures:", ""]
@@ -176,11 +179,15 @@ def adapt_links(text: str, page: str) -> str:
         text: Markdown, as it stands in the file that the page shows.
         page: the page's name, such as "experiments/gap".
     """
+    # Targets with a page: files that the site shows, two READMEs in whose place it has other pages, and
+    # source files of public modules, whose page is in the reference.
     shown = list_shown()
     pages = {path: name for name, path in shown.items()}
     pages[ROOT / "README.md"] = "index"
     pages[REFERENCE / "README.md"] = "experiments/index"
     pages |= {source: f"reference/{name}" for name in MODULES for source in list_sources(name)}
+
+    # Links are relative to the file that is shown, which lies in another folder than its page.
     at = (DOCS / f"{page}.md").parent
     origin = shown.get(page, DOCS / f"{page}.md").parent
 
@@ -190,5 +197,7 @@ def adapt_links(text: str, page: str) -> str:
             target = DOCS / f"{pages[target]}.md"
         return "](" + os.path.relpath(target, at)
 
+    # What looks like a link in a block of code is code. The group in `_FENCED` keeps the blocks among the
+    # parts.
     parts = _FENCED.split(text)
     return "".join(part if part.startswith("```") else _LINK.sub(adapt, part) for part in parts)

@@ -18,6 +18,8 @@ SECONDS = 7  # that a part is shown
 AT_REST = 2  # the part that is shown where nothing moves: introduction, healthy network, first fault
 _COLUMNS, _LETTER, _LINE, _EDGE = 104, 7.3, 17, 14  # a line of the demo has 103 letters at most
 
+# Filled in by `str.format`, so that the braces of CSS are doubled. With steps(1, end) a part stays fully
+# visible until its share of the time is over, instead of fading.
 _STYLE = """\
 text {{ font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }}
 text {{ fill: #e6e6e6; white-space: pre; }}
@@ -51,6 +53,7 @@ def list_parts(printed: str) -> list[list[str]]:
     told, _, _ = printed.partition("\nNext\n")
     parts: list[list[str]] = [[]]
     for line in told.splitlines():
+        # The first line of a network begins with its number, and all others of it with spaces.
         if line[:1].isdigit():
             parts.append([])
         parts[-1].append(line)
@@ -63,6 +66,7 @@ def draw(parts: Sequence[Sequence[str]]) -> str:
     shown = [[*introduction, "", *network] for network in networks]
     most = max(map(len, shown))
     width = round(_COLUMNS * _LETTER + 2 * _EDGE)
+    # Two more lines: the command, and an empty one below it.
     height = (most + 2) * _LINE + 2 * _EDGE
     share = 10000 // len(shown) / 100  # rounded down, so that a part is gone when the next one comes
     style = _STYLE.format(whole=SECONDS * len(shown), share=share)
@@ -75,6 +79,7 @@ def draw(parts: Sequence[Sequence[str]]) -> str:
         _write(0, f"$ {' '.join(COMMAND)}", "command"),
     ]
     for place, part in enumerate(shown):
+        # AT_REST also counts the introduction, which is not one of these parts.
         rest = " rest" if place == AT_REST - 1 else ""
         # Negative, because what waits for a positive delay is not shown by the animation but as it rests.
         turn = (place + 1 - AT_REST) % len(shown)  # the part that rests comes first
@@ -92,6 +97,7 @@ def _write(row: int, line: str, kind: str) -> str:
     named = f' class="{kind}"' if kind else ""
     text = line.lstrip(" ")
     x = _EDGE + _LETTER * (len(line) - len(text))
+    # SVG places text by its baseline: a font of 12 pixels reaches up from there.
     y = _EDGE + _LINE * row + 12
     length = f'textLength="{_LETTER * len(text):.1f}" lengthAdjust="spacingAndGlyphs"'
     return f'<text x="{x:.1f}" y="{y}"{named} {length}>{escape(text)}</text>'

@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "release"
 PACKED = ("bnlab", "conf", "experiments", "LICENSE", "README.md", "pyproject.toml", "setup.py")
+# A link without a scheme, in four groups: the ! of a picture; words, in which a picture may stand; a path,
+# which is empty within the page; an anchor.
 _LINK = re.compile(r"(!?)\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?\)")
 _FENCED = re.compile(r"(```.*?```)", re.DOTALL)
 
@@ -37,6 +39,7 @@ def main(words: Sequence[str]) -> int:
         print("name the repository's page: make release BASE=https://github.com/OWNER/NAME", file=sys.stderr)
         return 2
 
+    # Archives of an earlier version in dist/ would be uploaded along with the new ones.
     shutil.rmtree(BUILD, ignore_errors=True)
     source = copy_source(BUILD / "source", words[0].rstrip("/"))
     archives = build(source, BUILD / "dist")
@@ -53,6 +56,7 @@ def copy_source(folder: Path, base: str) -> Path:
     listed = subprocess.run(
         ["git", "ls-files", "-z", *PACKED], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
+    # With -z each name ends with a null character, so that the last part is empty.
     for name in listed.stdout.split("\0")[:-1]:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,8 @@ def make_links_absolute(text: str, base: str) -> str:
         inside = _LINK.sub(adapt, words)  # a picture that is a link
         return f"{is_picture}[{inside}]({base}/{place}/HEAD/{page}{anchor or ''})"
 
+    # What looks like a link in a block of code is code. The group in `_FENCED` keeps the blocks among the
+    # parts.
     parts = _FENCED.split(text)
     return "".join(part if part.startswith("```") else _LINK.sub(adapt, part) for part in parts)
 
@@ -93,6 +99,7 @@ def try_library(wheel: Path) -> None:
     _call(python, "-c", _USES_THE_LIBRARY)
     _call(python, "-m", "bnlab", "doctor", "--demo")
 
+    # Without the extra, a command of the harness has to say what to install.
     refused = subprocess.run(
         [python, "-m", "bnlab", "sweep"], cwd=BUILD, env=_list_variables(), capture_output=True, encoding="utf-8"
     )

@@ -19,6 +19,7 @@ from bnlab.harness.reporting.verdicts import above, compute_p_values, holm
 _SMALL, _LARGE = 0.3, 30.0  # points: where colours begin to show, and where they are darkest
 _DARKEST = 0.7  # of the colours; black numbers are read on it
 _GREY = "#454545"
+# In lines of text, as `count_lines` has to report it: a cell has a large number above small words.
 _LINES_OF_A_CELL = 2.7
 _FRAMES: tuple[tuple[float, dict[str, Any]], ...] = (
     (0.03, {"edgecolor": "black", "linewidth": 1.5}),
@@ -62,6 +63,8 @@ class Cells(Plot):
         rows = _order(tested[self.by])
         for panel, (ax, here) in zip(axes, split_panels(tested, axes), strict=True):
             columns = _order(here[self.x])
+            # Cells have as many colours as numbers. One from the middle of the scale stands for all in the
+            # legend.
             _add_to_legend(ax, self.shown, facecolor=colormaps["OrRd"](0.5 * _DARKEST))
             _add_to_legend(ax, self.small_shown, fill=False, linewidth=0)
             for cell in here.to_dict("records"):
@@ -71,7 +74,9 @@ class Cells(Plot):
             ax.set_yticks(range(len(rows)), [_write(value) for value in rows])
             ax.set(xlabel=self.across[panel], ylabel=self.upward)
             ax.set_xlim(-0.5, len(columns) - 0.5)
+            # The axis runs downwards, so that the first row is on top as in a table.
             ax.set_ylim(len(rows) - 0.5, -0.5)
+            # Cells fill the panel: tick marks, grid and axis lines would only cross them.
             ax.tick_params(length=0)
             ax.grid(visible=False)
             sides = ax.spines[["left", "bottom"]]
@@ -82,7 +87,9 @@ class Cells(Plot):
         mean = values["mean"]
         # Colours show losses only: a gain is as pale as no loss.
         lost = max(mean, 0.0)
-        # Losses range from a third of a point to thirty, so that colours go by their logarithm.
+
+        # Losses range from a third of a point to thirty, so that colours go by their logarithm. `log1p` gives
+        # 0, the palest colour, for no loss.
         share = np.log1p(lost / _SMALL) / np.log1p(_LARGE / _SMALL)
         colour = colormaps["OrRd"](_DARKEST * min(share, 1.0))
         ax.add_patch(_make_patch(column, row, facecolor=colour, linewidth=0))
@@ -111,6 +118,7 @@ def find_certain(frame: pd.DataFrame) -> list[bool]:
     Args:
         frame: rows of `means.interval`.
     """
+    # Rows without a test stay NaN, which `holm` leaves out of the correction.
     p = np.full(len(frame), np.nan)
     for place, row in enumerate(frame.to_dict("records")):
         if row["n"] > 1:

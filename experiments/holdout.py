@@ -38,6 +38,7 @@ EXTENDED = (
 """Experiments of results/reference whose seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were known."""
 
 FROM_THE_START = {
+    # Not in EXTENDED, because the networks that its other claims read still have five seeds.
     "ghost": ("batches_win_after_many_updates", "the_lead_shrinks", "running_averages_fail"),
     "non_iid": ("long_warmup_rescues", "short_memory_rescues", "the_start_is_to_blame"),
     "settings": ("order_is_kept", "order_is_kept_at_falling_rates"),
@@ -84,6 +85,7 @@ def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
 
     verdicts = {}
     for part, networks in parts.items():
+        # All tables are cut to the same networks, so that no score finds a measured row without its settings.
         chosen = {name: frame[frame["run"].isin(networks["run"])] for name, frame in tables.items()}
         decided = decide(replace(experiment, claims=claims), chosen)
         # Conditions are matched by name, and the layer with the largest gap may differ between the three parts.
@@ -108,6 +110,7 @@ def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
         reversed: of `decided`, those that the added seeds alone decide the other way.
         undone: those that the first seeds decide, and all seeds do not.
     """
+    # Other verdicts than "undecided" leave a condition open, too: "one seed", "not tested".
     is_decided = verdicts.isin(["holds", "fails"])
 
     newly = verdicts[~is_decided["first"] & is_decided["with_all"]]

@@ -108,6 +108,7 @@ def list_findings() -> list[LiteratureFinding]:
 
 def _read_text() -> tuple[str, list[LiteratureEntry]]:
     """Read the introduction, and the papers: a heading, the source, and findings below headings of their own."""
+    # Headings of findings are not split at here: they begin with "### ", a third # before the space.
     introduction, *parts = TEXT.read_text(encoding="utf-8").split("\n## ")
     papers = []
     for part in parts:
@@ -121,6 +122,7 @@ def _read_finding(text: str) -> LiteratureFinding:
     """Read a finding: `F1. Title`, and lines of a word, a colon and a sentence."""
     heading, *lines = text.strip().splitlines()
     number, _, title = heading.partition(". ")
+    # Only the first colon ends the word: sentences and quoted calls may have further ones.
     return LiteratureFinding(number, title, dict(line.split(": ", 1) for line in lines))
 
 
@@ -162,6 +164,7 @@ def _list_claims(finding: LiteratureFinding, outcomes: Iterable[Outcome]) -> lis
     verdicts: dict[str, dict[str, list[str]]] = {}
     for verdict, name, claim in finding.list_quotes():
         claims = verdicts.setdefault(name, {})
+        # A claim may be quoted with several verdicts, each for other conditions.
         claims.setdefault(claim, []).append(f"*{verdict}*")
 
     listed = []

@@ -23,6 +23,7 @@ from bnlab.harness.reporting.frames import (
 EACH = ("panel", "batch_size")
 OVER_TIME = ("panel", "estimator", "momentum", "epoch")
 
+# A comparison gives running minus exact accuracy, a share. Times −100 it is the points that are lost.
 COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "exact", "scale": -100}
 """Arguments of `score`: points that PyTorch's running average loses against exact statistics of the same network."""
 PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
@@ -49,6 +50,7 @@ ALL_LAYERS = (
 
 def score_cost(at: float, by: Sequence[str] = EACH, **wanted: Any) -> Score:
     """Score the points of accuracy that PyTorch's running average loses, at a share of the training."""
+    # `wanted` comes last, so that a caller may choose another estimator, momentum or reference.
     return score("evaluations", "accuracy", by, at=at, **{**COST_OF_EMA, "split": "test", **wanted})
 
 
@@ -59,6 +61,8 @@ def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line:
     """
     named = frame.assign(**{line: frame[column].map(names)})
     named = named[named[line].notna()]
+    # `paired` along a line would match rows by estimator and momentum, too. Lines of two estimators would
+    # have no pairs.
     told_apart = named.drop(columns=["estimator", "momentum", "statistics_split"], errors="ignore")
     return put_in_order(told_apart, line, names.values())
 
@@ -113,7 +117,9 @@ def select_picks(tables: Tables) -> pd.DataFrame:
     # The last checkpoint takes part as the pick of an estimator of its own, which never looks at accuracies.
     is_last = (on_val["estimator"] == "exact") & (on_val["step"] == on_val["steps"])
     candidates = pd.concat([on_val, on_val[is_last].assign(estimator="last")])
-    # `lowest` picks the smallest value, so that accuracies become errors.
+
+    # `lowest` picks the smallest value, so that accuracies become errors. Of equal ones it takes the first
+    # row, which is that of the earliest checkpoint, because `rows` sorts by step.
     candidates["error"] = 1 - candidates["accuracy"]
     picks = lowest(candidates, "error", ["run", "estimator"])
 

@@ -49,6 +49,7 @@ def adapt_links(page: str, results: Path) -> str:
         target = os.path.normpath(REFERENCE / match[1])
         return "](" + os.path.relpath(target, results)
 
+    # The match ends before the anchor of a heading, which stays as it is.
     return re.sub(r"\]\((\.\./[^)#]+)", adapt, page)
 
 
@@ -72,6 +73,7 @@ def describe_devices(runs: pd.DataFrame) -> str:
     pairs = pd.read_csv(_PAIRS)
     by = ["norm", "batch_size", "estimator"]
     pairs["difference"] = 100 * (pairs["gpu"] - pairs["cpu"])
+    # A network with running averages of several momenta has as many rows, and counts once.
     networks = pairs.groupby(by)["run"].nunique().rename("networks")
     # Values are averaged within each seed first, because only seeds are independent of each other.
     compared = interval(average(pairs, "difference", [*by, "seed"]), "difference", by).join(networks, on=by)

@@ -17,6 +17,7 @@ from experiments.tuning import RATE
 SCHEDULE = "optimizer.schedule"
 RUNNING, LAST, TUNED = "running averages", "last batch", "self-tuned momentum"
 EXACT, PLAIN = "exact statistics", "exact statistics of plain images"
+# Neighbours among the rates that were trained, the smaller one first.
 RATES_APART = ((0.025, 0.1), (0.1, 0.4))
 
 
@@ -31,6 +32,7 @@ def select_accuracies(
         at: shares of the training; all measured steps without any, in one panel.
         split: images that are predicted, one or several.
     """
+    # Running averages of PyTorch's momentum, and statistics that have none, such as exact ones.
     frame = rows(tables, "evaluations", at, by, split=split, momentum=(0.1, None))
     if not at:
         frame["panel"] = ""
@@ -103,6 +105,7 @@ def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     ordered = accuracies.sort_values(RATE, kind="stable").reset_index(drop=True)
     places = ordered.groupby([*by])["accuracy"].idxmax()
     picked = ordered.loc[places]
+    # `mode` sorts: of rates that are picked equally often, the smallest is taken.
     return picked.groupby(SCHEDULE)[RATE].agg(lambda rates: rates.mode().iloc[0])
 
 

@@ -29,6 +29,7 @@ def _update(folders: list[str]) -> int:
             raise UserError(f"{folder}: has no tables of a question; name what a sweep had as results=")
     for paths in parts.values():
         for path in paths:
+            # A table lies at <experiment>/tables/<table>.parquet, in any folder of results.
             add_rows(path, REFERENCE / path.parts[-3] / "tables" / path.name)
     shorten_all()
     return 0
@@ -67,12 +68,14 @@ def shorten_all() -> None:
         frame = read_frame(path)
         if frame.empty:
             path.unlink()
+        # The table `runs` is of no measurement, and keeps its settings.
         elif path.stem in measured:
             _shorten(path, frame, measured[path.stem])
 
 
 def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     """Leave out measured values that the question does not read, and give the others seven digits."""
+    # These say where a value was measured. Rounded, a momentum would no longer be found by its value.
     places = [*table.key, "epoch"]
     read = find_experiment(path.parts[-3]).columns
     measured = [str(column) for column in frame if column not in places and frame[column].dtype == "float64"]

@@ -64,6 +64,8 @@ def _tune(words: list[str]) -> int:
 
     # A network that has failed is not tried again, or the loop would never end.
     attempted: set[str] = set()
+    # A round trains all that can be trained at once. What a cell lacks next depends on the accuracies of this
+    # round, so that each round reads the tables again.
     while True:
         committed, validated = _read_trained(folder)
         lacks = [list_lacking(cell, committed, validated) for cell in cells]
@@ -81,6 +83,8 @@ def _tune(words: list[str]) -> int:
             report = f"bnlab report experiment={first.name}"
             if committed:
                 part = shlex.quote(first.results)
+                # Networks that are committed were not trained again, so that the tables of this folder alone
+                # are incomplete.
                 report = f"python -m experiments.reference {part} && {report} results=results/reference"
             print(f"nothing is missing; next: {report}")
             return 0
@@ -105,6 +109,7 @@ def _list_cells(words: list[str]) -> list[list[Config]]:
     others = [word for word in words if not word.startswith("experiment=")]
     if len(names) != 1:
         raise UserError("name one experiment, as experiment=ground")
+    # A question may be measured by several sweeps, each with a file of its own in conf/experiment.
     sweeps = tuple(names)
     if names[0] in list_questions():
         sweeps = find_experiment(names[0]).sweeps or sweeps
@@ -136,6 +141,8 @@ def _read_trained(folder: Path) -> tuple[set[str], dict[str, float]]:
     committed: set[str] = set()
     validated: dict[str, float] = {}
     folders = [REFERENCE, folder.parent]
+    # Committed tables have no requests. A folder with requests has been swept, and its tables hold what was
+    # measured there.
     if folder.parent.resolve() == REFERENCE:  # all is measured again: tables that were committed do not count
         folders = [folder.parent] if (folder / "requests").is_dir() else []
     for results in folders:
@@ -146,6 +153,7 @@ def _read_trained(folder: Path) -> tuple[set[str], dict[str, float]]:
         if not {"runs", "evaluations"} <= {*tables}:
             continue
         has_ended = tables["runs"]["status"].isin(["finished", "diverged"])
+        # Of networks in this folder, `list_waiting` knows which are done.
         if results == REFERENCE:
             committed.update(tables["runs"].loc[has_ended, "run"])
         accuracies = validate(tables).dropna(subset="accuracy")
@@ -156,12 +164,14 @@ def _read_trained(folder: Path) -> tuple[set[str], dict[str, float]]:
 def list_lacking(cell: Sequence[Config], committed: Collection[str], validated: Mapping[str, float]) -> Lack:
     """List what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate."""
     rates = list(FIRST_RATES)
+    # Each turn asks for one more rate, until the best one lies between two others.
     while True:
         jobs = [job for rate in rates for job in list_tuning(cell, rate)]
 
         missing = [job for job in jobs if Run(job).id not in validated]
         if missing:
             lacking = [f"{rate:g}" for rate in rates if any(job.optimizer.lr == rate for job in missing)]
+            # For the time that training takes, any rate will do: the best one is not known yet.
             later = _set_rate(cell, FIRST_RATES[1])
             description = f"{len(missing)} networks at rates {', '.join(lacking)}, then {len(later)} at the best"
             return Lack(description, missing, later)
@@ -184,6 +194,8 @@ def list_tuning(cell: Sequence[Config], rate: float) -> list[Config]:
     """List the jobs that validate a rate: measured at their end alone, under exact statistics and one average."""
 
     (first,) = _set_rate(cell[:1], rate)
+    # One running average alone, because `validate` takes one accuracy of each network. A norm that trains
+    # with a running average is refused with another momentum than its own.
     light = replace(
         first,
         momentum=0.1 if first.norm.own_average() is None else first.momentum,

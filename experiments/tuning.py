@@ -56,6 +56,7 @@ def validate(tables: Tables) -> pd.DataFrame:
         NaN where nothing was measured.
     """
     runs = select(tables["runs"], seed=TUNING_SEEDS)
+    # The merge leaves out the networks of other seeds.
     validated = select(tables["evaluations"], split="val").merge(runs[["run", "steps"]], on="run")
     at_end = validated[validated["step"] == validated["steps"]]
 
@@ -106,6 +107,7 @@ def select_tested(tables: Tables, cell: Sequence[str]) -> Tables:
 
     # Seeds that have picked the rate are left out: the rate was chosen to be good on them.
     is_tuning = runs["seed"].isin(TUNING_SEEDS)
+    # pandas joins null with null, so that cells whose norm has no momentum find their rate, too.
     tested = runs[~is_tuning].merge(pd.DataFrame(picks, columns=[*cell, RATE]), on=[*cell, RATE])
     selected = {name: frame[frame["run"].isin(tested["run"])] for name, frame in tables.items()}
     return {**selected, "runs": tested}

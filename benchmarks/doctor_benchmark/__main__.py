@@ -56,6 +56,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for problem in _list_problems(arguments.fresh, wants):
         rows.append(grade(problem, ask(problem, tool)))
         print(write_rows(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+        # The results beside this file are those of bnlab's doctor on all problems.
         if not arguments.words and arguments.tool == _OWN:
             write_results(rows)
     print(write_summary(rows))

@@ -79,6 +79,7 @@ def overfit_a_regression() -> Given:
     def train() -> None:
         optimizer = torch.optim.Adam(model.parameters(), 1e-4)
         for epoch in range(100):
+            # Much like chemprop's default: from 1e-4 to 1e-3 in two epochs, and then down exponentially.
             rate = 1e-4 + min(epoch / 2, 1) * 9e-4 * 0.1 ** (max(epoch - 2, 0) / 98)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -119,6 +120,7 @@ def average_parameters_of_clients() -> Given:
         for number in range(8):
             for hospital, (client, part) in enumerate(zip(clients, parts, strict=True)):
                 fit(client, _scan(scenes[part], hospital), masks[part], epochs=1, size=20, falls=False, seed=number)
+            # An earlier network that the hospital still has: its model before the server's average came.
             last = copy.deepcopy(first.state_dict())
             with torch.no_grad():
                 for shared in zip(*(client.parameters() for client in clients), strict=True):
@@ -130,6 +132,7 @@ def average_parameters_of_clients() -> Given:
     history = NETWORKS.recall("clients", first, train)
     images = torch.cat([_scan(scenes[TRAINING + hospital :: 3], hospital) for hospital in range(3)])
     labels = torch.cat([masks[TRAINING + hospital :: 3] for hospital in range(3)])
+    # Mixed, so that each batch has images of all hospitals.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(3))
     batches = cut(images[order], labels[order], 20)
     training = cut(torch.cat([_scan(scenes[part], number) for number, part in enumerate(parts)]), masks[:900], 20)
@@ -142,6 +145,7 @@ def average_weights_without_buffers() -> Given:
     images, labels = load_images()
     training, batches = split(images, labels, 32)
     student = build_resnet(seed=4, momentum=0.01)
+    # It never runs in train mode, so that its buffers stay at 0 and 1.
     teacher = copy.deepcopy(student).eval()
 
     def train() -> History:
@@ -198,6 +202,7 @@ def learn_to_learn() -> Given:
         model.train()
         for _ in range(300):
             inputs, targets = _draw_task(images, labels, torch.arange(26), shots=10)
+            # Images come class by class. Of ten the first five adapt the network, and the others test it.
             few = torch.arange(50) % 10 < 5
             adapted = _adapt(model, dict(model.named_parameters()), inputs[few], targets[few])
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -208,10 +213,12 @@ def learn_to_learn() -> Given:
     NETWORKS.recall("learns to learn", model, train)
     torch.manual_seed(6)
     inputs, targets = _draw_task(images, labels, torch.arange(26, 36), shots=125)
+    # Of 125 of a class the first five adapt the network, as in training, and 120 test it.
     few = torch.arange(625) % 125 < 5
     order = torch.randperm(600)
     batches = cut(inputs[~few][order], targets[~few][order], 50)
     scores = {}
+    # Eval mode comes last, so that its adapted network is the one that is asked about.
     for mode in (True, False):
         tested = copy.deepcopy(model).train(mode)
         adapted = _adapt(tested, dict(tested.named_parameters()), inputs[few], targets[few])
@@ -239,6 +246,7 @@ def adapt_to_a_darker_domain() -> Given:
     discriminator as what is predicted for light ones.
     """
     scenes, masks = load_scenes()
+    # Drawn before the training, because a tool may be given the batches of its last steps, too.
     generator = torch.Generator().manual_seed(6)
     steps = [
         (torch.randint(0, 500, (4,), generator=generator), torch.randint(500, TRAINING, (4,), generator=generator))
@@ -263,6 +271,7 @@ def adapt_to_a_darker_domain() -> Given:
             light = model(scenes[source])
             F.cross_entropy(light, masks[source]).backward()
             dark = model(_darken(scenes[target]))
+            # This leaves gradients in the discriminator, too; they are zeroed before its own update.
             (0.01 * _judge(judge, dark, 1.0, detached=False)).backward()
             optimizer.step()
 
@@ -274,6 +283,7 @@ def adapt_to_a_darker_domain() -> Given:
 
     history = NETWORKS.recall("two domains", model, train)
     for norm in list_norms(model):
+        # A loaded state does not say which parameters were frozen.
         norm.requires_grad_(False)
     mixed: Batches = []
     for source, target in steps[-50:]:
@@ -322,6 +332,7 @@ def segment_one_by_one_without_eval() -> Given:
     scores = {"eval mode": score(model, batches)}
     model.train()
     pretrained = copy.deepcopy(model)
+    # In train mode this moves the averages of the model that is asked about; `pretrained` is from before.
     scores["as it is"] = score(model, batches)
     training = cut(scenes[:TRAINING], masks[:TRAINING], 20)
     return Given(model, batches, on_request={"training_batches": training, "before": pretrained}, scores=scores)

@@ -164,6 +164,7 @@ def fit(
     torch.manual_seed(seed)
     for _ in range(epochs):
         for chosen in torch.randperm(len(images)).split(size):
+            # The schedule counts full batches only: with further steps its rate would fall below 0.
             if len(chosen) < size:
                 continue
             optimizer.zero_grad()
@@ -214,6 +215,7 @@ def average_again(model: nn.Module, batches: Sequence[Any]) -> nn.Module:
     renewed = copy.deepcopy(model)
     for norm in list_norms(renewed):
         norm.reset_running_stats()
+        # Without a momentum PyTorch takes the plain mean of all batches.
         norm.momentum = None
     renewed.train()
     for batch in batches:
@@ -226,6 +228,7 @@ def measure(
 ) -> dict[str, float]:
     """Score a model as it is, by each batch's own statistics, and under averages that are taken again in training."""
     return {
+        # On copies, because a forward in train mode moves the averages.
         "as it is": measure_score(copy.deepcopy(model), batches),
         "by each batch": measure_score(copy.deepcopy(model).train(), batches),
         "averaged again": measure_score(average_again(model, training), batches),

@@ -77,12 +77,14 @@ def _plant(part: str, network: str, healthy: Healthy, wants: Wants, is_own: bool
 
 
 def _costs_enough(fault: Fault, specimen: Specimen) -> bool:
+    # On a copy: one of the faults leaves a model in train mode, whose averages move when it is scored.
     lost = specimen.unspoiled - measure_accuracy(copy.deepcopy(specimen.model), specimen.batches)
     return "healthy" in fault.verdicts or lost >= _WORTH
 
 
 def _make_problem(part: str, network: str, fault: Fault, specimen: Specimen) -> Problem:
     batches = specimen.batches[: _IMAGES // len(specimen.batches[0][1])]
+    # Made already, because what the fault costs had to be measured.
     given = Given(specimen.model, batches, specimen.arguments)
     name = _name(fault, network)
     return Problem(part, name, network, lambda: given, tuple(fault.verdicts), (fault.code,), _REMEDIES[fault.code])

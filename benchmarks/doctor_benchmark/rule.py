@@ -18,6 +18,7 @@ def ask_rule(model: nn.Module, batches: Sequence[Any], **arguments: Any) -> Answ
     """Blame the averages where each batch's statistics do better, and name them if all are 0 and 1."""
     if model.training:
         return Answer("mode", ["BN402"])
+    # `score` counts the images whose class is named rightly: without classes it cannot be asked.
     if "evaluate" in arguments or not isinstance(batches[0], tuple) or batches[0][1].is_floating_point():
         return Answer(None)
 

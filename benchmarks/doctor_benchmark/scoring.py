@@ -93,6 +93,7 @@ def compute_interval(rows: Sequence[tuple[str, bool]]) -> tuple[float, float, fl
     width = 1 + square / count
     center = share + square / (2 * count)
     half = math.sqrt(square * (share * (1 - share) / count + square / (2 * count) ** 2))
+    # Rounding may put an end just outside of 0 or 1.
     return share, max(0.0, (center - half) / width), min(1.0, (center + half) / width)
 
 

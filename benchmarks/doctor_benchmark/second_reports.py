@@ -74,6 +74,7 @@ def classify_with_weights_that_training_took_as_1() -> Given:
         layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
     for norm in list_norms(model):
+        # Weights stay at 1 in training, which takes them as 1.
         norm.weight.requires_grad_(False)
     NETWORKS.recall("weights of 1", model, lambda: fit(model, images[:TRAINING], labels[:TRAINING], epochs=10))
     trained = copy.deepcopy(model)
@@ -89,6 +90,7 @@ def classify_from_a_file_of_parameters() -> Given:
     model = digits.build(9)
     model.load_state_dict(dict(trained.named_parameters()), strict=False)
     model.eval()
+    # The last, smaller batch is left out, as in training.
     training = digits.make_training_batches()[:-1]
     batches = digits.make_batches()
     scores = {"as trained": score(trained, batches), **measure(model, batches, training)}
@@ -162,6 +164,7 @@ def build_generator() -> nn.Sequential:
 def encode(images: Tensor) -> Tensor:
     """Give each image a code of 16 numbers: random projections, of variance 1."""
     projection = torch.randn(64, 16, generator=torch.Generator().manual_seed(24))
+    # 0.39 makes the mean of all pixels 0, and 4.5 the variance of the codes 1.
     return (images.flatten(1) + 0.39) @ projection / 4.5
 
 
@@ -181,6 +184,7 @@ def load_generators() -> tuple[nn.Sequential, nn.Sequential]:
                 F.mse_loss(generator(codes[chosen]), images[chosen]).backward()
                 optimizer.step()
                 follow(averaged, generator, 0.01)
+        # The mistake: averaged weights beside the buffers of weights that were not averaged.
         averaged.load_state_dict(dict(generator.named_buffers()), strict=False)
         return History(before=generator.state_dict())
 
@@ -230,6 +234,7 @@ def value_actions(states: Tensor) -> Tensor:
     """Value four moves in a plane, each of which costs 1, until the goal is reached: [N, 4]."""
     after = states[:, None] + _MOVES
     distance = (after - _GOAL).abs().sum(2)
+    # This move costs 1, and so does each move of the way that is left, discounted: a geometric series.
     return -1 - _DISCOUNT * (1 - _DISCOUNT**distance) / (1 - _DISCOUNT)
 
 
@@ -288,6 +293,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(width, 6)
 
     def forward(self, sequences: Tensor) -> Tensor:
+        # Noise is added to all sequences, so that only padding is 0 in both channels.
         inside = (sequences != 0).any(1, keepdim=True)
         features = self.layers(sequences) * inside
         return self.head(features.sum(2) / inside.sum(2))
@@ -358,6 +364,7 @@ def classify_with_layers_that_always_train() -> Given:
     training = cut(images[:TRAINING], labels[:TRAINING], 32)
     scores = {"with torch's own": score(model, batches)}
     for norm in list_norms(model):
+        # Weights and buffers stay; only the forward is another one.
         norm.__class__ = AlwaysTraining
     scores["as it is"] = score(copy.deepcopy(model), batches)
     return Given(model, batches, on_request={"training_batches": training}, scores=scores)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _digits = load_digits()
+# Stored pixels are from 0 to 16, and these are from -1 to 1.
 _images = torch.tensor(_digits.images, dtype=torch.float32)[:, None] / 8 - 1
 _labels = torch.tensor(_digits.target)
 
@@ -29,12 +30,14 @@ def make_model(seed: int = 0) -> nn.Sequential:
         nn.BatchNorm2d(32),
         nn.ReLU(),
         nn.Flatten(),
+        # Each convolution takes two pixels off the side of 8: 32 channels of 4 × 4 pixels are left.
         nn.Linear(512, 10),
     )
 
 
 def train(model: nn.Module, batches: Iterable = train_batches, *, rate: float = 0.05, epochs: int = 1) -> None:
     """Train by SGD with momentum; the learning rate falls from epoch to epoch, towards 0."""
+    # The rate is set for each epoch below.
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = rate * (1 - epoch / epochs)

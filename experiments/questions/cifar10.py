@@ -34,6 +34,7 @@ def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Sco
 
     def compute_unaveraged(tables: Tables) -> pd.DataFrame:
         runs = select(tables["runs"], averaging="none")
+        # `rows` joins all tables with `runs`, so that rows of the other networks are left out as well.
         return compute({**tables, "runs": runs})
 
     return compute_unaveraged

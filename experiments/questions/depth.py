@@ -32,6 +32,7 @@ def compute_gaps(tables: Tables) -> pd.DataFrame:
 
     depth = behind_first["depth"]
     last = behind_first.groupby("model")["depth"].transform("max")
+    # Depths count from 1, so that depth − 1 layers lie before a layer.
     is_first_half = 2 * (depth - 1) < last
     half = np.where(is_first_half, "first", "second")
     return behind_first.assign(network=network, half=half)
@@ -43,6 +44,7 @@ def number_layers(tables: Tables) -> pd.DataFrame:
     frame = rows(tables, "gaps", (0.1, 1.0), settings)
     frame["line"] = frame["norm.every_second"].map(NORMS)
 
+    # The table counts batch norms alone. Beside group norms its depth is not the place among all norms.
     everywhere = select(frame, line=EVERYWHERE)
     layers = everywhere[["model", "layer", "depth"]]
     places = layers.drop_duplicates()
@@ -55,6 +57,7 @@ def compute_growth(tables: Tables) -> pd.DataFrame:
     everywhere = select(gaps, line=EVERYWHERE)
     averaged = []
     for _, half in everywhere.groupby("half", sort=False):
+        # One half at a time: `gap_over_layers` does not tell halves apart, and would average over both.
         over_layers = gap_over_layers(half, "mean_gap")
         averaged.append(over_layers)
     both = pd.concat(averaged)

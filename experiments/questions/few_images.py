@@ -24,6 +24,7 @@ def compute_gains(tables: Tables) -> pd.DataFrame:
     of_sample = find_parameter(gains, "images")
     of_test_batch = find_parameter(gains, "n", "test_batch")
     beside_pseudo_samples = find_parameter(gains, "batch")
+    # Each estimator has one of these numbers at most.
     images = of_test_batch.fillna(beside_pseudo_samples).fillna(of_sample)
     gains["images"] = images.fillna(0).astype(int)
 

@@ -40,6 +40,7 @@ def select_training(tables: Tables) -> pd.DataFrame:
     """Find accuracies on training images; those that a progress bar would show are one more estimator."""
     measured = rows(tables, "evaluations", (EARLY, LATE), split="train", estimator=("ema", "exact"))
     exact = select(measured, estimator="exact")
+    # A row for each place where networks were measured, to which the other accuracies are joined.
     places = exact.drop(columns="accuracy")
     shown = places.assign(estimator="mini-batches")
 
@@ -52,6 +53,7 @@ def average_batches(tables: Tables) -> pd.Series:
     """Average accuracies over the batches with the latest 2,000 images, each before its update, by run and step."""
     log = rows(tables, "log")
     log = log.set_index(["run", "step"])
+    # A window is one of neighbouring rows, so that the updates of a network have to follow each other.
     log = log.sort_index()
 
     averages = []
@@ -60,7 +62,9 @@ def average_batches(tables: Tables) -> pd.Series:
         size = batches["batch_size"].iloc[0]
         latest = round(2000 / size)
         by_run = batches.groupby("run")["accuracy"]
+        # Until 2,000 images have been seen, the average is of those that were.
         windows = by_run.rolling(latest, min_periods=1)
+        # `rolling` puts the run before an index that has it already.
         averages.append(windows.mean().droplevel(0))
     return pd.concat(averages)
 

@@ -38,6 +38,7 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
     has_size = images == frame[SIZE]
 
     estimators = frame["estimator"]
+    # One name for all sizes of test batches, so that they make one line.
     frame["estimator"] = estimators.mask(is_test_batch, "test_batch")
     return frame[~is_test_batch | has_size]
 

@@ -32,6 +32,7 @@ FULL = "full"
 SHARES = {256: {8: "1/32", 43: "1/6", 128: "1/2", 0: FULL}, 64: {2: "1/32", 11: "1/6", 32: "1/2", 0: FULL}}
 """By batch size: images that are left for the last batch → their share of a full one."""
 SMALL = ("1/32", "1/6")
+# Half-way: at the end of the second of four epochs of 36 batches, and of the first of two epochs of 141.
 LAST_BATCH_AT = {256: 72, 64: 141}  # batch size → the update that the last batch makes
 BEFORE, RIGHT_AFTER, THIRTY_LATER, END = "before", "right after", "30 updates later", "at the end"
 CONSTANT: dict[str, Any] = {"optimizer.schedule": "constant"}
@@ -47,6 +48,7 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
     frame = rows(tables, "evaluations", by=SETTINGS)
     remainders = []
     for size, images in zip(frame["batch_size"], frame["data.images"], strict=True):
+        # The size of the last batch is no setting. It follows from the number of images.
         left = count_training(images) % size
         remainders.append(SHARES[size][left])
     frame["remainder"] = remainders
@@ -56,6 +58,7 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
     times = since.map(_name_time)
     is_last = step == frame["steps"]
     frame["since"] = since
+    # The last update is some updates after the last batch half-way, too, but is read as the end.
     frame["when"] = times.mask(is_last, END)
     # Rows are compared across the sizes of the last batch, which the panels of `rows` tell apart.
     return frame.assign(panel="")

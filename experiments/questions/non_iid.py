@@ -49,6 +49,8 @@ def compute_gains(tables: Tables) -> pd.DataFrame:
     """Find what renorm gains in blocks of 16 against batch norm of the same seed and length, under exact statistics."""
     settings = ("norm", *EACH)
     frame = rows(tables, "evaluations", 1.0, settings, estimator="exact", **BLOCKS)
+    # Batch norm has no setting norm.momentum, so that pairs cannot agree in it: each renorm is compared with
+    # the one batch norm of its seed and length.
     return paired(frame, "accuracy", "batch", along="norm", matching=("seed", "epochs"))
 
 

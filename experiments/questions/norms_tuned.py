@@ -34,10 +34,13 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
     tested = select_tested(tables, CELL)
     frame = rows(tested, "evaluations", 1.0, (*CELL, RATE), split="test", estimator=("ema", "none", "exact"))
     frame["line"] = _name_norms(frame) + np.where(frame["estimator"] == "exact", ", exact statistics", "")
+    # Only columns that rows of diverged networks, which are made from `runs`, have as well.
     measured = frame[["run", "seed", "line", "batch_size", "norm", "step", "panel", "accuracy"]]
     measured = measured.assign(is_collapsed=select_collapses(measured, EACH))
 
     runs = tested["runs"]
+    # A network that has diverged has no accuracy at the end. Left out, it would make its norm look better
+    # than it is.
     diverged = runs[runs["status"] == "diverged"]
     lost = diverged.assign(
         line=_name_norms(diverged),

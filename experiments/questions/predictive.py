@@ -59,11 +59,14 @@ def compute_gains(tables: Tables) -> pd.DataFrame:
     frame = rows(tables, "evaluations", SHARES, NETWORK, momentum=(0.1, None))
     is_exact = frame["estimator"] == "exact"
     accuracies = frame["accuracy"]
+    # NaN in all other rows, so that the mean over a cell is that of exact statistics.
     frame["exact"] = accuracies.where(is_exact)
     cells = frame.groupby(["data", *EACH])
     of_exact = cells["exact"]
     means = of_exact.transform("mean")
     learned = frame[means >= 0.2]
+    # Until the rate first drops, half-way, such a training is the one at a constant rate, and would count
+    # twice.
     chosen = learned.query("`optimizer.schedule` != 'step' or step > steps / 2")
     return paired(chosen, "accuracy", against="ema")
 
@@ -71,6 +74,7 @@ def compute_gains(tables: Tables) -> pd.DataFrame:
 def find_best_on_average(frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
     """Select the rows of the momentum that has the highest mean accuracy, one for each of `by`."""
     keys = [*by, "momentum"]
+    # By the mean over seeds: the best momentum of each seed would profit from chance.
     means = average(frame, "accuracy", keys)
     places = means.groupby([*by])["accuracy"].idxmax()
     return frame.merge(means.loc[places, keys], on=keys)

@@ -81,6 +81,7 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies in mid-training and at the end; the line is the statistics, the best setting comes first."""
     shares = [share_name(MIDDLE), share_name(LATE)]
     frame = select(select_changes(tables, "evaluations"), panel=shares)
+    # In the figure alone: claims name settings as `select_changes` does.
     frame["setting"] = frame["setting"].replace(SHORTER, regex=True)
 
     at_end = select(frame, panel=share_name(LATE), estimator="exact")
@@ -97,6 +98,7 @@ def count_kept_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
     """
     frame = select(select_changes(tables, "evaluations"), **wanted)
     keys = ["panel", "seed"]
+    # A row for each setting, and all pairs of two of them within a seed.
     both = frame.pivot(index=[*keys, "setting"], columns="estimator", values="accuracy")
     settings = both.reset_index()
     pairs = settings.merge(settings, on=keys, suffixes=("", "_of_other"))

@@ -29,6 +29,7 @@ def select_predictions(tables: Tables) -> pd.DataFrame:
     frame = rows(tables, "evaluations", by=(), shift=SHIFTS)
     of_test_batch = find_parameter(frame, "n", "test_batch")
     beside_pseudo_samples = find_parameter(frame, "batch", "pseudo_samples")
+    # Two kinds of estimators, whose numbers of test images are called `n` and `batch`.
     frame["images"] = of_test_batch.fillna(beside_pseudo_samples)
 
     pseudo_samples = find_parameter(frame, "n", "pseudo_samples")
@@ -50,6 +51,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
 
     is_strong = frame["shift"].isin(STRONG)
     frame["panel"] = is_strong.map({False: "none or weak", True: "strong"})
+    # The panel says the strength, so that the kind is enough.
     words = frame["words"].str.split(", ")
     frame["name"] = words.str[0]
     return name_lines(frame, "kind", DRAWN)

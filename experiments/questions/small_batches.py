@@ -29,6 +29,7 @@ FROZEN = "frozen with running averages"
 def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end; the line is what is predicted with, `freeze_with` says if batch norm was frozen."""
     frame = rows(tables, "evaluations", 1.0, ("batch_size", "freeze_with"))
+    # Without parameters, in which EvalNorm differs from batch size to batch size.
     frame["kind"] = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
     return name_lines(frame, "kind", NAMES)
 

@@ -44,6 +44,7 @@ def select_ends(tables: Tables) -> pd.DataFrame:
 def find_networks(tables: Tables) -> pd.DataFrame:
     """Find one row for each network, change and kind of statistics, with its accuracy; one panel for all."""
     frame = name_changes(tables).assign(panel="")
+    # Accuracies are repeated in the rows of all layers, so that those of the first layer are enough.
     return frame[frame["depth"] == 1].drop(columns=["layer", "depth"])
 
 

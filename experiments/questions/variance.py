@@ -18,6 +18,7 @@ NAMES = {
     "ema_biased": "running average, without m/(m−1)",
 }
 AVERAGED = "average of variances"
+# Both are measured on frozen weights, from the same batches, so that only the way of averaging differs.
 FROZEN = {"update_bn": AVERAGED, "precise": "pooled batches"}
 
 

@@ -35,6 +35,7 @@ def find_best_window(tables: Tables) -> pd.DataFrame:
     Of windows that are equally good the shortest counts. The trained network itself, with window 0, is none.
     """
     frame = rows(tables, "averaged_weights", (0.55, 1.0), SETTINGS)
+    # `idxmax` takes the first of equal values.
     averages = frame[frame["window"] > 0].sort_values("window", kind="stable")
     best = averages.groupby(["run", "step", "statistics"])["accuracy"].idxmax()
     chosen = averages.loc[best]

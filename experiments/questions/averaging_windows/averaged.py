@@ -84,8 +84,11 @@ def average_checkpoints(
     for step in range(1, max(steps) + 1):
         newest = run.load_checkpoint(step)
         for window, average in averages.items():
+            # In a short training a window may be shorter than an update. A weight above 1 would overshoot the
+            # newest weights.
             updates = max(1.0, window * run.steps)
             for name, values in average.items():
+                # Counts of batches are whole numbers, which `lerp_` does not take.
                 if values.is_floating_point():
                     values.lerp_(newest[name], 1 / updates)
         if step in steps:
@@ -95,12 +98,14 @@ def average_checkpoints(
 def _measure_average(run: Run, step: int, state: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
     """Evaluate averaged weights under recomputed statistics, those of the trained network, and averaged ones."""
     model = run.model_at(step)
+    # The buffers of the trained network, before those of the average take their place.
     kept = bnlab.running_statistics(model)
 
     model.load_state_dict(state)
     averaged = bnlab.running_statistics(model)
     recomputed = _recompute(run, model)
 
+    # Recomputed statistics come first, because `compare_statistics` takes the first ones as the reference.
     names = ("recomputed", "kept", "averaged")
     compared = compare_statistics(model, run.dataset.test, [recomputed, kept, averaged])
     for name, values in zip(names, compared, strict=True):

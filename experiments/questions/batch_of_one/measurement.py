@@ -55,7 +55,9 @@ class TrainingMemory(Measurement):
         for images in IMAGES:
             if images == 1 and run.config.norm.uses_batch:
                 continue
+            # Loaded again each time: the forward pass in train mode changes the running averages.
             model = run.model_at(step)
+            # A slice would share the memory of all training images, which would be counted with it.
             batch = train.images[:images].clone(memory_format=torch.channels_last)
             saved = count_saved_bytes(model, batch, train.labels[:images].clone())
             weights = sum(parameter.nbytes for parameter in model.parameters())
@@ -71,6 +73,7 @@ def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     The network is in train mode, and its running averages are updated; the images have memory of their own.
     """
     held = [*model.parameters(), *model.buffers()]
+    # Weights and buffers are there in any case, whether or not a backward pass needs them.
     known = {tensor.untyped_storage().data_ptr() for tensor in held}
     storages: dict[int, torch.UntypedStorage] = {}  # which they keep, so that no other one takes their address
 

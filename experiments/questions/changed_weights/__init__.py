@@ -41,6 +41,7 @@ def compute_losses(tables: Tables) -> pd.DataFrame:
     """Find all rows at the end of training; the line is what was done to the weights, `is_all` tells samples apart."""
     frame = rows(tables, "changed_weights", 1.0)
     networks = frame.groupby("run")
+    # No column has the number of all training images. It is the largest one in a network's rows.
     most = networks["images"].transform("max")
     changes = frame["change"]
     frame["is_all"] = frame["images"] == most
@@ -56,6 +57,7 @@ def compute_remedies(tables: Tables) -> pd.DataFrame:
     frame = compute_losses(tables)
     frame["name"] = frame["line"]
     is_one_pass = (frame["statistics"] == "precise") & frame["is_all"]
+    # `REMEDIES` names one pass over all images by 0, however many they are.
     frame["images"] = frame["images"].mask(is_one_pass, 0)
     frame["kind"] = frame["statistics"] + ":" + frame["images"].astype(str)
 

@@ -98,6 +98,7 @@ class ChangedWeights(Measurement):
 
 def find_start(step: int) -> int:
     """Find the step half-way, from which the second network goes on."""
+    # The first checkpoint is that after one update.
     return max(1, step // 2)
 
 
@@ -105,6 +106,7 @@ def average(model: nn.Module, second: nn.Module) -> nn.Module:
     """Average the parameters and running averages of two networks, in the first one; returns that."""
     others = second.state_dict()
     for name, values in model.state_dict().items():
+        # Counts of batches are whole numbers, and stay those of the first network.
         if values.is_floating_point():
             values.lerp_(others[name], 0.5)
     return model
@@ -114,6 +116,7 @@ def train_second(run: Run, step: int) -> nn.Module:
     """Train a second network to `step` from the checkpoint half-way, with the images in another order."""
     start = find_start(step)
     model = run.model_at(start)
+    # It begins again, because a checkpoint has no state of the optimizer.
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
     first = run.batches
     seeds = replace(
@@ -122,6 +125,7 @@ def train_second(run: Run, step: int) -> nn.Module:
     batches = replace(first, seeds=seeds)
     with torch.random.fork_rng():
         torch.manual_seed(seed_by(f"{run.id} second").initial_seed())  # of dropout and the like
+        # By its step the schedule goes on where it was, so that both networks have the same learning rates.
         progress = TrainingState(model, optimizer, step=start, precision=run.config.precision)
         for _ in train(progress, batches, run.config.optimizer, run.steps, until=step):
             pass
@@ -131,6 +135,7 @@ def train_second(run: Run, step: int) -> nn.Module:
 def prune_smallest(model: nn.Module, share: float = PRUNED) -> nn.Module:
     """Set a share of the weights to 0 in place, the smallest in magnitude of all layers; returns the model."""
     weights = _list_weights(model)
+    # One threshold for all layers, so that those with small weights lose more of them.
     magnitudes = torch.cat([weight.abs().flatten() for weight in weights])
     count = round(share * len(magnitudes))
     largest, _ = magnitudes.kthvalue(count)
@@ -141,6 +146,7 @@ def prune_smallest(model: nn.Module, share: float = PRUNED) -> nn.Module:
 
 def round_weights(model: nn.Module, bits: int) -> nn.Module:
     """Round each tensor of weights to so many bits, symmetric about 0, in place; returns the model."""
+    # The integer −2^(bits − 1) is left out, so that the range is symmetric about 0.
     most = 2 ** (bits - 1) - 1
     for weight in _list_weights(model):
         unit = weight.abs().max() / most
@@ -169,6 +175,7 @@ def _list_candidates(run: Run, step: int, model: nn.Module) -> Iterator[tuple[st
     Each comes behind its kind and the number of images that it is of.
     """
     images = run.dataset.train.images
+    # One draw for all sizes and changes: a smaller sample is part of the larger ones.
     order = torch.randperm(len(images), generator=seed_by(f"{run.id} {step} changed")).to(images.device)
     kinds: list[Measured] = [Exact(), Precise()]
     for kind in kinds:

@@ -60,6 +60,7 @@ class MatchedWeights(ChangedWeights):
         yield "none", run.model_at(step)
 
         second = train_apart(run, step)
+        # Built before the channels are matched, which permutes `second` in place.
         yield "apart", average(run.model_at(step), second)
 
         first = run.model_at(step)
@@ -71,7 +72,9 @@ def train_apart(run: Run, step: int) -> nn.Module:
     """Train a second network to `step` from other initial weights, with the images in another order."""
     config = replace(run.config, seed=run.config.seed + OTHER_START)
     second = Run(config)
+    # The images do not depend on the seed, and need not be loaded a second time.
     second.dataset = run.dataset
+    # `start_training` sets torch's random state. It is put back at the end of the block.
     with torch.random.fork_rng():
         progress = start_training(second)
         for _ in train(progress, second.batches, config.optimizer, second.steps, until=step):
@@ -85,10 +88,16 @@ def match_channels(first: nn.Module, second: nn.Module, images: Tensor) -> None:
 
     Both are chains of convolutions, each with a batch norm behind it, and a linear head. `second` predicts as before.
     """
+    # A layer's outputs stay as they are when channels before it are permuted together with the weights that
+    # read them. So all correlations can be computed before the first permutation.
     correlations = correlate_channels(first, second, images)
+
+    # Each norm lies between the layer that writes its channels and the next one, which reads them. Pooling
+    # leaves the head one value a channel, so that it is permuted as a convolution is.
     norms = [layer for layer in second.children() if isinstance(layer, BatchNorm)]
     weighted = [layer for layer in second.children() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     for norm, correlation, (writer, reader) in zip(norms, correlations, pairwise(weighted), strict=True):
+        # Rows are channels of `first`: `order` has for each the channel of `second` that takes its place.
         _, order = linear_sum_assignment(correlation.numpy(), maximize=True)
         chosen = torch.as_tensor(order, device=images.device)
 
@@ -110,6 +119,7 @@ def correlate_channels(first: nn.Module, second: nn.Module, images: Tensor) -> l
     for layer, other in zip(first.children(), second.children(), strict=True):
         ours = layer(ours)
         theirs = other(theirs)
+        # Read at once, because the ReLU behind a norm overwrites its outputs in place.
         if isinstance(layer, BatchNorm):
             channels = ours.shape[1]
             both = torch.cat([_list_values(ours), _list_values(theirs)])

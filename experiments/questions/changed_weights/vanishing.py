@@ -74,6 +74,7 @@ class Vanishing(MatchedWeights):
                 frames.append(frame.assign(change=change, statistics=name))
 
         measured = pd.concat(frames, ignore_index=True)
+        # The first frame is the reference of all rows: the unchanged network under exact statistics.
         unchanged = frames[0].set_index("layer")
         variance = measured["layer"].map(unchanged["variance"])
         return measured.assign(
@@ -101,6 +102,7 @@ def measure_variances(model: nn.Module, statistics: Statistics, images: Tensor) 
     with using(model, statistics):
         for name, layer in model.named_children():
             outputs = layer(outputs)
+            # Read at once, because the ReLU behind a norm overwrites its outputs in place.
             if isinstance(layer, BatchNorm):
                 of_channels = outputs.double().var((0, 2, 3), correction=0)
                 variances[name] = of_channels.mean().item()

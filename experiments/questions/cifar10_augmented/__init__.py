@@ -44,6 +44,7 @@ def compute_gaps(tables: Tables) -> pd.DataFrame:
 def compute_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
     """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented."""
     tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
+    # Of several exact statistics `paired` takes those of the split `train` as the reference: plain images.
     return paired(tested, "accuracy")
 
 

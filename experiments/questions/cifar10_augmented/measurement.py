@@ -51,6 +51,7 @@ class AugmentedGaps(Gaps):
         measured = []
         for place, step in enumerate(steps):
             exact = layout.flatten(measure_at(run, step, _AUGMENTED))
+            # Of all subjects at this step: [subjects, 2, channels].
             gaps = layer_gaps(layout, exact, estimates[:, place])
             measured.append(gaps)
 

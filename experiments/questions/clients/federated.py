@@ -72,6 +72,8 @@ class Clients(Measurement):
         (step,) = steps
         rows = []
         for (classes, mode), local_steps in product(TRAININGS, LOCAL_STEPS):
+            # A new generator with the same seed each time: both modes and both numbers of local steps get the
+            # same parts.
             parts = divide(run.dataset.train, run.dataset.classes, classes, seed_by(f"{run.id} clients"))
             model, local = train_clients(run, parts, local_steps, until=step, fixed=mode == "fixed")
             for row in _measure_model(run, model, local):
@@ -83,6 +85,7 @@ def divide(split: Split, classes: int, classes_each: int, generator: torch.Gener
     """Divide the images of so many classes among the clients, in an order that is drawn; see the table."""
     order = torch.randperm(len(split.labels), generator=generator)
     numbers: list[list[int]] = [[] for _ in range(CLIENTS)]
+    # By class, the images that have been dealt out so far: they tell whose turn it is.
     dealt = [0] * classes
     for number in order.tolist():
         label = int(split.labels[number])
@@ -108,6 +111,8 @@ def list_owners(label: int, classes: int, classes_each: int) -> list[int]:
     owners = []
     for client in range(CLIENTS):
         first = client * classes // CLIENTS
+        # Counted in a circle, where class 0 follows the last one: the last clients have as many classes as
+        # the first.
         if (label - first) % classes < classes_each:
             owners.append(client)
     return owners
@@ -121,19 +126,24 @@ def train_clients(
     Returns:
         the averaged network, and the running averages of each client before they were averaged the last time.
     """
+    # The initial weights are drawn from the seed of the run, and so are the same in all clients.
     clients = [_start_client(run) for _ in parts]
     batches = [_draw_batches(run, part, client) for client, part in enumerate(parts, start=1)]
     local: list[Statistics] = []
+    # The last average is taken at the end, also after fewer updates than the others.
     for end in [*range(local_steps, until, local_steps), until]:
         for client, own in zip(clients, batches, strict=True):
             for _ in train(client, own, run.config.optimizer, run.steps, until=end):
                 pass
         models = [client.model for client in clients]
+
+        # These are copies, taken before the buffers are averaged in place.
         local = [bnlab.running_statistics(model) for model in models]
         average_models(models)
         if fixed and 2 * end >= run.steps:
             for model in models:
                 for layer in batch_norm_layers(model, caller="clients").values():
+                    # `train` leaves layers in the mode that they are in, so that this holds to the end.
                     layer.eval()
     # After the last average, the parameters and running averages of all clients are the same.
     return clients[0].model, local
@@ -147,14 +157,18 @@ def _start_client(run: Run) -> TrainingState:
 
 def _draw_batches(run: Run, part: Split, client: int) -> Batches:
     """Make the batches of a client, 1 and up, in orders of its own."""
+    # An epoch's order is drawn from this seed plus the number of the epoch: no two clients share an order in
+    # fewer than a thousand epochs.
     seeds = replace(run.batches.seeds, order=run.batches.seeds.order + client * _OTHER_ORDER)
     return replace(run.batches, split=part, seeds=seeds)
 
 
 def average_models(models: Sequence[nn.Module]) -> None:
     """Replace the parameters and running averages of all models by their means, in place."""
+    # A state dict holds the tensors of its model: copying into them changes the model.
     states = [model.state_dict() for model in models]
     for name, first in states[0].items():
+        # Counts of batches are whole numbers, and the same in all clients.
         if first.is_floating_point():
             mean = torch.stack([state[name] for state in states]).mean(0)
             for state in states:
@@ -164,6 +178,7 @@ def average_models(models: Sequence[nn.Module]) -> None:
 def _measure_model(run: Run, model: nn.Module, local: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
     """Evaluate averaged weights under exact, averaged and local statistics; of local ones the mean over clients."""
     exact = measure_statistics(run, Exact(), model, run.dataset.train.images)
+    # `compare_statistics` takes the first one as the reference for the gaps and losses of the others.
     candidates = [exact, bnlab.running_statistics(model), *local]
     compared = pd.DataFrame(compare_statistics(model, run.dataset.test, candidates)).drop(columns="var_gap")
     yield {"statistics": "exact", **compared.iloc[0]}

@@ -40,6 +40,7 @@ def compute_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.Da
     frame = rows(tables, "drift", at, depth=OtherThan(1), batch_size=(16, 64, 256))
     drift = frame["mean_drift"]
     noise = frame["mean_noise"]
+    # Drift and noise are variances. Those of ten independent steps add up; roots are taken last.
     drift_in_ten = 10 * drift
     ratio = drift_in_ten / noise
     frame["speed"] = drift**0.5
@@ -51,6 +52,7 @@ def compute_terms(tables: Tables) -> pd.DataFrame:
     """Find the share of each term in the squared gap of the mean, of each layer but the first."""
     frame = rows(tables, "decomposition", (PEAK, END), statistic="mean", depth=OtherThan(1))
     layers = frame.groupby(["run", "step", "layer"])
+    # The contributions of a layer's terms add up to its mean squared gap.
     squared_gap = layers["contribution"].transform("sum")
     frame["share"] = frame["contribution"] / squared_gap
     return name_panels(frame, "batch size {batch_size}, {panel}")
@@ -65,6 +67,7 @@ def compute_distances(tables: Tables) -> pd.DataFrame:
 
     differences = paired(frame, "mean")
     distances = differences.join(deviations.rename("deviation"), on=keys)
+    # In standard deviations of the channel under exact statistics, for all estimators alike.
     distances["distance"] = distances["mean"].abs() / distances["deviation"]
     return gap_over_layers(distances, "distance")
 
@@ -77,6 +80,7 @@ def read_channel(tables: Tables) -> pd.DataFrame:
 def read_accuracies(tables: Tables) -> pd.DataFrame:
     """Read the test accuracies of the same network in percent; `tables` are not read."""
     frame = read_lines({"eval_accuracy": "ema", "exact_accuracy": "exact"})
+    # The legend names and colours a running average by its momentum.
     momentum = frame["line"].map({"ema": 0.1})
     return frame.assign(mean=100 * frame["mean"], estimator=frame["line"], momentum=momentum).drop(columns="line")
 

@@ -45,12 +45,16 @@ def record_channel(updates: int) -> pd.DataFrame:
     generator = torch.Generator().manual_seed(0)
     waiting = torch.empty(0, dtype=torch.long)
     rows = []
+    # Measuring in this block is not recorded: neither forwards in eval mode nor those of bnlab's functions.
     with bnlab.record(model) as trace:
         for step in range(1, updates + 1):
+            # The last images of an epoch, too few for a batch, are left out.
             if len(waiting) < BATCH_SIZE:
                 waiting = torch.randperm(len(train), generator=generator)
             batch, waiting = waiting[:BATCH_SIZE], waiting[BATCH_SIZE:]
 
+            # 2.5 times the remaining share of the training falls below 1 after 60% of it, which are 90
+            # updates.
             optimizer.param_groups[0]["lr"] = RATE * min(1.0, 2.5 * (1 - (step - 1) / UPDATES))
             # Measuring has left the model in eval mode.
             model.train()

@@ -74,10 +74,14 @@ class Decomposition(Measurement):
 def _measure_at(run: Run, subjects: list[Subject], step: int) -> list[pd.DataFrame]:
     """Measure the terms at one step: a frame for each subject."""
     momenta = [subject.momentum or 1.0 for subject in subjects]
+    # One training serves all momenta: the longest window contains the others.
     longest = max(window(momentum) for momentum in momenta)
     past = past_weights(run, range(max(0, step - longest), step))
+    # Truncating changes a trace in place, and the run keeps its own for other measurements.
     trace = copy.deepcopy(run.trace)
     trace.truncate(step)
+    # In batches of the training size: terms such as `weighting` are about how images are divided into
+    # batches.
     batches = draw_population(run, step, EXACT, run.config.batch_size)
     augmented = None
     if run.batches.augments:
@@ -106,6 +110,7 @@ def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
         unit = units[str(statistic)]
         for term in TERMS:
             values = part[["layer", "depth"]].copy()
+            # Times the whole gap, with its sign: so the terms of a channel add up to the square of its gap.
             values["contribution"] = part[term] * part["gap"] / unit
 
             by_layer = values.groupby(["layer", "depth"], sort=False)

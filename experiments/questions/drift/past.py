@@ -30,6 +30,7 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
 
     def copy_weights() -> None:
         if progress.step in steps:
+            # Each update changes these tensors in place, so that they are copied.
             tensors = progress.measured.state_dict()
             weights[progress.step] = {name: value.clone() for name, value in tensors.items()}
 
@@ -44,6 +45,8 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
             freeze_and_average(run, progress)
             copy_weights()
 
+    # Compared to the last bit: a difference in rounding grows from update to update, and the weights would be
+    # those of another training.
     losses = run.read_log().set_index("step")["loss"]
     for step, loss, _ in progress.log:
         if loss != losses[step]:

@@ -72,5 +72,6 @@ class StreamPlot(Plot):
                 middle = (zone.start + zone.end) / 2
                 in_panel = ax.get_xaxis_transform()  # upwards in shares of the panel
                 ax.text(middle, 0.985, zone.words, transform=in_panel, ha="center", va="top")
+            # Lines separate zones: none is drawn where the first one begins.
             for zone in self.zones[1:]:
                 ax.axvline(zone.start, **MARK)

@@ -40,6 +40,7 @@ def select_ends(tables: Tables) -> pd.DataFrame:
     They are in panels by mode and rate, see `name_batches`.
     """
     ends = select(select_tuned(tables), tuning_steps=500, way=(OLD, TRAIN))
+    # Of the two ways that are left, the mode alone tells them apart, and is short enough for a panel's name.
     modes = ends["way"].str.split(", ").str[0]
     named = name_panels(ends.assign(mode=modes), "{mode}, learning rate {tuning_rate}")
     return name_batches(named.sort_values(["mode", "tuning_rate"], kind="stable"))

@@ -87,8 +87,12 @@ class FineTuning(Measurement):
             torch.manual_seed(seed_by(f"{run.id} tuning").initial_seed())  # of dropout and the like
             for mode, batch, rate in product(MODES, BATCHES, RATES):
                 tuning = {"step": step, "mode": mode, "tuning_batch": batch, "tuning_rate": rate}
+                # Tuning changes the network in place, so that each one begins with a fresh copy.
                 model = run.model_at(step)
+                # The same batches for all modes and rates: they differ in nothing but what is compared.
                 generator = seed_by(f"{run.id} {step} tuning {batch}")
+                # Between two parts of the tuning the network is measured, which leaves its modes and buffers
+                # as they were.
                 for updates in tune(model, images.few, mode, batch, rate, STEPS, generator):
                     for measured in _measure_tuned(model, images, before):
                         rows.append({**tuning, "tuning_steps": updates, **measured})
@@ -98,6 +102,7 @@ class FineTuning(Measurement):
 def find_new_fonts(run: Run) -> str:
     """Find the shift of the test images to fonts that the network has not seen; empty if it has seen all there are."""
     shifts = run.config.data.list_shifts()
+    # All fonts are a shift only for a network that was trained on some of them.
     if "fonts:all" not in shifts:
         return ""
     (unseen,) = [shift for shift in shifts if shift != "fonts:all"]
@@ -115,6 +120,7 @@ class TuningImages(NamedTuple):
     def of(cls, run: Run) -> TuningImages:
         """Divide the test images in new fonts, and take some of those in the fonts of training."""
         every = run.images_of("test", find_new_fonts(run))
+        # At most half, so that images are left to predict.
         few = min(_FEW, len(every.labels) // 2)
         return cls(
             _take(every, slice(few)),
@@ -134,11 +140,13 @@ def tune(
     if mode == "eval_exact":
         bnlab.population_statistics(model, [few.images]).write_to(model)
     if mode != "train":
+        # All other layers are in train mode in any case, so that only batch norm differs.
         for layer in batch_norm_layers(model, caller="fine_tuning").values():
             layer.eval()
 
     optimizer = torch.optim.SGD(model.parameters(), rate, _MOMENTUM)
     for step in range(1, steps[-1] + 1):
+        # Drawn on the CPU, so that the images are the same on any device.
         chosen = torch.randperm(len(few.labels), generator=generator)[:batch].to(few.labels.device)
         logits = model(few.images[chosen])
         loss = F.cross_entropy(logits, few.labels[chosen])

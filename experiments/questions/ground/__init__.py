@@ -51,6 +51,8 @@ def find_rows(tables: Tables) -> pd.DataFrame:
     frame["updates"] = updates
     frame["panel"] = schedule.map(NAMES)
 
+    # A one-cycle schedule has lowered the rate to 0 only at its end: its earlier steps stand for no training
+    # of their length.
     is_constant = schedule == CONSTANT
     is_at_end = updates == frame["steps"]
     read = frame[is_constant | is_at_end]
@@ -79,6 +81,7 @@ def select_training(tables: Tables) -> pd.DataFrame:
     tested = select_tested(tables, CELL)
     frame = rows(tested, "evaluations", by=(*CELL, RATE), split="test")
     read = select(frame, batch_size=64, estimator=("ema", "exact", "last_batch"))
+    # The training at a constant rate goes on to 2,250 updates. Cut off, both panels cover the same number.
     constant = select(read, **AT_CONSTANT_RATE).query("step <= 560")
     falling = select(read, steps=560, **OF_ONE_CYCLE)
     both = pd.concat([name_by_rate(constant, "constant rate {:g}"), name_by_rate(falling, "falling from rate {:g}")])
@@ -143,6 +146,7 @@ def compute_larger_against_smaller(tables: Tables) -> pd.DataFrame:
         count = by_schedule["updates"].transform("nunique")
         more["line"] = f"{large} against {small}, lengths compared: " + count.astype(str)
         pairs.append(more)
+    # Without any pair, an empty frame that has the columns of the others: the claim is not measured then.
     return pd.concat(pairs) if pairs else lost.iloc[:0].assign(line="")
 
 
@@ -179,6 +183,7 @@ def select_exact(tested: Tables) -> pd.DataFrame:
 
     place = [*CELL, "step"]
     by_place = exact.groupby(place)
+    # Over seeds: were each network judged by its own accuracy, the worst seeds of a place would be left out.
     means = by_place["accuracy"].transform("mean")
     exact["exact_mean"] = means
     exact["is_learned"] = means > LEARNED

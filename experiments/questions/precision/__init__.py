@@ -44,6 +44,8 @@ def average_gaps(tables: Tables) -> pd.DataFrame:
 def select_best_momenta(tables: Tables) -> pd.DataFrame:
     """Select for each network the momentum with the smallest gap; `best` is that momentum."""
     best = lowest(average_gaps(tables), "mean_gap", [*EACH, "precision", "seed"])
+    # `paired` compares rows of the same momentum, if there is such a column: here momenta are what is
+    # compared.
     best["best"] = best["momentum"]
     return best.drop(columns="momentum")
 

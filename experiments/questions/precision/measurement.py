@@ -53,6 +53,7 @@ class Autocast(Measurement):
         images = run.dataset.train.images.split(IMAGES_AT_ONCE)
         measured = {}
         for precision in PRECISIONS:
+            # The forward pass of training, so that autocast covers the same part of it.
             forward = partial(compute_logits, precision=precision)
             measured[precision] = population_statistics(
                 model, images, forward=forward, memory=run.memory, inputs=run.inputs_of(model)
@@ -62,6 +63,8 @@ class Autocast(Measurement):
         for measured_in, statistics in measured.items():
             largest = float(gap(measured["float32"], statistics)["mean_gap"].max())
             for predicted_in in PRECISIONS:
+                # `measure_accuracy` takes no forward pass of the caller's, so that autocast is entered around
+                # it.
                 with torch.autocast(run.device.type, torch.bfloat16, enabled=predicted_in == "bfloat16"):
                     accuracy = measure_accuracy(model, run.dataset.test, statistics)
                 place = {"step": step, "measured_in": measured_in, "predicted_in": predicted_in}

@@ -50,6 +50,7 @@ def name_layers(tables: Tables) -> pd.DataFrame:
 def find_layers(tables: Tables) -> pd.DataFrame:
     """Average the divergence over the layers of a kind, geometrically; the first layer is left out."""
     layers = name_layers(tables)
+    # The first convolution is not rounded.
     blocks = layers[layers["depth"] > 1]
     return average(blocks, "kl", ["run", "seed", "step", "panel", "model.bits", "line", "kind"], geometric=True)
 

@@ -29,6 +29,7 @@ def quantize(weight: Tensor, bits: int) -> Tensor:
     largest = 2 ** (bits - 1) - 1
     step_size = weight.detach().abs().max() / largest
     rounded = (weight / step_size).round() * step_size
+    # The value is the rounded one, and the gradient is that of `weight` alone.
     return weight + (rounded - weight).detach()
 
 

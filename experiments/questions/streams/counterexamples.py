@@ -60,6 +60,7 @@ class Counterexamples(OfAverages):
     )
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
+        # All that is needed has been recorded in training: no checkpoint is read.
         return []
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
@@ -89,6 +90,8 @@ def shuffle_last(run: Run, stream: Stream) -> Stream:
     count = min(_BATCHES, recorded)
     first = recorded - count
     generator = seed_by(f"{run.id} shuffled")
+    # In a random order the batches have no trend of their own, which averages would follow beside what a case
+    # adds.
     order = first + torch.randperm(count, generator=generator)
 
     batches = stream.batches[order]
@@ -114,7 +117,9 @@ def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[
     moved = _JUMPS.get(case, 1)
     changed = shift_last(stream, moved, shift)
     if case in _JUMPS:
+        # The weights have changed for good: the true mean moves as far as the batches do.
         return changed, mean + shift
+    # Only this batch is unusual: the true mean counts it as one batch among all.
     if case == "rare":
         means = changed.batches[:, 0]
         return changed, means.mean(0)
@@ -124,6 +129,7 @@ def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[
 def _sort(stream: Stream) -> Stream:
     """Put each channel's batches in ascending order of their means."""
     means = stream.batches[:, :1]
+    # Each variance goes along with the mean of its batch.
     order = means.argsort(0).expand_as(stream.batches)
     ascending = stream.batches.gather(0, order)
     return replace(stream, batches=ascending)
@@ -134,6 +140,8 @@ def _shrink_last(stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
     counts = stream.counts.clone()
     # One image has that share of a full batch's values.
     counts[-1] = counts.amax(0) / batch_size
+
+    # Weighted by their values, so that the one image counts as one of all images.
     means = stream.batches[:, 0]
     sums = counts * means
     true_mean = sums.sum(0) / counts.sum(0)

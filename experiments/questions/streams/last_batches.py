@@ -60,6 +60,7 @@ class LastBatches(OfAverages):
 
         frames = []
         for last in _LAST:
+            # There have to be as many batches before the last ones, which take their place.
             if 2 * last > len(stream):
                 break
             repeated = replay_means(subjects, _repeat_before(stream, last))

@@ -41,6 +41,7 @@ def stream_until(run: Run, step: int) -> Stream:
 
 def replay_means(subjects: Sequence[Subject], stream: Stream) -> Tensor:
     """Compute every subject's mean after the last batch: float64 [subjects, all channels]."""
+    # `fold` gives [averages, positions, 2, channels]: one position here, and of mean and variance the mean.
     averages = [subject.running_average for subject in subjects if subject.running_average]
     return fold(averages, stream, [len(stream)])[:, 0, 0]
 

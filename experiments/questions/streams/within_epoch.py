@@ -70,9 +70,11 @@ class WithinEpoch(OfAverages):
         averages = [subject.running_average for subject in subjects if subject.running_average]
         per_epoch = run.batches.per_epoch
         full, rest = divmod(len(run.dataset.train.labels), run.config.batch_size)
+        # A training that drops its small batches has full epochs alone: kept and dropped are the same then.
         share = 1.0 if per_epoch == full else rest / run.config.batch_size
 
         frames = []
+        # Both are made of one recording: where last batches are dropped, they are cut off each epoch.
         for last_batch, batches, last_share in (("kept", per_epoch, share), ("dropped", full, 1.0)):
             part = _cut_epochs(stream, per_epoch, batches)
             noise, spread = _measure_noise(part, averages, batches, full)
@@ -116,6 +118,8 @@ def _measure_noise(stream: Stream, averages: list[Estimator], batches: int, full
 
     The stream is of whole epochs of so many `batches`, of which the first `full` are not smaller than the others.
     """
+    # A running average does not weigh batches by their size. Its errors are taken from a mean that does not
+    # either, and not from that of all images.
     level, mean_var = stream.batches.mean(0)
     var = mean_var + stream.eps
 

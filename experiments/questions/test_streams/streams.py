@@ -80,6 +80,7 @@ def _predict_streams(run: Run, step: int, images: Split, sizes: Sequence[int]) -
     """Predict images in every order, in batches of these sizes, under all kinds of statistics."""
     model = run.model_at(step).eval()
     exact = measure_at(run, step, EXACT)
+    # Under fixed statistics neither order nor size matters, so that these are predicted once.
     without_batch = {}
     for name, statistics in (("running", bnlab.running_statistics(model)), ("exact", exact)):
         without_batch[name] = measure_accuracy(model, images, statistics)
@@ -109,6 +110,7 @@ def draw_order(labels: np.ndarray, stream: str, rng: np.random.Generator) -> np.
     if stream == "shuffled":
         return shuffled
 
+    # Images of a class keep the order in which they were shuffled.
     classes = [shuffled[labels[shuffled] == label] for label in np.unique(labels)]
     if stream == "sorted":
         return np.concatenate(classes)
@@ -116,6 +118,7 @@ def draw_order(labels: np.ndarray, stream: str, rng: np.random.Generator) -> np.
     slots: list[list[np.ndarray]] = [[] for _ in classes]
     for numbers in classes:
         shares = rng.dirichlet(np.full(len(slots), CONCENTRATION))
+        # One cut less than there are slots. A share of less than an image may leave a slot without any.
         ends = (shares.cumsum()[:-1] * len(numbers)).astype(int)
         for slot, portion in zip(slots, np.split(numbers, ends), strict=True):
             slot.append(portion)

@@ -65,6 +65,7 @@ class Doses(Measurement):
         values = layout.flatten(statistics)
         signs = draw_signs(run, layout)
         rows = []
+        # Layers are counted from 1, which leaves depth 0 to all of them together.
         for depth, layer in enumerate(("all", *layout.names)):
             doses = _TOGETHER if depth == 0 else _ALONE
             for moment, dose in product(("mean", "var"), doses):
@@ -94,5 +95,6 @@ def disturb(layout: Layout, values: Tensor, signs: Tensor, layer: str, moment: s
         deviation = (var + layout.channel_eps).sqrt()
         mean = mean + mean_error * deviation
     else:
+        # An error of its logarithm keeps a variance positive, however large the error is.
         var = var * torch.exp(var_error)
     return torch.stack((mean, var))
