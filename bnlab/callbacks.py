@@ -95,7 +95,7 @@ def make_lightning_callback(
             # Without `sync_dist` Lightning warns where several processes log a value at the end of an epoch.
             module.log(_SECONDS, seconds, batch_size=1, sync_dist=True)
             for name, value in self._running.items():
-                module.log(f"{name}{_RUNNING}", value, batch_size=1)
+                module.log(f"{name}{_RUNNING}", value, batch_size=1, sync_dist=True)
 
         # Predictions have their own method, because Lightning does not log there.
         on_test_start = on_validation_start

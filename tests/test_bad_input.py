@@ -21,6 +21,7 @@ from bnlab import (
     using,
 )
 from bnlab.estimators import EMA, Window
+from bnlab.gaps.decomposition import window
 from tests.helpers import images, plain, residual, unchanged
 
 
@@ -168,6 +169,7 @@ def measure(**options: Any) -> Callable[[], object]:
         (calling(EMA, float("nan")), ValueError, "momentum=nan: it is the weight of the new batch"),
         (calling(EMA.from_decay, "0.9"), TypeError, "decay='0.9': it is the weight of the old average"),
         (calling(Window, k=2.5), TypeError, "window: k=2.5; it counts batches"),
+        (calling(window, momentum=0), ValueError, r"momentum=0: .* lies in \(0, 1\]"),
         (calling(inference.EvalNorm, float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),
         (calling(inference.PseudoSamples, n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),
     ],

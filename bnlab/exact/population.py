@@ -224,12 +224,12 @@ def _measure(
     # `task.layers` no longer has the layers that turned out not to be batch norms; they are added below.
     unseen = [name for name in task.layers if name not in moments]
     # This comes before the general error below, because it can say why a layer was not reached.
-    task.ranks.run_together(lambda: require_unread(task, unseen))
+    task.ranks.run_together(lambda: require_unread(task, unseen, moments))
     if not moments:
         names = join_names([*task.layers, *task.unmeasured])
         raise ValueError(f"{CALLER}: the data reached none of the layers {names}, or none that can be measured")
 
-    eps = dict(zip(moments, [task.layers[name].eps for name in moments], strict=True))
+    eps = {name: task.layers[name].eps for name in moments}
     statistics = Statistics(moments, eps, [*unseen, *sorted(task.unmeasured)], read_weights(task.layers))
     cost.images = sum(map(count, task.data))
     statistics.cost = cost

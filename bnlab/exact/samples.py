@@ -85,6 +85,8 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     live = LiveBytes([*task.root.parameters(), *task.root.buffers()])
     calls: list[tuple[str, int]] = []
     before = Borrowings(task.root)
+    # What an attempt that has failed left here says nothing about this one.
+    task.changed_for_a_while = ""
 
     def note(name: str, x: Tensor) -> None:
         if not task.changed_for_a_while:
@@ -108,7 +110,9 @@ def choose_noted(task: Task) -> list[int]:
     if not task.data:
         return []
     between = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
-    noted = [0, *between[len(between) // 2 :][:1], len(task.data) - 1]
+    noted = [0, len(task.data) - 1]
+    if between:
+        noted.append(between[len(between) // 2])
     if len(task.data) < _MANY:
         noted.append(len(task.data) // 2)
 
@@ -153,7 +157,7 @@ def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Che
     return max(checks, key=lambda check: check.off, default=None)
 
 
-def require_unread(task: Task, unseen: Sequence[str]) -> None:
+def require_unread(task: Task, unseen: Sequence[str], moments: Mapping[str, Moments]) -> None:
     """Raise ValueError if a forward reads the buffers of layers that it does not call.
 
     Such a layer is called past its hooks (`layer.forward(x)`, `F.batch_norm(x, layer.running_mean, ...)`). It cannot be
@@ -161,13 +165,23 @@ def require_unread(task: Task, unseen: Sequence[str]) -> None:
     computed from them becomes NaN, or an error that was not there before.
 
     Args:
-        task: what was measured, its result in the buffers.
+        task: what was measured.
         unseen: layers that no batch has reached.
+        moments: the result, for the layers that were measured.
     """
     if not unseen or not task.data:
         return
     with measured(task.root):
-        # NaN that is there anyway, such as of a diverged layer, says nothing.
+        # The caller's averages may be NaN, as in a network that has diverged. Everything behind such a layer would be
+        # NaN already, and the NaN that is written below could not be told from it.
+        for name, values in moments.items():
+            task.write(name, values)
+        for name in unseen:
+            mean, var = get_running_buffers(task.layers[name])
+            mean.data.fill_(0)
+            var.data.fill_(1)
+
+        # NaN may be left all the same, as of weights. It says nothing.
         before = _list_nan(task)
         if not _is_read(task, unseen, before):
             return
@@ -197,8 +211,9 @@ def _is_read(task: Task, names: Sequence[str], before: Sequence[Tensor]) -> bool
     # The forward has called other layers than before.
     if len(now) != len(before):
         return True
-    spoilt = [after & ~earlier for after, earlier in zip(now, before, strict=True)]
-    return bool(torch.stack(spoilt).any()) if spoilt else False
+    newly_nan = [after & ~earlier for after, earlier in zip(now, before, strict=True)]
+    # Parts of the model may be on several devices.
+    return any(each.item() for each in newly_nan)
 
 
 def _list_nan(task: Task) -> list[Tensor]:

@@ -83,9 +83,12 @@ class Source:
 
     def _read(self, data: list[Any], wanted: int | None, least_batches: int) -> bool:
         images = sum(map(self._count, data))
+        # Batches of a list are there already, and reading them takes no memory unless they are copied.
+        is_in_memory = isinstance(self._given, (list, tuple)) and not self._are_copied
         for given in self._batches:
             # The limit is checked only when there is a further batch, so that data which end here are never refused.
-            self._require_memory(len(data))
+            if not is_in_memory:
+                self._require_memory(len(data))
             batch = copy_batch(given, None) if self._are_copied else given
             count = self._count(batch)
             if count < 1:

@@ -203,7 +203,8 @@ class Ranks:
         """
         if self.is_alone and pooled is not None:
             return pooled
-        values = self.gather(None if pooled is None else (pooled.count, pooled.mean, pooled.var))
+        # On the CPU, because each rank may have a device of its own, and only tensors on one device can be merged.
+        values = self.gather(None if pooled is None else (pooled.count, pooled.mean.cpu(), pooled.var.cpu()))
         moments = [Moments(*value) for value in values if value is not None]
         # All ranks merge in the order of ranks, because rounding depends on the order.
         merged = moments[0]

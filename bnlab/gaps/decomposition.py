@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
+from bnlab.estimators.base import check_momentum
 from bnlab.exact.population import population_statistics
 from bnlab.model.arguments import require_count
 from bnlab.model.batches import Forward, require_batches, require_forward
@@ -41,6 +42,7 @@ def window(momentum: float) -> int:
     >>> window(0.1), window(0.01), window(1.0)
     (44, 459, 1)
     """
+    check_momentum(momentum)
     # `log1p(-1)` below would raise.
     if momentum == 1:
         return 1

@@ -23,12 +23,20 @@ from bnlab.model.batches import is_dense
 # Types of what a forward sets for its batch: values that are replaced, and not written into.
 _SIMPLE = (bool, int, float, str, tuple, Tensor, type(None), enum.Enum, np.generic)
 
-_depth = 0  # blocks of `borrowed` that run now
+_lent: list[frozenset[int]] = []  # the modules of each model that is borrowed now
 
 
-def count_loans() -> int:
-    """How many blocks of `borrowed` run now: what a model is called for in one is no training."""
-    return _depth
+def identify_modules(model: nn.Module) -> frozenset[int]:
+    """Return the identities of a model's modules, by which `count_loans` knows it."""
+    return frozenset(id(module) for module in model.modules())
+
+
+def count_loans(modules: frozenset[int]) -> int:
+    """Count the blocks of `borrowed` that run now on a model with any of these modules: calls in one are no training.
+
+    Loans of other models do not count. A student may be trained in a block that evaluates its teacher.
+    """
+    return sum(not lent.isdisjoint(modules) for lent in _lent)
 
 
 @contextlib.contextmanager
@@ -37,16 +45,15 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
     What `restored` puts back is put back. What was compiled runs as it is written, because compiled code sees no hooks.
     """
-    global _depth
     with restored(model, training=training), contextlib.ExitStack() as undo:
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes longer than measuring
             undo.enter_context(torch.compiler.set_stance("force_eager"))
 
-        _depth += 1
+        _lent.append(identify_modules(model))
         try:
             yield
         finally:
-            _depth -= 1
+            _lent.pop()
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ class Averages:
         row = self._rows[self._waiting]
         # An `if` would wait for an accelerator at each batch. Instead, a row that is not finite is replaced
         # by what the buffers hold, and averaging that into them changes nothing.
-        values = row.where(row.sum().isfinite(), self.shown)
+        values = row.where(row.isfinite().all(), self.shown)
         number = self.bank.count + self._waiting + 1
         for buffer, shown, value, momentum in zip(buffers, self.shown, values, self.momenta, strict=True):
             # Averages that began from the buffers move as torch's own do. Others have their start divided out, as those

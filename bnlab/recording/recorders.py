@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from bnlab.model.borrow import count_loans
 from bnlab.model.layers import (
     TORCH_FORWARDS,
     AveragesByItself,
@@ -111,7 +110,7 @@ class Recorder(ABC):
         layer = self.layer
         keeps_statistics = getattr(layer, "track_running_stats", True)  # norms of other classes lack it
         # The number need not be 0: `record_frozen` records a model that it has borrowed itself.
-        is_training = layer.training and keeps_statistics and count_loans() == self.counter.loans
+        is_training = layer.training and keeps_statistics and self.counter.count_loans() == self.counter.loans
         if not is_training or self.is_left:
             return self.layer_forward(*args, **kwargs)
 
@@ -231,7 +230,7 @@ class OwnAveragesRecorder(TorchRecorder):
     averages_by_itself = True
 
     def run(self, input: Tensor) -> Tensor:
-        if count_loans():  # in a measurement it does what torch's own does
+        if self.counter.count_loans():  # in a measurement it does what torch's own does
             return super().run(input)
         layer: Any = self.layer
         layer.latest = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bnlab.model.borrow import count_loans
+from bnlab.model.borrow import count_loans, identify_modules
 from bnlab.recording.trace import MomentTrace
 
 
@@ -20,24 +20,29 @@ class StepCounter:
         model: the model that is recorded.
 
     Attributes:
-        loans: how many measurements ran when the block began. Forwards in others are no training.
+        loans: how many measurements of the model ran when the block began. Forwards in others are no training.
         has_counted: whether there was an update, or a forward of the model as a whole in train mode.
         has_seen_forward: whether there was a forward of the model as a whole, in train or in eval mode.
     """
 
     def __init__(self, trace: MomentTrace, model: nn.Module) -> None:
         self._trace = trace
-        # Parameters are told apart by identity, because `==` compares their elements.
-        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._model = model
+        self._parameters = self._list_parameters()
         self._counts_updates = False
         self._is_open = False
-        self.loans = count_loans()
+        self._modules = identify_modules(model)
+        self.loans = self.count_loans()
         self.has_counted = False
         self.has_seen_forward = False
 
+    def count_loans(self) -> int:
+        """Count the measurements of the model that run now."""
+        return count_loans(self._modules)
+
     def begin_forward(self, module: nn.Module, args: object) -> None:
         """Count a forward of the model; the hook before it."""
-        if count_loans() != self.loans:
+        if self.count_loans() != self.loans:
             return
         self.has_seen_forward = True
         # The model may be in eval mode while its batch norms train, as in `record_frozen`.
@@ -59,9 +64,16 @@ class StepCounter:
     def end_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Count an update if it is of one of the model's parameters; the hook after a step of any optimizer."""
         # The hook is called for all optimizers, such as that of a GAN's critic, which is another model.
-        updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-        if not self._parameters.isdisjoint(updated):
+        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if updated.isdisjoint(self._parameters):
+            # Another model's, or `load_state_dict(assign=True)` has put other parameters in the place of these.
+            self._parameters = self._list_parameters()
+        if not updated.isdisjoint(self._parameters):
             self.end_step()
+
+    def _list_parameters(self) -> set[int]:
+        # Parameters are told apart by identity, because `==` compares their elements.
+        return {id(parameter) for parameter in self._model.parameters()}
 
     def end_step(self) -> None:
         """Count an update: the step ends with it."""

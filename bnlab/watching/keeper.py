@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_settings, list_tensors
-from bnlab.model.borrow import count_loans
+from bnlab.model.borrow import count_loans, identify_modules
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.recorders import RecordingCall
 from bnlab.watching.snapshot import Snapshot
@@ -161,6 +161,7 @@ class Keeper:
         self.is_closed = False
         self.frozen: list[BatchNorm] = []
 
+        self._ids = identify_modules(model)
         self._modules = _list_holders(model, self._layers)
         self._handles: list[Any] = []
         for level, module in enumerate(self._modules):
@@ -272,7 +273,7 @@ class Keeper:
         frozen = [layer for layer in self._layers if not layer.training]
         are_all_frozen = len(frozen) == len(self._layers)
         # bnlab's own measurements do not train, and a redirected call has the arguments of another function.
-        if count_loans() or _is_redirected(module):
+        if count_loans(self._ids) or _is_redirected(module):
             return
         if self._pauses:
             for calls in self._pauses:

@@ -85,6 +85,9 @@ def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match=r"1 batch takes 6,144 bytes, more than half .* pass max_images="):
         population_statistics(plain(), itertools.repeat(batch))
 
+    # A list takes no more memory by being read.
+    assert population_statistics(plain(), [batch, batch, batch])
+
 
 def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
     """Shares of other sizes, of other numbers, and none."""

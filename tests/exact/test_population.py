@@ -509,6 +509,15 @@ def test_a_layer_that_is_read_without_a_call_is_refused(function: Any, strategy:
         population_statistics(model, images(8, 8), strategy=strategy)
 
 
+def test_a_layer_that_is_read_is_refused_where_averages_have_diverged() -> None:
+    """NaN in the caller's averages must not hide that which the measurement writes."""
+    model = Net(_normalize_by_hand, a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3), c=nn.BatchNorm2d(3))
+    model.a.running_mean.fill_(torch.nan)
+
+    with unchanged(model), pytest.raises(ValueError, match="'b' cannot be measured"):
+        population_statistics(model, images(8, 8))
+
+
 def test_a_layer_that_is_neither_called_nor_read_is_unseen() -> None:
     model = Net(lambda net, x: net.c(net.a(x)), a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(4), c=nn.BatchNorm2d(4))
 

@@ -226,6 +226,16 @@ def test_measurements_leave_the_averages_alone(name: str) -> None:
     assert is_equal(model, expected)
 
 
+def test_a_student_is_trained_in_a_block_that_evaluates_its_teacher() -> None:
+    student, expected = make(), make()
+    teacher = make_plain()
+    with using(teacher, running_statistics(teacher)):
+        train(student, draw(6))
+    train(expected, draw(6))
+
+    assert is_equal(student, expected)
+
+
 LEFT_OUT: dict[str, Callable[[nn.Sequential], object]] = {
     "momentum 0": lambda model: with_momentum(model, 0.0)(draw(1)[0] + 5) is with_momentum(model, 0.1),
     "NaN": lambda model: model(draw(1)[0] * torch.nan),
@@ -373,6 +383,18 @@ def test_a_batch_that_is_not_finite_does_not_reach_the_buffers() -> None:
     layer(torch.full((8, 2), torch.nan))
 
     assert all(map(torch.equal, get_running_buffers(layer), before))
+
+
+def test_a_batch_whose_sum_overflows_reaches_the_buffers() -> None:
+    """Float16 ends at 65,504: variances of 900 in 2,048 channels are finite, and their sum is not."""
+    layer: Any = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(2048).half()))[0]  # type: ignore[index]
+    data = 30 * torch.randn(4, 16, 2048, generator=torch.Generator().manual_seed(0))
+    for batch in data.half():
+        layer(batch)
+    before = [buffer.clone() for buffer in get_running_buffers(layer)]
+    layer(data[0].half())
+
+    assert not any(map(torch.equal, get_running_buffers(layer), before))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

@@ -168,6 +168,30 @@ def test_two_networks_with_an_optimizer_each() -> None:
     assert get_steps(of_critic) == [[1, 2, 3, 3, 4, 5, 5, 6, 7]]
 
 
+def test_updates_go_on_after_other_parameters_were_loaded() -> None:
+    """`load_state_dict(assign=True)` puts other parameters in the place of those that were there at first."""
+    model = plain()
+    with record(model) as trace:
+        for _ in range(2):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for x in images(4, 4):
+                model(x)
+                model(x).sum().backward()
+                optimizer.step()
+            model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+
+    assert get_steps(trace) == [[1, 1, 2, 2, 3, 3, 4, 4]] * 2
+
+
+def test_a_student_is_recorded_in_a_block_that_evaluates_its_teacher() -> None:
+    model, teacher = plain(), plain()
+    (x, *_) = DATA
+    with record(model) as trace, using(teacher, running_statistics(teacher)):
+        model(x)
+
+    assert get_steps(trace) == [[1]] * 2
+
+
 def test_forwards_count_until_there_is_an_update() -> None:
     model = plain()
     (x, *_) = DATA

@@ -242,6 +242,16 @@ def test_updates_go_on_after_other_parameters_were_loaded() -> None:
     assert watch.history["update"].tolist() == [4]
 
 
+def test_a_student_is_watched_in_a_block_that_evaluates_its_teacher() -> None:
+    model, teacher = make_model().train(), make_model()
+    watch = bnlab.watch(model)
+    with bnlab.using(teacher, bnlab.running_statistics(teacher)):
+        train(model, make_batches(6, 7))
+    watch.compare(lambda: 1)
+
+    assert watch.history["update"].tolist() == [2]
+
+
 def test_what_is_no_training_is_not_kept() -> None:
     model = make_model().train()
     watch = bnlab.watch(model)
