@@ -127,8 +127,14 @@ class Recalibration:
     def __enter__(self) -> Recalibration:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.undo()
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            self.undo()
+        except RuntimeError as problem:
+            # The block's own error matters more than that nothing could be undone after it.
+            if error is None:
+                raise
+            error.add_note(str(problem))
 
     def __str__(self) -> str:
         lines = [f"Not recalibrated: {self.reason}."]

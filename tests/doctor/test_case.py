@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics
+from bnlab.doctor.causes.bn303 import UnusedWeights
 from bnlab.doctor.evidence.case import Case
 from bnlab.model.layers import get_running_buffers
 
@@ -180,3 +182,31 @@ def test_noise_of_the_averages_is_no_gap() -> None:
 
     assert noisy.explain(noisy.read_exact([""]), [""], with_noise=True) > 0.9
     assert off.explain(off.read_exact([""]), [""], with_noise=True) < 0.3
+
+
+@torch.no_grad()
+def test_weights_of_0_at_the_end_of_a_branch_are_those_of_a_new_network() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model[2].weight.zero_()
+    model(torch.randn(8, 3))
+
+    assert diagnose(model.eval()).case.is_unloaded
+
+    model[2].weight[0] = 1
+    assert not diagnose(model).case.is_unloaded
+
+
+@torch.no_grad()
+def test_the_only_weights_that_are_not_1_are_tried_at_1() -> None:
+    """They need not be those of the last layer whose averages fit."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    model[0].weight.fill_(2)
+    batches = [torch.randn(200, 3, generator=generator)]
+    population_statistics(model, batches, progress=False).write_to(model)
+    model[2].running_mean += 1
+
+    case = diagnose(model, batches, progress=False).case
+    (undo,) = UnusedWeights().propose(replace(case, fold_statistics=case.exact))
+
+    assert undo.layers == ("0",)

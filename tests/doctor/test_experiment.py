@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.doctor import Undo
 from bnlab.doctor.evidence.sample import MOST_IMAGES, split_halves, take_sample
 from bnlab.doctor.evidence.scores import estimate_mean, measure_likelihood
 from bnlab.doctor.evidence.scoring import Judged
+from bnlab.doctor.evidence.setup import measure, measure_under, set_up
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
+from bnlab.model.layers import batch_norm_layers
 from tests.doctor.causes import Planted
+from tests.helpers import assert_equal_statistics, unchanged
 
 
 def draw(images: int, seed: int) -> Tensor:
@@ -197,3 +200,20 @@ def test_the_last_batch_of_a_sample_is_cut(size: int, sizes: list[int]) -> None:
     batches = [torch.zeros(size, 1), torch.zeros(size, 1)]
 
     assert [len(batch) for batch in take_sample(batches)] == sizes
+
+
+def test_given_statistics_are_what_layers_are_measured_under() -> None:
+    """Under their exact statistics, calls of a shared layer give these again: the search for them has settled there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU())
+    model.append(model[0])
+    batches = [torch.randn(8, 4) for _ in range(4)]
+    task = set_up(model.eval(), batch_norm_layers(model, caller="test"), None, None, False).on(batches)
+    exact = measure(task)
+    assert exact.cost is not None and exact.cost.passes > 1
+
+    with unchanged(model):
+        found = measure_under(task, exact)
+
+    # The search ends where no mean, in σ, and no log variance moves by more than 1e-6; float32 rounds by as much.
+    assert_equal_statistics(found, exact)

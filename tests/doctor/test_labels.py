@@ -216,6 +216,7 @@ RIGHT = torch.eye(3)[LABELS]
         ((torch.zeros(4, 8), RIGHT), LABELS, 1),
         ((RIGHT.repeat(1, 2), torch.zeros(4, 3)), LABELS, 0),  # narrower, and worse
         ((torch.zeros(4, 1), torch.zeros(4, 8)), LABELS % 2, 0),  # one column tells two classes
+        ((torch.eye(8)[[1, 1, 1, 1]], torch.tensor([[-1.0], [1.0], [1.0], [1.0]])), LABELS.clamp(max=1), 1),
         ((torch.zeros(4, 5, 3), RIGHT), LABELS, 1),
         ((torch.zeros(4, 8), RIGHT), LABELS.float(), 0),
         ((), LABELS, 0),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import bnlab
 from bnlab.doctor.evidence.history import read_state
@@ -430,6 +431,14 @@ def remove_constants(given: Given, places: tuple[int, ...]) -> Given:
     return Given(model.eval(), given.batches, {"before": given.model})
 
 
+def put_prelu(model: nn.Sequential) -> nn.Sequential:
+    """Put a PReLU of slope 0 in the place of each ReLU: it computes the same, and has a weight."""
+    for number, module in enumerate(model):
+        if isinstance(module, nn.ReLU):
+            model[number] = nn.PReLU(init=0.0).eval()
+    return model
+
+
 def prune_constants(given: Given, places: tuple[int, ...], count: int) -> Given:
     return remove_constants(carry_constants(given, places, count), places)
 
@@ -438,6 +447,7 @@ PRUNED: list[tuple[Callable[[], Given], str]] = [
     (lambda: prune_constants(Given(digits.make_healthy(0)), (1,), 4), "4 channels removed in front of 3,"),
     (lambda: prune_constants(Given(digits.make_healthy(1)), (4, 7), 8), "16 channels removed in front of 6, 10,"),
     (lambda: prune_constants(give_perceptron(), (1,), 3), "3 channels removed in front of 3,"),
+    (lambda: prune_constants(Given(put_prelu(digits.make_healthy(0))), (1,), 4), "4 channels removed in front of 3,"),
 ]
 
 
@@ -737,3 +747,28 @@ def test_a_running_mean_alone_is_no_batch_norm() -> None:
 
     with pytest.raises(ValueError, match="'0' keep a running mean or a running variance alone"):
         bnlab.diagnose(nn.Sequential(Half()))
+
+
+# Norms that were folded
+
+
+@torch.no_grad()
+def fold_twice(has_zeros: bool) -> Given:
+    """Fold each norm into the convolution before it, and leave the norm; `has_zeros`: a weight of each norm is 0."""
+    given = Given(digits.make_healthy(0))
+    model: Any = given.model
+    for norm in list_norms(model):
+        if has_zeros:
+            norm.weight[0] = 0
+    bnlab.population_statistics(model, given.batches, progress=False).write_to(model)
+    for number, module in enumerate(model):
+        if isinstance(module, nn.BatchNorm2d):
+            model[number - 1] = fuse_conv_bn_eval(model[number - 1], module)
+    return given
+
+
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_norms_that_were_folded_already_are_named(has_zeros: bool) -> None:
+    given = fold_twice(has_zeros)
+
+    require(given, "network", "BN302", "exact means and variances are the layer's own biases")

@@ -114,6 +114,17 @@ def test_recalibrate_says_that_a_type_does_not_hold_a_variance() -> None:
         bnlab.recalibrate(given.model, given.batches, progress=False)
 
 
+def test_a_copy_in_float32_is_called_as_the_model_is() -> None:
+    """Batches (index, images, labels) are called with the images there, too."""
+    given = cast_to_half(1.0)
+    numbers = torch.arange(sum(len(labels) for _, labels in given.batches)).split(len(given.batches[0][1]))
+    batches = [(number, *batch) for number, batch in zip(numbers, given.batches, strict=True)]
+
+    diagnosis = bnlab.diagnose(given.model, batches, progress=False)
+
+    assert diagnosis.faults[0].cause.code == "BN001"
+
+
 # Other images
 
 

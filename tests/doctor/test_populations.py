@@ -125,6 +125,17 @@ def test_a_dead_channel_is_a_note_whatever_other_faults_cost(batches: Batches) -
     assert finding.evidence == "of 32 channels 1 have a variance below 10 eps, 1 below 100 eps"
 
 
+def test_a_channel_that_never_varies_is_dead_without_eps_too() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, eps=0.0)).eval()
+    for parameter in model[0].parameters():
+        parameter.data[2] = 0
+
+    finding = find("BN301", model, [torch.randn(50, 3, generator=torch.Generator().manual_seed(0))])
+
+    assert finding is not None
+    assert finding.evidence.startswith("of 4 channels 1 have a variance below 10 eps")
+
+
 def test_channels_may_be_dominated_by_eps(images: list[Tensor]) -> None:
     """None is dead, of a variance below 10 eps, and many are below 100 eps."""
     model = make_healthy()

@@ -224,6 +224,16 @@ def test_undo_is_refused_once_something_else_has_written() -> None:
         recalibration.undo()
 
 
+def test_an_error_of_the_block_is_not_replaced_by_that_of_the_undo() -> None:
+    model: Any = plain()
+    with pytest.raises(KeyError) as caught, bnlab.recalibrate(model, images(8, 4)):
+        model[1].train()(torch.randn(4, 6, 2, 2))
+        raise KeyError("user")
+
+    (note,) = caught.value.__notes__
+    assert "have been written since" in note
+
+
 def test_self_tuned_layers_go_on_with_what_they_have_averaged() -> None:
     model: Any = bnlab.nn.SelfTuned.convert(plain())
     train(model, images(8, 8, 8, 8, 8))

@@ -249,6 +249,16 @@ CHANGED: dict[str, tuple[Callable[[nn.Module], None], bool, list[str], str]] = {
 }
 
 
+def test_layers_that_are_not_frozen_are_not_called_so() -> None:
+    model = make_healthy()
+    before = copy.deepcopy(model)
+    forward_in_train_mode(model)
+
+    evidence = tell(diagnose(model.train(), before=before), "BN104")[2]
+
+    assert evidence.startswith("3 updates since the earlier checkpoint")
+
+
 @pytest.mark.parametrize("name", CHANGED)
 def test_an_earlier_checkpoint_shows_what_moved_alone(name: str) -> None:
     change, is_frozen, codes, reported = CHANGED[name]
@@ -371,6 +381,18 @@ def test_the_distance_between_ranks_is_graded(off: float, severity: str | None) 
         assert signs is not None
         assert (signs.layers, signs.severity) == (("4",), severity)
         assert signs.evidence == f"up to {off:g} σ between 2 ranks, in '4'"
+
+
+def test_nan_on_one_rank_is_a_warning() -> None:
+    case = diagnose(make_healthy()).case
+    other = {name: buffers.clone() for name, buffers in case.buffers.items()}
+    other["4"][0, 2] = torch.nan
+
+    signs = RanksDiffer().look(replace(case, ranks=[case.buffers, other]))
+
+    assert signs is not None
+    assert (signs.layers, signs.severity) == (("4",), "warning")
+    assert signs.evidence == "NaN or infinite on some of 2 ranks, in '4'"
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ class MovedAlone(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         reported = []
-        training = [name for name in layers if case.layers[name].training]
+        training = [name for name in layers if case.layers[name].training and case.has_fixed_weight(name)]
         if training:
             reported.append(f"{count_things(len(training), 'frozen layer')} in train mode")
         updates = max((_count_updates(case, name) for name in layers), default=0)

@@ -24,11 +24,14 @@ class DeadChannels(Cause):
         dead = weak = channels = 0
         layers = []
         for name in case.seen:
-            in_eps = exact[name].var / exact.eps[name]
-            is_weak = in_eps < WEAK
-            if (in_eps < DEAD).any() or is_weak.double().mean() > WEAK_SHARE:
+            var = exact[name].var
+            eps = exact.eps[name]
+            # Compared as products, and with ≤: where eps is 0, a variance of 0 is dead, too.
+            is_dead = var <= DEAD * eps
+            is_weak = var <= WEAK * eps
+            if is_dead.any() or is_weak.double().mean() > WEAK_SHARE:
                 layers.append(name)
-                dead += int((in_eps < DEAD).sum())
+                dead += int(is_dead.sum())
                 weak += int(is_weak.sum())
-                channels += len(in_eps)
+                channels += len(var)
         return Signs.of(layers, f"of {channels} channels {dead} have a variance below 10 eps, {weak} below 100 eps")

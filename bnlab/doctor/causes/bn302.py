@@ -47,14 +47,18 @@ def _is_folded(case: Case, name: str) -> bool:
     given_bias = get_bias(layer)
     if given_weight is None or given_bias is None:
         return False
+    # A channel whose weight is 0 has no spread that could be compared.
+    varies = given_weight.detach().cpu() != 0
+    if not varies.any():
+        return False
     # A weight's sign does not show in a standard deviation.
-    weight = given_weight.detach().abs().cpu().double()
-    bias = given_bias.detach().cpu().double()
+    weight = given_weight.detach().abs().cpu().double()[varies]
+    bias = given_bias.detach().cpu().double()[varies]
 
     # Of all images, because nothing is fitted here and both halves have to agree on the layers.
     moments = case.exact[name]
-    mean_off = (moments.mean - bias) / weight
-    ratio = moments.var.sqrt() / weight
+    mean_off = (moments.mean[varies] - bias) / weight
+    ratio = moments.var[varies].sqrt() / weight
     off = torch.stack((mean_off, ratio.log()))
 
     # Weights and biases that are nearly the same in all channels would fit by chance.

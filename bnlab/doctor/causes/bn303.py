@@ -47,7 +47,7 @@ class UnusedWeights(Cause):
         # What differs from training lies between the last layer that fits and the first one that does not.
         if fitting[-1] in scaled:
             yield _set_to_one(case, fitting[-1:], "one")
-        if len(scaled) > 1:
+        if scaled and scaled != fitting[-1:]:
             yield _set_to_one(case, scaled, "all")
 
 

@@ -125,11 +125,16 @@ def _list_removals(case: Case) -> Iterator[_Removal]:
             continue
         # The order in which the model lists its modules stands for that in which data passes them.
         behind = names[names.index(name) + 1 :]
-        place = next((other for other in behind if hasattr(modules[other], "weight")), None)
+        # The weight of a PReLU is a slope: it is an activation, and no layer that reads channels.
+        reading = [other for other in behind if hasattr(modules[other], "weight") and not _is_prelu(modules[other])]
+        place = next(iter(reading), None)
         if place is None or not _is_plain(modules[place]):
             continue
         between = [modules[other] for other in behind[: behind.index(place)]]
         if any(isinstance(module, _ACROSS_CHANNELS) for module in between):
+            continue
+        # A slope for each channel was cut with the channels, and is not known for those that are gone.
+        if any(_is_prelu(module) and module.weight.numel() > 1 for module in between):
             continue
         # Outputs of that module may have been removed too. The next batch norm shows which of them are left.
         follower = next((other for other in behind[behind.index(place) :] if other in case.layers), None)
@@ -140,6 +145,10 @@ def _list_removals(case: Case) -> Iterator[_Removal]:
             columns, is_removed = parts
             carried = _average_activation(then, name, between)[is_removed]
             yield _Removal(name, place, modules[place], int(is_removed.sum()), columns, carried)
+
+
+def _is_prelu(module: Any) -> bool:
+    return isinstance(module, nn.PReLU)
 
 
 def _is_plain(module: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,9 @@ class RanksDiffer(Cause):
         layers = [name for name, spread in spreads.items() if not spread <= RANKS_DIFFER]  # also NaN
         if not layers:
             return None
+        unusable = [name for name in layers if math.isnan(spreads[name])]
+        if unusable:
+            return Signs.of(layers, f"NaN or infinite on some of {len(ranks)} ranks, in {unusable[0]!r}", "warning")
         worst = max(layers, key=lambda name: spreads[name])
         evidence = f"up to {spreads[worst]:.2g} σ between {len(ranks)} ranks, in {worst!r}"
         return Signs.of(layers, evidence, "warning" if spreads[worst] > RANKS_DIFFER_MUCH else "note")

@@ -197,16 +197,11 @@ class Case:
         layer = self.layers[name]
         if self.count_updates(name) or not self.is_initial(name):
             return False
-        weight = get_weight(layer)
-        bias = get_bias(layer)
-        if weight is None:
-            return True
-        starts = (weight == 1) | (weight == 0)  # 0 at the end of a residual branch
-        return bool(starts.all()) and not (bias is not None and bool(bias.any()))
+        return get_weight(layer) is None or self._has_first_weights(name)
 
     @cached_property
     def is_unloaded(self) -> bool:
-        """Whether updates were counted in all layers, and yet weights are exactly 1 and biases 0, as constructed.
+        """Whether updates were counted in all layers, and yet weights are exactly 1, or all 0, and biases 0, as constructed.
 
         Layers without weights, or whose weights take no gradient while others do, say nothing.
         """
@@ -218,7 +213,10 @@ class Case:
         layer = self.layers[name]
         weight = get_weight(layer)
         bias = get_bias(layer)
-        return weight is not None and bool((weight == 1).all()) and (bias is None or not bool(bias.any()))
+        if weight is None or (bias is not None and bool(bias.any())):
+            return False
+        # All are 0 at the end of a residual branch that is to begin as the identity.
+        return bool((weight == 1).all()) or bool((weight == 0).all())
 
     # With data
 

@@ -179,7 +179,13 @@ def _names_classes(part: Any, labels: Tensor) -> bool:
 
 
 def _count_right(part: Tensor, labels: Tensor) -> int:
-    return int((part.argmax(1) == labels.to(part.device)).sum())
+    if part.shape[1] > 1:
+        named = part.argmax(1)
+    else:
+        # One column is the logit, or the share, of the second of two classes.
+        is_share = bool(((part >= 0) & (part <= 1)).all())
+        named = (part[:, 0] > (0.5 if is_share else 0.0)).long()
+    return int((named == labels.to(part.device)).sum())
 
 
 def find_counted(labels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from bnlab.model.borrow import keep_random_state, measured
 from bnlab.model.layers import BatchNorm, Extract, Inputs, batch_norm_layers, get_running_buffers
 from bnlab.model.reading import choose_reader
 from bnlab.statistics.moments import Moments
-from bnlab.statistics.network import Statistics, using
+from bnlab.statistics.network import Statistics
 
 CALLER = "diagnose"
 
@@ -38,15 +38,16 @@ def set_up(
 
     A model whose averages have overflown float16, as its activations would too, is measured in a float32 copy.
     """
+    run = _name_call(forward)
     if any(has_overflown(layer) for layer in layers.values()):
-        model, forward = _widen(model, forward)
+        model, run = _widen(model, run)
         layers = batch_norm_layers(model, caller=caller)
     device = find_device(model, None, caller)
     reader = choose_reader(device, True)  # the doctor merges no moments of several processes
     return Task(
         model,
         layers,
-        _name_call(forward),
+        run,
         device,
         [],
         Ranks(group, caller),
@@ -98,8 +99,12 @@ def measure_under(task: Task, given: Statistics) -> Statistics:
     def take(name: str, x: Tensor) -> None:
         parts.setdefault(name, []).append(task.reader.measure(x))
 
-    with using(task.model, given), measured(task.root), watched(task, task.layers, take):
-        task.run_all()
+    with measured(task.root):
+        # Written into the layers' own buffers: `using` would put others in their place, which `watched` refuses.
+        for name in given:
+            task.write(name, given[name])
+        with watched(task, task.layers, take):
+            task.run_all()
 
     pooled = {}
     eps = {}
@@ -157,9 +162,8 @@ def has_overflown(layer: BatchNorm) -> bool:
     return var.dtype == torch.float16 and bool(var.isinf().any()) and not bool(var.isnan().any())
 
 
-def _widen(model: nn.Module, forward: Forward | None) -> tuple[nn.Module, Forward]:
+def _widen(model: nn.Module, run: Forward) -> tuple[nn.Module, Forward]:
     """Copy a model to float32, with a forward that takes the batches of the one in float16."""
-    run = forward or call
 
     def widen(leaf: Any) -> Any:
         return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.float16 else leaf

@@ -157,7 +157,7 @@ class UndoExperiment:
         return estimate_mean(trial.judged.scores - self.as_is.scores)
 
     def rank_by_scores(self) -> UndoExperiment:
-        """Return the same trials, ranked by the score where that surely gains and no likelihood surely does.
+        """Return the same trials, ranked by the score where that surely gains and the best likelihood does not.
 
         Weights that were trained under other averages may be more right and surer of their errors under better ones:
         the likelihood of the labels falls with them, though the score rises by points.
