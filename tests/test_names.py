@@ -62,6 +62,11 @@ def test_a_list_is_read_as_a_tuple(value: str) -> None:
         parse_subjects(["test_slower(spans=3)"], [0.1], "train")
 
 
+def test_a_parameter_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="k is given twice"):
+        parse("window(k=1,k=2)")
+
+
 def test_every_choice_makes_a_source() -> None:
     ours = [name for name, cls in list_statistics().items() if cls.__module__.startswith("bnlab.")]
 

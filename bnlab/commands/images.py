@@ -99,8 +99,8 @@ class ImageFolder:
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         # The array of a gray image has no axis for channels.
         pixels = pixels.reshape(self.size, self.size, len(self.mean)).permute(2, 0, 1)
-        mean = torch.tensor(self.mean).view(-1, 1, 1)
-        std = torch.tensor(self.std).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, device="cpu").view(-1, 1, 1)
+        std = torch.tensor(self.std, device="cpu").view(-1, 1, 1)
         return (pixels - mean) / std
 
 
@@ -123,12 +123,14 @@ def find_images(folder: Path, arguments: argparse.Namespace) -> ImageFolder:
 
     names = [path.relative_to(folder).parts[0] for path in paths]
     classes = sorted(set(names))
+    # Here and below the device is named, because the model's module may have called `torch.set_default_device`.
+    generator = torch.Generator("cpu").manual_seed(0)
     # The sorted paths come class by class, and batches of a single class would have other statistics than in training.
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(len(paths), generator=generator, device="cpu").tolist()
     labels = None
     # If there are also images beside the subfolders, which belong to no class, the subfolders are not classes either.
     if len(classes) > 1 and not _list_images(folder, "*"):
-        numbers = torch.tensor([classes.index(name) for name in names])
+        numbers = torch.tensor([classes.index(name) for name in names], device="cpu")
         labels = numbers[order]
     return ImageFolder(
         [paths[number] for number in order],

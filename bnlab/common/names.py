@@ -43,11 +43,13 @@ class EstimatorName:
 
         base, inside = match.groups(default="")
         parameters = {}
-        for item in _split_at_commas(inside):
+        for item in split_at_commas(inside):
             key, equals, value = item.partition("=")
             key = key.strip()
             if not equals:
                 raise ValueError(f"found {key!r}; write {base}(parameter=value)")
+            if key in parameters:
+                raise ValueError(f"{key} is given twice")
             parameters[key] = value.strip()
         return EstimatorName(base, parameters)
 
@@ -68,10 +70,10 @@ class EstimatorName:
         return EstimatorName(self.base, kept)
 
 
-def _split_at_commas(text: str) -> list[str]:
+def split_at_commas(text: str) -> list[str]:
     """Split a text at the commas that are outside of its own brackets, as those of a tuple; empty parts are left out.
 
-    >>> _split_at_commas("k=20,spans=((1, 2), (3, 4))")
+    >>> split_at_commas("k=20,spans=((1, 2), (3, 4))")
     ['k=20', 'spans=((1, 2), (3, 4))']
     """
     parts = [""]

@@ -60,7 +60,9 @@ class Meaning:
         if self.choices:
             require_one_of(key, value, self.choices)
         # Not by `require_within`, whose bounds belong to the range: a weight of 0 does not.
-        if self.is_weight and (not isinstance(value, int | float) or not 0 < value <= 1):
+        # True is an int in Python, and would pass as 1.
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.is_weight and not (is_number and 0 < value <= 1):
             raise UserError(f"{key}={value}: is the weight of the new batch; must be above 0 and at most 1")
         if self.at_least is not None:
             high = float("inf") if self.at_most is None else self.at_most

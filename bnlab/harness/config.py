@@ -75,11 +75,16 @@ def check(config: Config) -> None:
     _check_freezing(config, steps)
     _check_measured(config)
 
-    if config.averaging != "none" and config.freeze_at is not None and config.freeze_with == "exact":
+    averages = []
+    if config.averaging != "none":
+        averages.append(f"averaging={config.averaging}")
+    if config.decays:
+        averages.append(f"weight_averages={','.join(map(str, config.decays))}")
+    if averages and config.freeze_at is not None and config.freeze_with == "exact":
         # Buffers are averaged along with the weights, and would be a mixture of frozen and earlier statistics.
         raise UserError(
-            f"averaging={config.averaging} freeze_with=exact: the average of the weights has no frozen statistics; "
-            "leave one of them out"
+            f"{averages[0]} freeze_with=exact: the average of the weights has no frozen statistics; leave one of them "
+            "out"
         )
     if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("log=tensorboard: needs a package; pip install tensorboard")
@@ -119,7 +124,8 @@ def _check_steps(config: Config, steps: int) -> None:
         for at in as_list(value):
             # The type decides, as in `list_steps`: 1 is the first step, and 1.0 the end of the training.
             is_share = isinstance(at, float) and 0 < at <= 1
-            is_step = isinstance(at, int) and 1 <= at <= steps
+            # True is an int in Python, and would pass as 1.
+            is_step = isinstance(at, int) and not isinstance(at, bool) and 1 <= at <= steps
             if not is_share and not is_step:
                 allowed = f"{', '.join(words)}, or a list of steps (1 to {steps:,}) and shares (0.1)"
                 raise UserError(f"{key}={at}: must be {allowed}")

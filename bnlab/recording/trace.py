@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +41,9 @@ class ChunkStore:
             return chunk.cpu()
         # The file's memory stays when its name is gone.
         with tempfile.NamedTemporaryFile(prefix="bnlab-trace-") as file:
+            # Without its place on the disk reserved, writing into the mapping of a full disk would end the process.
+            if sys.platform == "linux":
+                os.posix_fallocate(file.fileno(), 0, chunk.nbytes)
             # The mapping is shared, so that the system can write its pages to the file when memory runs short.
             flat = torch.from_file(file.name, True, chunk.numel(), dtype=chunk.dtype)
             stored = flat.view_as(chunk)

@@ -160,7 +160,7 @@ def read_metrics(returned: Any) -> Metrics:
     # Scores [images, ...] of pixels or labels are averaged, because the interval is over images.
     if hasattr(returned, "shape") and len(returned.shape) > 1:
         try:
-            returned = average_by_image(torch.as_tensor(returned))
+            returned = average_by_image(torch.as_tensor(returned).cpu())
         # A table of pandas has a shape, too, but makes no tensor.
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"watch: evaluate returned a {type(returned).__name__}; {_ADVICE}") from error

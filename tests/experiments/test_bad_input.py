@@ -66,6 +66,9 @@ CASES = {
     "accuracy_at=[0.5] evaluate_at=[0.1,1.0]": "accuracy_at=0.5: is not among evaluate_at",
     "model=resnet model.depth=9": "model.depth=9: a resnet has 6n+2 layers",
     "averaging=swa freeze_at=0.8 freeze_with=exact": "the average of the weights has no frozen statistics",
+    "weight_averages=0.9 freeze_at=0.8 freeze_with=exact": "weight_averages=0.9 freeze_with=exact: the average of the",
+    "momentum=true": "momentum=True: is the weight of the new batch",
+    "evaluate_at=[true]": "evaluate_at=True: must be log, final, or a list",
     # folders
     "data=cifar10 data.copies=true data.root=nowhere": "nowhere/train is missing; copies are image files in train/",
     "data=cifar10 data.copies=true data.download=true": "published images, not copies: use it without data.copies",

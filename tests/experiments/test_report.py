@@ -87,6 +87,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
         ("results=nowhere", "no results in nowhere/; run: bnlab sweep experiment=quickstart"),
         ("name=mine results=nowhere", "no results for 'mine' in nowhere/"),
         ("seed=3", "seed=3: there are experiment=NAME"),
+        ("name=", "name=: there are experiment=NAME"),
         ("name=mine figure.width=wide", "error: figure.width=wide: must be inches, from 1.5 to 20"),
         ("name=mine figure.width=0", "error: figure.width=0: must be inches, from 1.5 to 20"),
         ("name=mine figure.format=png", "error: figure.format=png: must be one of pdf, svg"),

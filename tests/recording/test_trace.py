@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import math
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -54,6 +56,18 @@ def test_long_traces_spill_to_disk(limit: int, recorded: MomentTrace, monkeypatc
     assert same_traces(spilled, recorded)
     assert same_traces(copy.deepcopy(spilled), recorded)
     assert from_file.call_count == {0: 6, 500: 4, 10**9: 0}[limit]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="places on a disk are reserved on Linux alone")
+def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.recording.trace._CHUNK", 3)
+    monkeypatch.setattr("bnlab.recording.trace.SPILL_BYTES", 0)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("os.posix_fallocate", Mock(side_effect=full))
+    model = without_dropout(plain())
+
+    with pytest.raises(OSError, match="No space left"), record(model):
+        train(model, DATA)
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 7, 11])

@@ -201,7 +201,9 @@ class Case:
 
     @cached_property
     def is_unloaded(self) -> bool:
-        """Whether updates were counted in all layers, and yet weights are exactly 1, or all 0, and biases 0, as constructed.
+        """Whether updates were counted in all layers, and yet their weights and biases are as they were constructed.
+
+        All weights are 1 then, or all are 0, and biases 0.
 
         Layers without weights, or whose weights take no gradient while others do, say nothing.
         """

@@ -272,8 +272,14 @@ class Run:
 
     def list_checkpoints(self) -> list[int]:
         """List the steps of which there are checkpoints."""
-        paths = sorted(self.folder.glob("checkpoints/step_*.safetensors"))
-        return [int(path.stem[-7:]) for path in paths]
+        paths = self.folder.glob("checkpoints/step_*.safetensors")
+        return sorted(int(path.stem.removeprefix("step_")) for path in paths)
+
+    def remove_checkpoint(self, step: int) -> None:
+        """Remove the checkpoint of a step, with the averages of the weights that were kept beside it."""
+        checkpoint = self.checkpoint(step)
+        for path in (checkpoint, *self.folder.glob(f"averages/*/{checkpoint.name}")):
+            path.unlink()
 
     def save_checkpoint(self, step: int, model: nn.Module) -> None:
         """Write the weights and buffers after `step` updates."""

@@ -119,6 +119,12 @@ def _train(run: Run, kept: set[int]) -> None:
         come = f"{run.id}  step {state.step:,} of {run.steps:,}  loss {state.loss:.3f}"
         say_off_terminal(f"{come}  trained in {format_seconds(seconds)}", run.config.quiet)
 
+    # An earlier training of this network may have gone further than one that has diverged. What it left behind belongs
+    # to other updates.
+    for step in run.list_checkpoints():
+        if step > state.step:
+            run.remove_checkpoint(step)
+
     end = {
         "status": status,
         "step": state.step,
@@ -207,7 +213,7 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
         write_text(run.folder / "environment.json", json.dumps(environment, indent=1))
 
     for path in run.folder.glob("trace/*.safetensors"):
-        last_step = int(path.stem[-7:])
+        last_step = int(path.stem.rpartition("-")[2])
         # These updates are made again: the file was written after the state, or by an earlier training that
         # is now repeated from step 0.
         if last_step > state.step:

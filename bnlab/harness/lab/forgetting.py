@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.common.names import split_at_commas
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.command import keep_command, print_table
 from bnlab.harness.lab.removing import remove_network
@@ -175,8 +176,9 @@ def _has_all(columns: Mapping[str, Any], chosen: Mapping[str, str]) -> bool:
 
 def _is_one_of(cell: Any, words: str) -> bool:
     """Decide if a value is what these words say, or one of several with commas between them."""
-    # The whole too: `window(k=20,pooled=False)` is a single value.
-    return any(_is_written(cell, text) for text in (words, *words.split(",")))
+    # The whole too, because a list is a single value. Commas in brackets, as in `window(k=20,pooled=False)`, separate
+    # parameters.
+    return any(_is_written(cell, text) for text in (words, *split_at_commas(words)))
 
 
 def _is_written(cell: Any, text: str) -> bool:

@@ -84,10 +84,11 @@ def _find_modules() -> dict[str, str]:
 
 def list_measurements() -> dict[str, Measurement]:
     """List bnlab's measurements: those that are known by a short name, and those of questions by import path."""
+    from bnlab.harness.artifacts.job_settings import as_list
     from bnlab.harness.measurements import find_measurement, list_names
 
     names = {*list_names()}
     for path in (CONF / "experiment").glob("*.yaml"):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        names.update(settings.get("measurements", []))
+        names.update(as_list(settings.get("measurements", [])))
     return {name: find_measurement(name) for name in sorted(names)}

@@ -61,8 +61,8 @@ def _report(words: list[str]) -> int:
 
     given: dict[str, str] = {}
     for word in words:
-        key, equals, value = word.partition("=")
-        if key not in _WORDS or not equals or key in given:
+        key, _, value = word.partition("=")
+        if key not in _WORDS or not value or key in given:
             raise UserError(
                 f"{word}: there are experiment=NAME, name=NAME, paper=NAME, watch=FILE, results=FOLDER, "
                 "figure.width=INCHES, figure.format=FORMAT and figure.style=FILE"

@@ -45,7 +45,12 @@ def _dispatch(words: list[str]) -> int:
     # The file of an export is no setting, also where its name or that of its folder has an equals sign.
     given = [word for word in words if "=" in word and not word.endswith(".safetensors")]
     options = [word for word in words if word in _OPTIONS]
-    settings = dict(word.split("=", 1) for word in given)
+    settings: dict[str, str] = {}
+    for word in given:
+        key, _, value = word.partition("=")
+        if key in settings:
+            raise UserError(f"{word}: {key} is given twice; name several values with commas, as {key}=1,2")
+        settings[key] = value
     results = Path(settings.pop("results", "results"))
     names = [word for word in words if word and word not in given and word not in _OPTIONS]
     # name= belongs to rm alone. Beside other words it stays among the settings, which are refused below.
@@ -205,8 +210,9 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
         raise UserError(str(error)) from error
     mean, std = run.dataset.mean, run.dataset.std
     metadata = {"run": run.id, "statistics": statistics, "mean": json.dumps(mean), "std": json.dumps(std)}
-    # safetensors refuses tensors that are not contiguous.
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file, metadata)
+    # safetensors refuses tensors that are not contiguous, or that share memory, as tied weights do.
+    tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    save_file(tensors, file, metadata)
     print(f"{file}: {run.id} with {statistics} statistics")
     print(f"images are standardized by mean {mean} and standard deviation {std} of each channel")
 

@@ -187,6 +187,23 @@ def test_a_network_that_diverges_is_predicted_at_its_last_step_before_that(
     assert {*tables["evaluations"]["step"]} == {2}
 
 
+def test_of_a_network_that_diverges_nothing_of_an_earlier_training_is_left(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine a training may end where it did not before."""
+
+    def diverge(progress: TrainingState, is_finite: object) -> None:
+        if progress.step == 12:
+            raise Diverged("a weight is not finite")
+
+    monkeypatch.setattr(TrainingState, "require_finite", diverge)
+    sweep_small(copied, BOTH, "evaluate_at=[5,20]")
+
+    (run,) = load("adhoc", copied)["runs"].itertuples()
+    assert (run.status, run.last_step) == ("diverged", 12)
+    assert max(list_steps(copied)) < 12
+
+
 def test_another_training_is_measured_again(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with other threads or versions: nothing of both is mixed."""
     start_training = training_runner.start_training
