@@ -22,6 +22,7 @@ from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_ac
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.rendering import glyphs
 from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
+from bnlab.model.borrow import keep_random_state
 from bnlab.model.layers import BatchNorm
 
 _CLASSES = 10
@@ -271,6 +272,9 @@ def _average_at_rest(trained: Trained, exact: Statistics) -> nn.Module:
     # After 2/m batches at most e⁻² of the exact statistics is left in the averages.
     steps = min(math.ceil(2 / training.momentum), at_most)
     model.train()
-    for chosen in choose_images(len(trained.images), steps, training.batch_size):
-        model(trained.images[chosen])
+    with keep_random_state():
+        # Otherwise the order of images would depend on what the process has drawn before.
+        torch.manual_seed(0)
+        for chosen in choose_images(len(trained.images), steps, training.batch_size):
+            model(trained.images[chosen])
     return model.eval()

@@ -49,11 +49,15 @@ class Recipe:
         return model, images, labels
 
 
+def _build_resnet(seed: int) -> nn.Module:
+    return build_resnet(20, seed=seed)
+
+
 RECIPES = {
     "cpu": (Recipe("cnn, 16×16", partial(build_cnn, 16), (1, 16, 16), 64, 20),),
     "cuda": (
         Recipe("cnn, 16×16", partial(build_cnn, 16), (1, 16, 16), 64, 200),
-        Recipe("resnet-20, 32×32", partial(build_resnet, 20), (3, 32, 32), 128, 50),
+        Recipe("resnet-20, 32×32", _build_resnet, (3, 32, 32), 128, 50),
     ),
 }
 

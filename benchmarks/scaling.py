@@ -78,7 +78,7 @@ def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> d
 
 
 def _build(depth: int, images: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
-    return build_resnet(depth, seed), list(draw_images(images, 32, seed=seed).split(BATCH))
+    return build_resnet(depth, seed=seed), list(draw_images(images, 32, seed=seed).split(BATCH))
 
 
 @functools.cache

@@ -122,8 +122,14 @@ def _read_finding(text: str) -> LiteratureFinding:
     """Read a finding: `F1. Title`, and lines of a word, a colon and a sentence."""
     heading, *lines = text.strip().splitlines()
     number, _, title = heading.partition(". ")
-    # Only the first colon ends the word: sentences and quoted calls may have further ones.
-    return LiteratureFinding(number, title, dict(line.split(": ", 1) for line in lines))
+    sentences: dict[str, str] = {}
+    for line in lines:
+        # Only the first colon ends the word: sentences and quoted calls may have further ones.
+        word, sentence = line.split(": ", 1)
+        if word in sentences:
+            raise UserError(f"{number}: has two lines {word!r}; write one")
+        sentences[word] = sentence
+    return LiteratureFinding(number, title, sentences)
 
 
 def write_page(outcomes: Sequence[Outcome]) -> str:

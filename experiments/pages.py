@@ -38,16 +38,25 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
         pages |= write_answers(read_catalogue(), outcomes, added_seeds)
     for name, page in pages.items():
         path = results / name
-        path.write_text(adapt_links(page, results), encoding="utf-8")
+        path.write_text(adapt_links(page, results, name), encoding="utf-8")
         print(path)
 
 
-def adapt_links(page: str, results: Path) -> str:
-    """Let links out of the folder of results, which are written as from results/reference, lead from where it is."""
+def adapt_links(page: str, results: Path, name: str) -> str:
+    """Let links out of the folder of results, which are written as from results/reference, lead from where it is.
+
+    Args:
+        page: in Markdown.
+        results: the folder of results.
+        name: of the page's file in it, such as `ground/README.md`.
+    """
+    folder = Path(name).parent
 
     def adapt(match: re.Match[str]) -> str:
-        target = os.path.normpath(REFERENCE / match[1])
-        return "](" + os.path.relpath(target, results)
+        target = Path(os.path.normpath(REFERENCE / folder / match[1]))
+        if target.is_relative_to(REFERENCE):  # to a file beside it, which the other folder has as well
+            return match[0]
+        return "](" + os.path.relpath(target, results / folder)
 
     # The match ends before the anchor of a heading, which stays as it is.
     return re.sub(r"\]\((\.\./[^)#]+)", adapt, page)

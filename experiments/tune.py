@@ -154,7 +154,7 @@ def _read_trained(folder: Path) -> tuple[set[str], dict[str, float]]:
             continue
         has_ended = tables["runs"]["status"].isin(["finished", "diverged"])
         # Of networks in this folder, `list_waiting` knows which are done.
-        if results == REFERENCE:
+        if results.resolve() == REFERENCE:
             committed.update(tables["runs"].loc[has_ended, "run"])
         accuracies = validate(tables).dropna(subset="accuracy")
         validated.update(zip(accuracies["run"], accuracies["accuracy"], strict=True))

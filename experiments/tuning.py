@@ -29,7 +29,7 @@ _ACCURACY_DIGITS = 5  # that count: committed tables have seven, and three thous
 def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
     """Pick the rate with the highest accuracy, of equal ones the smallest, and the rate to try beyond it.
 
-    There is none to try where a smaller and a larger rate have been.
+    There is none to try where a smaller and a larger rate have been, or where three rates or more are all alike.
 
     >>> pick_rate({0.025: 0.5, 0.1: 0.7, 0.4: 0.6})
     (0.1, None)
@@ -38,7 +38,11 @@ def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
     """
     # Committed accuracies are rounded, and must lead to the same rate as those that are not. `max` takes the first of
     # equal values, so that the rates are sorted.
-    best = max(sorted(accuracies), key=lambda rate: round(accuracies[rate], _ACCURACY_DIGITS))
+    rounded = {rate: round(accuracies[rate], _ACCURACY_DIGITS) for rate in sorted(accuracies)}
+    best = max(rounded, key=lambda rate: rounded[rate])
+    # Where three rates give the same, such as chance, the search would go on to ever smaller ones.
+    if len(rounded) > 2 and len({*rounded.values()}) == 1:
+        return best, None
     # At an edge, a better rate may lie beyond it.
     if best == max(accuracies):
         return best, round(best * FACTOR, _DIGITS)

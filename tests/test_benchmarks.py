@@ -117,7 +117,7 @@ def test_fvcore_is_run_as_people_call_it_and_in_the_faster_layout(monkeypatch: p
     pytest.importorskip("fvcore")
     exact = importlib.import_module("benchmarks.exact")
     monkeypatch.setattr(exact, "ROUNDS", 1)
-    contiguous = exact.Case("plain", plain, 8, images=16, batch=8, layout="contiguous")
+    contiguous = exact.Workload("plain", plain, 8, images=16, batch=8, layout="contiguous")
 
     sides = [result.against for result in exact._compare(contiguous, "cpu")]
     turned = [result.against for result in exact._compare(replace(contiguous, layout="channels_last"), "cpu")]

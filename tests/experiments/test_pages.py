@@ -38,13 +38,23 @@ def test_the_help_is_what_the_code_gives() -> None:
 def test_links_to_howtos_lead_from_any_folder_of_results(tmp_path: Path) -> None:
     link = "[how](../../docs/howto/domains.md#two-domains-through-one-layer), [gap](gap/README.md)"
 
-    assert adapt_links(link, REFERENCE) == link
+    assert adapt_links(link, REFERENCE, "ANSWERS.md") == link
 
-    adapted = adapt_links(link, tmp_path)
+    adapted = adapt_links(link, tmp_path, "ANSWERS.md")
     path, _, heading = adapted.partition("](")[2].partition(")")[0].partition("#")
     assert (tmp_path / path).resolve() == REFERENCE.parents[1] / "docs/howto/domains.md"
     assert heading == "two-domains-through-one-layer"
     assert adapted.endswith("[gap](gap/README.md)")
+
+
+def test_links_of_an_experiments_page_lead_from_its_own_folder(tmp_path: Path) -> None:
+    page = "[withdrawn](../../../experiments/withdrawn.md), [answers](../ANSWERS.md)"
+
+    adapted = adapt_links(page, tmp_path, "ground/README.md")
+
+    path = adapted.partition("](")[2].partition(")")[0]
+    assert (tmp_path / "ground" / path).resolve() == REFERENCE.parents[1] / "experiments/withdrawn.md"
+    assert adapted.endswith("[answers](../ANSWERS.md)")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ def test_of_equally_good_rates_the_smallest_is_picked(rates: tuple[float, ...]) 
     assert pick_rate({rate: means[rate] for rate in rates}) == (0.1, None)
 
 
+def test_where_all_rates_are_alike_no_other_one_is_tried() -> None:
+    """As where a network stays at chance: the search for a smaller rate would never end."""
+    assert pick_rate({0.025: 0.1, 0.1: 0.1, 0.4: 0.1}) == (0.025, None)
+    assert pick_rate({0.1: 0.1}) == (0.1, 0.4)
+
+
 def test_rates_are_picked_on_the_tuning_seeds_alone() -> None:
     """Under exact statistics: under running averages the largest rate is best. A cell at an edge is not tested."""
     edge = {**INSIDE, "batch_size": 16}

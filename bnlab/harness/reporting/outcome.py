@@ -304,12 +304,13 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, af
 
     Shares are said in percent, and of `points gained` only `points`. For `after_one` see `wording.say_numbers`.
     """
-    numbers = sign * cells[["mean", "low", "high"]]
+    numbers = cells[["mean", "low", "high"]]
     words = " " + re.sub("^points .*", "points", unit) if unit else ""
     if unit in _IN_PERCENT:
         # Student's interval may reach below 0 or above 100%, where no share can be.
         numbers = (100 * numbers).clip(0, 100)
         words = "%"
+    numbers = sign * numbers
 
     means = []
     bounds = []

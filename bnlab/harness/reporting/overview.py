@@ -352,7 +352,8 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
     Beside n it says how many networks diverged or failed. A condition without any other network has a row that says so.
     """
     table = _write_means(measures, varied)
-    settings = measures[-1].settings if measures else varied
+    # A measure has settings of its own, as the split on which its statistics were measured.
+    settings = [*dict.fromkeys(column for measure in measures for column in measure.settings)] or varied
     results = [measure.axis.label for measure in measures] or ["result"]
 
     left_out = _count_left_out(networks, measures, varied)

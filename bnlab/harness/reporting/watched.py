@@ -75,10 +75,13 @@ def declare_figures(tables: Tables) -> dict[str, Figure]:
 
 def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     """Declare the figure of a metric: in points where all its values are shares, of which more is better."""
-    values = rows[["running", "exact"]]
+    # A score that is NaN or infinite says neither.
+    numbers = rows[["running", "exact", "lost"]]
+    known = numbers[np.isfinite(numbers).all(axis=1)]
+    values = known[["running", "exact"]]
     are_within = bool(((values >= 0) & (values <= 1)).to_numpy().all())
     # The history does not say whether more is better, but the sign of what was lost does.
-    is_higher_better = np.allclose(rows["exact"] - rows["running"], rows["lost"])
+    is_higher_better = np.allclose(known["exact"] - known["running"], known["lost"])
     are_shares = are_within and is_higher_better
 
     scale = 100 if are_shares else 1

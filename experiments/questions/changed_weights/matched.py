@@ -22,6 +22,7 @@ from bnlab.harness.artifacts.training import train
 from bnlab.harness.artifacts.training_runner import start_training
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table
+from bnlab.model.borrow import keep_random_state
 from bnlab.model.layers import BatchNorm
 from experiments.questions.changed_weights.changed import ChangedWeights, average
 
@@ -74,8 +75,8 @@ def train_apart(run: Run, step: int) -> nn.Module:
     second = Run(config)
     # The images do not depend on the seed, and need not be loaded a second time.
     second.dataset = run.dataset
-    # `start_training` sets torch's random state. It is put back at the end of the block.
-    with torch.random.fork_rng():
+    # `start_training` sets the random states of torch, numpy and Python. They are put back at the end of the block.
+    with torch.random.fork_rng(), keep_random_state():
         progress = start_training(second)
         for _ in train(progress, second.batches, config.optimizer, second.steps, until=step):
             pass

@@ -148,6 +148,9 @@ def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
 
     assert fill_paragraphs(quote, [answer("share", "undecided")]) == ["20 to 60% [0, 100]"]
 
+    (lost,) = fill_paragraphs('{{ undecided("e.large", sign=-1) }}', [answer("share", "undecided")])
+    assert lost == "-60 to -20% [-100, 0]"
+
     exact = replace(answer(verdict="undecided"), frame=rate(a=("undecided", 2.0)).assign(low=2.0, high=2.0))
     assert fill_paragraphs(quote, [exact]) == ["2.0 points"]
 

@@ -339,6 +339,15 @@ def test_the_table_has_means_with_intervals_by_condition() -> None:
     assert str(table.iloc[2, 2]).startswith("0.10 [")
 
 
+def test_the_table_tells_apart_on_what_statistics_were_measured_also_for_one_of_its_results() -> None:
+    tables = plant(others=())
+    others = tables["gaps"].assign(statistics_split="val", mean_gap=3 * tables["gaps"]["mean_gap"])
+    table = make_overview({**tables, "gaps": pd.concat([tables["gaps"], others])}).table
+
+    assert len(table) == 2
+    assert table["statistics split"].tolist() == ["train", "val"]
+
+
 def test_a_condition_has_one_row_also_where_its_means_are_over_different_networks() -> None:
     tables = plant(seed=(0, 1, 2), batch_size=(4, 32))
     gaps = tables["gaps"]
