@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -186,7 +187,7 @@ def test_noise_of_the_averages_is_no_gap() -> None:
 
 @torch.no_grad()
 def test_weights_of_0_at_the_end_of_a_branch_are_those_of_a_new_network() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model: Any = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
     model[2].weight.zero_()
     model(torch.randn(8, 3))
 
@@ -200,7 +201,7 @@ def test_weights_of_0_at_the_end_of_a_branch_are_those_of_a_new_network() -> Non
 def test_the_only_weights_that_are_not_1_are_tried_at_1() -> None:
     """They need not be those of the last layer whose averages fit."""
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    model: Any = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
     model[0].weight.fill_(2)
     batches = [torch.randn(200, 3, generator=generator)]
     population_statistics(model, batches, progress=False).write_to(model)

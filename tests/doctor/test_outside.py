@@ -759,7 +759,7 @@ def fold_twice(has_zeros: bool) -> Given:
     model: Any = given.model
     for norm in list_norms(model):
         if has_zeros:
-            norm.weight[0] = 0
+            norm.get_parameter("weight")[0] = 0
     bnlab.population_statistics(model, given.batches, progress=False).write_to(model)
     for number, module in enumerate(model):
         if isinstance(module, nn.BatchNorm2d):

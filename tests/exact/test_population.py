@@ -511,7 +511,7 @@ def test_a_layer_that_is_read_without_a_call_is_refused(function: Any, strategy:
 
 def test_a_layer_that_is_read_is_refused_where_averages_have_diverged() -> None:
     """NaN in the caller's averages must not hide that which the measurement writes."""
-    model = Net(_normalize_by_hand, a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3), c=nn.BatchNorm2d(3))
+    model: Any = Net(_normalize_by_hand, a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3), c=nn.BatchNorm2d(3))
     model.a.running_mean.fill_(torch.nan)
 
     with unchanged(model), pytest.raises(ValueError, match="'b' cannot be measured"):
