@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,10 +27,8 @@ def quantize(weight: Tensor, bits: int) -> Tensor:
     rounded (Bengio et al. 2013, straight-through estimator).
     """
     largest = 2 ** (bits - 1) - 1
-    # Weights that are all 0 have no magnitude to divide by.
-    step_size = (weight.detach().abs().max() / largest).clamp(min=torch.finfo(weight.dtype).tiny)
+    step_size = weight.detach().abs().max() / largest
     rounded = (weight / step_size).round() * step_size
-    # The value is the rounded one, and the gradient is that of `weight` alone.
     return weight + (rounded - weight).detach()
 
 
