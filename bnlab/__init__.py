@@ -52,16 +52,21 @@ __all__ = [
 # No module has the name of something else that is public: importing it would put itself in that one's place.
 _MODULES = {
     "decompose": "gaps.decomposition",
-    **dict.fromkeys(("assert_healthy", "diagnose"), "doctor.diagnose"),
+    "assert_healthy": "doctor.diagnose",
+    "diagnose": "doctor.diagnose",
     "recalibrate": "doctor.recalibrate",
     "population_statistics": "exact.population",
     "gap": "gaps.gap",
     "Moments": "statistics.moments",
-    **dict.fromkeys(("Statistics", "running_statistics", "using"), "statistics.network"),
+    "Statistics": "statistics.network",
+    "running_statistics": "statistics.network",
+    "using": "statistics.network",
     "record": "recording.block",
     "record_frozen": "recording.frozen",
-    **dict.fromkeys(("MomentTrace", "replay"), "recording.trace"),
-    **dict.fromkeys(("Watch", "watch"), "watching.watch"),
+    "MomentTrace": "recording.trace",
+    "replay": "recording.trace",
+    "Watch": "watching.watch",
+    "watch": "watching.watch",
 }
 
 

@@ -88,7 +88,8 @@ def make_lightning_callback(
         def on_fit_start(self, trainer: Any, module: nn.Module) -> None:
             self._require_watch(trainer, module)
             # First, so that at the end running averages are back before another callback writes averaged ones.
-            trainer.callbacks = [self, *(callback for callback in trainer.callbacks if callback is not self)]
+            others = [callback for callback in trainer.callbacks if callback is not self]
+            trainer.callbacks = [self, *others]
 
         def on_validation_start(self, trainer: Any, module: Any) -> None:
             seconds = self._block.enter(self._require_watch(trainer, module))

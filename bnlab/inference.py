@@ -236,9 +236,10 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
     layers = batch_norm_layers(model, caller=_CALLER)
     # A forward that was set on a single layer is replaced for the block. One that a class defines may normalize
     # something else.
-    own = [name for name, layer in layers.items() if overrides_forward(layer)]
-    if own:
-        raise ValueError(f"{_CALLER}: {join_names(own)}: with a forward of their own, which takes no other statistics")
+    overriding = [name for name, layer in layers.items() if overrides_forward(layer)]
+    if overriding:
+        names = join_names(overriding)
+        raise ValueError(f"{_CALLER}: {names}: with a forward of their own, which takes no other statistics")
     with borrowed(model), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             given = vars(layer).get("forward")

@@ -66,7 +66,9 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
     # The number of digits is limited, because a number of hundreds of digits is infinite as a float.
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(memory))
     unit = match[2].upper() if match else ""
-    if match is None or unit not in _UNITS or isinstance(memory, (bool, float)):
+    # The text of a float may be readable, but bytes are whole. That of a bool is not a number.
+    is_float = isinstance(memory, float)
+    if match is None or unit not in _UNITS or is_float:
         raise ValueError(f'population_statistics: memory={memory!r}; pass bytes or a text such as "4GiB"')
 
     limit = int(float(match[1]) * _UNITS[unit])
@@ -252,10 +254,11 @@ class Profile(NamedTuple):
         """Relate the bytes that a forward of `size` bytes has held at each call of a layer, and at its peak."""
         most = 0
         waiting: dict[str, float] = {}
-        # The loop goes backwards, because a batch that waits here will later hold what deeper layers hold.
+        # The loop goes backwards, because a batch that waits here will later hold what deeper layers hold. Of several
+        # calls of a layer the first one counts, after which the most is held.
         for name, held in reversed(calls):
             most = max(most, held)
-            waiting[name] = max(waiting.get(name, 0.0), most / size)
+            waiting[name] = most / size
         return Profile(waiting, peak / size)
 
 

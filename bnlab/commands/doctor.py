@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"page: {arguments.html}", file=sys.stderr)
     severities += [finding.severity for finding in diagnosis.faults]
     # Severities are listed from the least to the most severe.
-    line = SEVERITIES.index(arguments.fail_on)
+    threshold = SEVERITIES.index(arguments.fail_on)
     # The severity is None for a verdict that reports no fault.
-    is_severe = [severity is not None and SEVERITIES.index(severity) >= line for severity in severities]
+    is_severe = [severity is not None and SEVERITIES.index(severity) >= threshold for severity in severities]
     return int(any(is_severe))
 
 
@@ -133,9 +133,9 @@ def _split(select: str) -> tuple[str, ...]:
 def _select(diagnosis: Diagnosis, select: str) -> Diagnosis:
     """Keep the findings, and the causes that could not be looked for, whose codes begin as was asked for."""
     prefixes = _split(select)
-    found = [finding for finding in diagnosis.faults if finding.cause.code.startswith(prefixes)]
+    selected = [finding for finding in diagnosis.faults if finding.cause.code.startswith(prefixes)]
     left_out = [skipped for skipped in diagnosis.left_out if skipped.cause.code.startswith(prefixes)]
-    return dataclasses.replace(diagnosis, faults=found, left_out=left_out)
+    return dataclasses.replace(diagnosis, faults=selected, left_out=left_out)
 
 
 def _grade_verdict(verdict: Verdict) -> Severity | None:

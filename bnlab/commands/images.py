@@ -41,6 +41,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=int, default=64, help="images in a batch, best as in training; default 64")
 
 
+# argparse names this function where a text cannot be read: "invalid numbers value".
 def numbers(text: str) -> tuple[float, ...]:
     """Read numbers with commas between them."""
     return tuple(map(float, text.split(",")))
@@ -130,8 +131,8 @@ def find_images(folder: Path, arguments: argparse.Namespace) -> ImageFolder:
     labels = None
     # If there are also images beside the subfolders, which belong to no class, the subfolders are not classes either.
     if len(classes) > 1 and not _list_images(folder, "*"):
-        numbers = torch.tensor([classes.index(name) for name in names], device="cpu")
-        labels = numbers[order]
+        sorted_labels = torch.tensor([classes.index(name) for name in names], device="cpu")
+        labels = sorted_labels[order]
     return ImageFolder(
         [paths[number] for number in order],
         labels,
@@ -146,7 +147,11 @@ def find_images(folder: Path, arguments: argparse.Namespace) -> ImageFolder:
 def _list_images(folder: Path, pattern: str = "**/*") -> list[Path]:
     """List the images below a folder, without hidden files and folders, which notebooks and systems leave there."""
     images = [path for path in folder.glob(pattern) if path.suffix.lower() in _ENDINGS]
-    return sorted(path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in images if not _is_hidden(path.relative_to(folder)))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:

@@ -166,8 +166,8 @@ def _get_path(cls: type[Any]) -> str:
 
 def find_look(cls: type[Named]) -> Look:
     """Find the look of a class: its own or none. In the look of its base class it would be mistaken for that."""
-    own: Look = vars(cls).get("look", Named.look)
-    return own
+    look: Look = vars(cls).get("look", Named.look)
+    return look
 
 
 def make_named(cls: type[Class], name: EstimatorName) -> Class:

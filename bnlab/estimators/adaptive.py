@@ -52,15 +52,15 @@ class Kalman(Estimator):
         logarithm = (var + stream.eps).log()
         series = torch.stack((mean, logarithm), dim=1).numpy()
         layers = stream.layers or (series.shape[2],)
-        fits = dict(self.fits(len(stream)))
+        windows = dict(self.fits(len(stream)))
 
         gains = np.empty(series.shape)
         ratio = np.zeros(series.shape[1:])
         # The first gain is then 1 / (1 + 1 / ∞) = 1, whatever the ratio is.
         gain = np.full(series.shape[1:], np.inf)
         for t in range(len(stream)):
-            if t in fits:
-                ratio = self._fit_ratio(series[fits[t]], layers, ratio)
+            if t in windows:
+                ratio = self._fit_ratio(series[windows[t]], layers, ratio)
             predicted = gain + ratio
             # This is 2/(t + 1) of the docstring, where t counts from 1.
             least = 2 / (t + 2)

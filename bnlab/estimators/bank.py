@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 MOMENTA = 10 ** torch.linspace(-3, 0, 50, dtype=torch.float64, device="cpu")
-BLOCK = 64  # batches whose forecasts are scored at once: their products with one another cost as much as the bank's
+# Forecasts of so many batches are scored at once: their products with one another cost as much as the bank's.
+BATCHES_PER_BLOCK = 64
 FEWEST = 4  # batches that a score remembers at least
 _SHARE = 0.1  # of the past that a score remembers, if that is more
 _ALIKE = 2  # the first batches, which all averages of the bank forecast alike
@@ -59,7 +60,7 @@ class Bank:
         """Number of batches that the next block takes at most: blocks end after 1, 2, 4, …, 64, 128, 192, … batches."""
         # This is the first power of two above the count.
         next_power = 1 << self.count.bit_length()
-        next_block = (self.count // BLOCK + 1) * BLOCK
+        next_block = (self.count // BATCHES_PER_BLOCK + 1) * BATCHES_PER_BLOCK
         return min(next_power, next_block) - self.count
 
     def state(self) -> Tensor:
@@ -288,14 +289,14 @@ def _list_gains(first: int, last: int, warm: bool) -> Tensor:
 @cache
 def _list_powers(device: torch.device) -> Tensor:
     """List (1−m)^age, [block, momenta]."""
-    age = torch.arange(BLOCK, device="cpu")[:, None]
+    age = torch.arange(BATCHES_PER_BLOCK, device="cpu")[:, None]
     return ((1 - MOMENTA) ** age).to(device)
 
 
 @cache
 def _list_ages(device: torch.device) -> Tensor:
     """List the weight in U before one batch of an earlier one of the block, else 0: [block, momenta, block]."""
-    number = torch.arange(BLOCK, device=device)
+    number = torch.arange(BATCHES_PER_BLOCK, device=device)
     between = number[:, None] - 1 - number  # batches that lie between the two
     # The clamp only keeps the index valid: where the difference is negative, the weight is set to 0 below.
     powers = _list_powers(device).T[:, between.clamp(min=0)].transpose(0, 1)

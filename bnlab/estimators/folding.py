@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnlab.estimators.base import Estimator, Stream
 
-BLOCK = 256  # batches that are folded in one matrix product: enough to be bound by arithmetic, not by memory
+BATCHES_PER_PRODUCT = 256  # that are folded in one matrix product: enough to be bound by arithmetic, not by memory
 _FORGOTTEN = 1e-40  # share of an old state that counts as none, so that earlier batches are left out
 
 
@@ -137,8 +137,7 @@ def _fold_group(group: _Group, states: Tensor, positions: Sequence[int]) -> Tens
     for row, position in enumerate(positions):
         rows.setdefault(position, []).append(row)
 
-    members, *shape = states.shape
-    result = states.new_empty(members, len(positions), *shape)
+    result = states.new_empty(len(states), len(positions), *states.shape[1:])
     is_shared = group.gains[0].dim() == 1
     is_finite = group.values.isfinite().flatten(1).all(1)
     # Position 0 is left unwritten here, because `fold` copies the start there.
@@ -165,28 +164,29 @@ def _fold_at_once(states: Tensor, group: _Group, before: int, after: int) -> Ten
     """
     flat = group.values.flatten(1)
     total = torch.zeros_like(states).flatten(1)
-    rest = flat.new_ones(len(group.gains), 1)  # product of 1 − gain: the share of a state at `end` that remains
+    # Product of 1 − gain: the share of a state at `end` that remains.
+    remaining = flat.new_ones(len(group.gains), 1)
     end = after
     while end > before:
-        remembers = (rest > _FORGOTTEN).squeeze(1)
+        remembers = (remaining > _FORGOTTEN).squeeze(1)
         rows = remembers.nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        start = max(end - BLOCK, before)
+        start = max(end - BATCHES_PER_PRODUCT, before)
         gains = torch.stack([group.gains[row][start:end] for row in rows.tolist()])
 
         # A value is weighted by its gain times the share that remains of a state after it.
-        kept = _multiply_from_end(1 - gains) * rest[rows]  # [:, j]: of a state before batch start+j
-        kept_after = torch.cat((kept[:, 1:], rest[rows]), dim=1)
+        kept = _multiply_from_end(1 - gains) * remaining[rows]  # [:, j]: of a state before batch start+j
+        kept_after = torch.cat((kept[:, 1:], remaining[rows]), dim=1)
 
         weights = gains * kept_after
         # Indexing by a tensor makes a copy, so that the sum has to be assigned back.
         total[rows] = total[rows].addmm_(weights, flat[start:end])
 
-        rest[rows] = kept[:, :1]
+        remaining[rows] = kept[:, :1]
         end = start
 
-    total.addcmul_(states.flatten(1), rest)
+    total.addcmul_(states.flatten(1), remaining)
     return total.view_as(states)
 
 
@@ -206,7 +206,8 @@ def _fold_stepwise(states: Tensor, group: _Group, before: int, after: int) -> Te
 
         value = group.values[t]
         moved = torch.lerp(states, value.expand_as(states), gain)
+        # A batch of gain 0 does not count, whatever it holds.
+        moved = torch.where(gain == 0, states, moved)
         # `lerp` reads the old state even if the gain is 1, so that a NaN would stay.
-        # Nor does a batch of gain 0 count, whatever it holds.
-        states = torch.where(gain == 1, value, torch.where(gain == 0, states, moved))
+        states = torch.where(gain == 1, value, moved)
     return states

@@ -56,29 +56,26 @@ class Predictive(Estimator):
             if not chosen:
                 continue
 
-            first = part.rows[0]
-            # This counts the batches of the part up to each step: after a batch that was left out, the momenta of the
-            # last one that was taken still hold.
-            taken = torch.searchsorted(part.rows, numbers)
-            latest = taken[first:] - 1
+            first = part.batches[0]
+            # After a batch that was left out, the momenta of the last one that was taken still hold.
+            latest = part.count_batches(numbers)[first:] - 1
             in_order = torch.cat(chosen)
-            momenta[first:, :, part.places] = in_order[latest]
+            momenta[first:, :, part.layers] = in_order[latest]
         return momenta
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor:
         # Where a layer has taken no batch yet, the start stays.
         states = stream.start.repeat(len(positions), 1, 1)
         for part in _split(stream):
-            numbers = torch.tensor(positions, device="cpu")
-            taken = torch.searchsorted(part.rows, numbers).tolist()
+            counts = part.count_batches(torch.tensor(positions, device="cpu")).tolist()
             # Each choice depends on all batches before it, so that the fold starts at the beginning whatever positions
             # are asked for.
             for block in part.blocks():
                 first = block.bank.count
                 last = first + len(block)
-                for row, number in enumerate(taken):
-                    if first < number <= last:
-                        state = block.state(number - first)
+                for row, count in enumerate(counts):
+                    if first < count <= last:
+                        state = block.state(count - first)
                         states[row, :, part.channels] = state
         return states
 
@@ -88,9 +85,13 @@ class _Part:
     """Layers of a stream that are chosen for together, and the batches that they take."""
 
     stream: Stream  # of these layers and batches
-    places: slice  # of the layers among all
-    channels: slice  # of the channels among all
-    rows: Tensor  # of the batches among all
+    layers: slice  # where the layers stand among all
+    channels: slice  # where the channels stand among all
+    batches: Tensor  # numbers of the batches among all, from 0
+
+    def count_batches(self, positions: Tensor) -> Tensor:
+        """Count the batches of this part among the first so many of all."""
+        return torch.searchsorted(self.batches, positions)
 
     def blocks(self) -> Iterator[Block]:
         """Yield the batches block by block, with the momenta chosen in each."""
@@ -109,21 +110,20 @@ def _split(stream: Stream) -> Iterator[_Part]:
     layers = stream.layers or (stream.start.shape[1],)
     # Sums are cheaper to look at than a mask of all values. If finite values overflow, only time is lost.
     if stream.batches.sum().isfinite() and stream.start.sum().isfinite():
-        rows = torch.arange(len(stream), device="cpu")
-        yield _Part(replace(stream, layers=layers), slice(None), slice(None), rows)
+        batches = torch.arange(len(stream), device="cpu")
+        yield _Part(replace(stream, layers=layers), slice(None), slice(None), batches)
         return
 
     first = 0
-    for place, channels in enumerate(layers):
-        taken = slice(first, first + channels)
-        is_finite = stream.batches[:, :, taken].isfinite().flatten(1).all(1)
-        rows = is_finite.nonzero().squeeze(1)
-        part = _select(stream, taken, rows)
-        yield _Part(part, slice(place, place + 1), taken, rows)
-        first += channels
+    for place, size in enumerate(layers):
+        channels = slice(first, first + size)
+        is_finite = stream.batches[:, :, channels].isfinite().flatten(1).all(1)
+        batches = is_finite.nonzero().squeeze(1)
+        yield _Part(_select(stream, channels, batches), slice(place, place + 1), channels, batches)
+        first += size
 
 
-def _select(stream: Stream, channels: slice, rows: Tensor) -> Stream:
+def _select(stream: Stream, channels: slice, batches: Tensor) -> Stream:
     """Take these channels, of one layer, and these batches."""
     start = stream.start[:, channels]
     # A stream may have one eps for all of its channels.
@@ -131,8 +131,8 @@ def _select(stream: Stream, channels: slice, rows: Tensor) -> Stream:
     return replace(
         stream,
         start=start,
-        batches=stream.batches[rows, :, channels],
-        counts=stream.counts[rows, channels],
+        batches=stream.batches[batches, :, channels],
+        counts=stream.counts[batches, channels],
         eps=eps[channels],
         layers=(start.shape[1],),
     )

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -45,6 +47,28 @@ _MOMENTUM = 0.1  # of the copies that are called: what is averaged is read off t
 _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 
+class Outcome(enum.Enum):
+    """What probing a layer has shown."""
+
+    INPUT = "it averages the moments of its input, or of the values that it was compared with"
+    OTHER_MOMENTS = "it averages other moments"
+    OTHER_CHANNELS = "it averages other channels"
+    UNKNOWN = "it averages nothing, or cannot be asked"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer of a layer that was probed.
+
+    Attributes:
+        outcome: what it has shown.
+        off: for other moments, the largest difference: of a mean in σ, of a variance relative; else NaN.
+    """
+
+    outcome: Outcome
+    off: float = math.nan
+
+
 def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batches: Sequence[Any]) -> list[str]:
     """Require that layers with a forward of their own normalize their input, or else what `inputs=` gives.
 
@@ -62,23 +86,30 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
     Warns:
         RuntimeWarning: layers that cannot be asked, and those that are returned.
     """
-    unclear, others = _ask(task, layers, take_images(batches[0], task.sample_size))
+    few_images = take_images(batches[0], task.sample_size)
+    unclear_by_few, others = _ask(task, layers, few_images)
     # A few images may be too few to train on: a mask can leave out all of their rows.
-    unclear, more = _ask(task, {name: layers[name] for name in unclear}, batches[0])
-    others += more
+    asked_again = {name: layers[name] for name in unclear_by_few}
+    unclear, others_by_batch = _ask(task, asked_again, batches[0])
+    others += others_by_batch
     # A mask leaves nothing out of a few images that happen to fill it, such as the longest ones of a sorted batch.
     for batch in batches:
         clear = {name: layer for name, layer in layers.items() if name not in (*unclear, *others)}
-        _, more = _ask(task, clear, batch)
-        others += more
+        _, others_by_batch = _ask(task, clear, batch)
+        others += others_by_batch
 
-    # Where inputs= says what a layer normalizes, there is nothing to warn about.
-    unclear = [name for name in unclear if name not in task.inputs.extracts]
-    others += [name for name in unclear if not isinstance(layers[name], BatchNorm)]
-    unclear = [name for name in unclear if name not in others]
-    if unclear:
+    trusted = []
+    for name in unclear:
+        # Where inputs= says what a layer normalizes, there is nothing to warn about.
+        if name in task.inputs.extracts:
+            continue
+        if isinstance(layers[name], BatchNorm):
+            trusted.append(name)
+        else:
+            others.append(name)
+    if trusted:
         warn(
-            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
+            f"{CALLER}: {join_names(trusted)} never average in train mode, or cannot be called in it; they are "
             "measured as if they normalized their input"
         )
     if others:
@@ -105,22 +136,20 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
         if name in asked:
             return
         asked.add(name)
-        off = probe(layers[name], args, kwargs)
+        answer = probe(layers[name], args, kwargs)
         # No matter what inputs= gives: in train mode a layer may average all of its input, padding included.
-        if off == 0:
+        if answer.outcome is Outcome.INPUT:
             return
         if name in task.inputs.extracts:
-            values = task.inputs.select(name, layers[name], args, kwargs)
-            off = None if values is None else probe(layers[name], args, kwargs, values)
-            if off is not None and 0 < off < math.inf:
-                raise _refuse_values(name, layers[name], off)
-        elif off is not None and not isinstance(layers[name], BatchNorm):
-            others.append(name)
-            return
-        elif off is not None:
-            raise _refuse_other_input(name, layers[name], off)
-        if off is None:
+            answer = _ask_about_values(task, name, layers[name], args, kwargs)
+            if answer.outcome is Outcome.UNKNOWN:
+                unclear.append(name)
+        elif answer.outcome is Outcome.UNKNOWN:
             unclear.append(name)
+        elif isinstance(layers[name], BatchNorm):
+            raise _refuse_other_input(name, layers[name], answer)
+        else:
+            others.append(name)
 
     with borrowed(task.root), contextlib.ExitStack() as undo:
         for name, layer in layers.items():
@@ -129,13 +158,25 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
     return unclear, others
 
 
-def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> InputMismatch:
+def _ask_about_values(task: Task, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+    """Ask a layer whether it averages the moments of what `inputs=` gives; ValueError if it averages others."""
+    values = task.inputs.select(name, layer, args, kwargs)
+    if values is None:
+        return Answer(Outcome.UNKNOWN)
+    answer = probe(layer, args, kwargs, values)
+    # A difference that is not finite, as of a layer that overflows, says nothing about the values.
+    if answer.outcome is Outcome.OTHER_MOMENTS and math.isfinite(answer.off):
+        raise _refuse_values(name, layer, answer.off)
+    return answer
+
+
+def _refuse_other_input(name: str, layer: BatchNorm, answer: Answer) -> InputMismatch:
     """Describe what a layer averages in place of its input, and how `inputs=` says what that is."""
     kind = type(layer).__name__
-    if math.isinf(off):
+    if answer.outcome is Outcome.OTHER_CHANNELS:
         difference = "averages other channels than those of its input"
     else:
-        difference = f"does not average the moments of its input (they differ by {off:.2g} σ)"
+        difference = f"does not average the moments of its input (they differ by {answer.off:.2g} σ)"
 
     key = kind
     if find_replaced_forward(layer) is not None:  # set on this layer, not by its class
@@ -151,14 +192,11 @@ def _refuse_values(name: str, layer: BatchNorm, off: float) -> ValueError:
     )
 
 
-def probe(
-    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], values: Tensor | None = None
-) -> float | None:
-    """Find how far what a layer averages in this call is from the mean and variance of its input.
+def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], values: Tensor | None = None) -> Answer:
+    """Compare what a layer averages in this call with the mean and variance of its input.
 
-    The largest difference, of a mean in σ or of a variance, relative: 0 if it is rounding, with either divisor; inf if
-    other channels are averaged than those of the input; None if nothing is averaged, or it cannot be found. With
-    `values` [N, C, ...] it is that from theirs, for variances up to twice as large.
+    They are the same if they differ by rounding, with either divisor of the variance. With `values` [N, C, ...] they
+    are compared with the mean and variance of these, for variances up to twice as large.
 
     Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
     forward is called itself, and restored.
@@ -168,40 +206,40 @@ def probe(
         x = given.detach().cpu().double()  # in this order: MPS has no float64
         size = float(x.square().mean().sqrt())
         if not math.isfinite(size):  # the layer is not to blame: `require_usable` says that the input is not finite
-            return None
+            return Answer(Outcome.UNKNOWN)
         # An input of zeros has no size; any unit will do for it.
-        size = size or 1.0
-        averages = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]
+        if size == 0:
+            size = 1.0
+        a, b = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]
     except Exception:  # the layer cannot be copied, or not be called in train mode with what it is given in eval mode
-        return None
+        return Answer(Outcome.UNKNOWN)
 
     # The two starts are 1 apart in units of the input, and a share of 1 − m is left of their distance.
-    (mean_a, var_a, parts), (mean_b, var_b, _) = averages
-    momentum = 1 - (mean_b - mean_a) / size
-    momentum_of_var = 1 - (var_b - var_a) / size**2
+    momentum = 1 - (b.mean - a.mean) / size
+    momentum_of_var = 1 - (b.var - a.var) / size**2
     if float(momentum.abs().max()) < _NOTHING:
-        return None
+        return Answer(Outcome.UNKNOWN)
     smallest_momentum = float(torch.minimum(momentum.abs(), momentum_of_var.abs()).min())
     if smallest_momentum < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # only some channels are averaged
-        return math.inf
+        return Answer(Outcome.OTHER_CHANNELS)
 
     # The first start has mean 0 and variance `size**2`. A share of 1 − m of both is left in the averages.
-    averaged_mean = mean_a / momentum
-    averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
+    averaged_mean = a.mean / momentum
+    averaged_var = (a.var - (1 - momentum_of_var) * size**2) / momentum_of_var
     off = _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum, values is not None)
 
     # A ghost batch norm has averaged its last parts rather than all, so that its parts are pooled instead.
-    if off > 0 and len(parts) > 1 and all(len(part.mean) == x.shape[1] for part in parts):
-        pooled = reduce(Moments.merge, parts)
+    if off > 0 and len(a.parts) > 1 and all(len(part.mean) == x.shape[1] for part in a.parts):
+        pooled = reduce(Moments.merge, a.parts)
         # Pooled moments were not divided by a momentum, so that their rounding is not magnified.
         off = min(off, _compare_with_input(x, size, pooled.mean, pooled.var, 1.0))
-    return off
+    return Answer(Outcome.INPUT) if off == 0 else Answer(Outcome.OTHER_MOMENTS, off)
 
 
 def _compare_with_input(
     x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float, in_groups: bool = False
 ) -> float:
-    """Compare what a layer averages with the moments of its input.
+    """Compute the largest difference of what a layer averages from the moments of its input; 0 if it is rounding.
 
     Args:
         x: the input, [N, C, ...].
@@ -272,22 +310,22 @@ def _average(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], me
 
 def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float) -> _Average:
     layer.train()
-    running = get_running_buffers(layer)
-    running[0].fill_(mean)
-    running[1].fill_(var)
+    running_mean, running_var = get_running_buffers(layer)
+    running_mean.fill_(mean)
+    running_var.fill_(var)
     batch_count = get_batch_count(layer)
     if batch_count is not None:
         batch_count.zero_()  # with momentum=None the weight of a batch is 1 over their number
 
     # Calls from both starts draw the same random numbers, so that their averages differ by the start only.
-    devices = {buffer.device for buffer in running if buffer.is_cuda}
+    devices = {buffer.device for buffer in (running_mean, running_var) if buffer.is_cuda}
     with torch.random.fork_rng(devices=devices):
         # This is not torch.manual_seed, which would also reseed accelerators that are not restored here.
         torch.default_generator.manual_seed(0)
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
-        with _Parts(running[0]) as parts:
+        with _Parts(running_mean) as parts:
             layer.forward(*args, **kwargs)  # not the layer itself, whose hooks ask and measure
 
     # Read again, because a layer may replace its buffers by new tensors instead of writing into them.

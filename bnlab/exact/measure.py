@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.exact.samples import check_walk, choose_noted, prepare
+from bnlab.exact.samples import check_walk, choose_checked, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
 from bnlab.memory import Budget, Growth, Profile
@@ -29,18 +29,18 @@ from bnlab.statistics.provenance import Check, Cost
 
 Progress = Callable[[], object]
 
-# Differences between given and measured statistics: of means in σ, of variances relative.
+# Differences between assumed and measured statistics: of means in σ, of variances relative.
 _SETTLED = 1e-6  # the search ends here
 _SMALL = 0.1  # up to here a remainder is warned of; a larger one is refused
 
-# Plain iteration settles a chain of n such layers in n trials. It gets so many more before changes are damped.
+# Plain iteration settles a chain of n such layers in n trials. It gets so many more before steps are made smaller.
 _PLAIN_TRIALS = 4
 _MOST_TRIALS = 300
 _PATIENCE = 30  # trials without an improvement before the search is given up
-# Steps by a share d converge if measured statistics respond to given ones with a slope between 1 − 2/d and 1:
+# Steps by a share d converge if measured statistics respond to assumed ones with a slope between 1 − 2/d and 1:
 # from −5.7 for 0.3, and from −99 for 0.02.
-_DAMPING = 0.3  # share of each change that is made, once plain iteration has not settled
-_LEAST_DAMPING = 0.02
+_FIRST_STEP = 0.3  # share of each change that is made, once plain iteration has not settled
+_SMALLEST_STEP = 0.02
 
 
 def measure_exactly(
@@ -110,9 +110,9 @@ def _prepare(task: Task) -> Profile:
 
 def _require_interruptible(task: Task) -> None:
     """Raise InterleavingError where forwards change for a while what forwards of other batches would run with."""
-    changed = next(filter(None, task.ranks.gather(task.changed_for_a_while)), "")
+    changed = [of_rank for of_rank in task.ranks.gather(task.changed_for_a_while) if of_rank]
     if changed:
-        raise InterleavingError(f"its forward changes {changed} for a while, which other forwards would run with")
+        raise InterleavingError(f"its forward changes {changed[0]} for a while, which other forwards would run with")
 
 
 def _do_nothing() -> None:
@@ -149,34 +149,34 @@ class _Trial:
     """One walk of the search for a fixed point.
 
     Attributes:
-        remainder: the largest difference between `given` and `measured`.
-        given: statistics of layers that are called several times, which the walk was given.
+        remainder: the largest difference between `assumed` and `measured`.
+        assumed: statistics of layers that are called several times, which the walk has assumed.
         measured: what the walk has measured of these layers.
         walk: the walk.
     """
 
     remainder: float
-    given: Mapping[str, Moments]
+    assumed: Mapping[str, Moments]
     measured: Mapping[str, Moments]
     walk: Walk
 
-    def mix(self, damping: float) -> dict[str, Moments]:
-        """Go a part of the way from what was given to what was measured."""
+    def mix(self, step: float) -> dict[str, Moments]:
+        """Go a share `step` of the way from what was assumed to what was measured."""
         mixed = {}
         for name, moments in self.measured.items():
-            given = self.given[name]
-            mean = given.mean + damping * (moments.mean - given.mean)
-            var = given.var + damping * (moments.var - given.var)
+            assumed = self.assumed[name]
+            mean = assumed.mean + step * (moments.mean - assumed.mean)
+            var = assumed.var + step * (moments.var - assumed.var)
             mixed[name] = Moments(moments.count, mean, var)
         return mixed
 
 
 def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
-    """Walk until the statistics that layers called several times were given are those that the walk measures.
+    """Walk until the statistics that are assumed of layers called several times are those that the walk measures.
 
-    Without such layers one walk is enough. With some, each walk is given what the walk before has measured. If that
-    does not settle, changes are damped: a walk is given a value between what was given before and what was measured,
-    and the damping grows whenever the remainder does.
+    Without such layers one walk is enough. With some, each walk assumes what the walk before has measured. If that does
+    not settle, steps are made smaller: a walk assumes a value between what was assumed before and what was measured.
+    Whenever the remainder grows, the steps become smaller again.
 
     Args:
         task, budget: see `Walk`.
@@ -189,36 +189,31 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
     Warns:
         RuntimeWarning: a small remainder is left.
     """
-    noted = choose_noted(task)
-    given: dict[str, Moments] = {}
+    checked = choose_checked(task)
+    assumed: dict[str, Moments] = {}
     best: _Trial | None = None
-    damping = 1.0
-    # Walks since a layer was last added to `given`, and since the best of them.
+    step = 1.0
+    # Walks since a layer was last added to `assumed`, and since the best of them.
     trials = 0
     since_best = 0
     for _ in range(_MOST_TRIALS):
-        walk = Walk(task, budget, given, noted).go(progress)
+        walk = Walk(task, budget, assumed, checked).go(progress)
         cost.forwards += walk.forwards
         cost.passes += 1
         progress = _do_nothing
 
-        # Another rank may have met a layer twice that this one has met once, and all of them have to search for the
-        # same layers.
-        names = set().union(given, *task.ranks.gather(walk.revisited))
-        called_again = {}
-        for name, pooled in walk.statistics.items():
-            if name in names:
-                called_again[name] = pooled
-        measured = task.fetch(called_again)
-        if given.keys() != measured.keys():  # the walk has shown further layers that are called several times
-            given = measured
+        measured = _fetch_revisited(task, walk, assumed)
+        if assumed.keys() != measured.keys():  # the walk has shown further layers that are called several times
+            assumed = measured
             best = None
+            step = 1.0
             trials = 0
             continue
 
         # If no layer is called several times, the remainder is 0 and the first walk is the result.
-        remainder = max((max(compare_moments(given[name], measured[name])) for name in measured), default=0.0)
-        trial = _Trial(remainder, given, measured, walk)
+        differences = [max(compare_moments(assumed[name], measured[name])) for name in measured]
+        remainder = max(differences, default=0.0)
+        trial = _Trial(remainder, assumed, measured, walk)
         if remainder < _SETTLED:
             return walk
         trials += 1
@@ -227,23 +222,49 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
             best = trial
             since_best = 0
 
-        plain_trials = len(measured) + _PLAIN_TRIALS
-        if trials < plain_trials:
-            given = trial.mix(1.0)
-        elif trials == plain_trials:
-            # Plain iteration may have run away by now, so that the search goes on from the best trial and not from the
+        is_plain = trials < len(measured) + _PLAIN_TRIALS
+        next_step = _choose_step(step, is_plain, remainder, best.remainder)
+        if next_step < step:
+            # Larger steps may have run away by now, so that the search goes on from the best trial and not from the
             # last.
-            damping = _DAMPING
-            given = best.mix(damping)
-        elif remainder > 1.5 * best.remainder and damping > _LEAST_DAMPING:
-            # Steps of this size do not converge: go back to the best trial, and on with smaller ones.
-            damping = max(_LEAST_DAMPING, damping / 2)
-            given = best.mix(damping)
-        elif since_best > _PATIENCE:
+            assumed = best.mix(next_step)
+        elif since_best > _PATIENCE and not is_plain:
             break
         else:
-            given = trial.mix(damping)
-    return _take_remainder(task, best, given)
+            assumed = trial.mix(next_step)
+        step = next_step
+    return _take_remainder(task, best, assumed)
+
+
+def _fetch_revisited(task: Task, walk: Walk, assumed: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Fetch what a walk has measured of the layers that are called several times: those of `assumed`, and new ones."""
+    # Another rank may have met a layer twice that this one has met once, and all of them have to search for the same
+    # layers.
+    names = set().union(assumed, *task.ranks.gather(walk.revisited))
+    revisited = {}
+    for name, pooled in walk.statistics.items():
+        if name in names:
+            revisited[name] = pooled
+    return task.fetch(revisited)
+
+
+def _choose_step(step: float, is_plain: bool, remainder: float, best_remainder: float) -> float:
+    """Choose the share of the next change that is made.
+
+    Args:
+        step: the share of the last change.
+        is_plain: whether all of each change is made as yet.
+        remainder: that of the last walk.
+        best_remainder: the smallest so far.
+    """
+    if is_plain:
+        return 1.0
+    if step == 1.0:
+        return _FIRST_STEP
+    # Steps of this size do not converge.
+    if remainder > 1.5 * best_remainder:
+        return max(_SMALLEST_STEP, step / 2)
+    return step
 
 
 def _take_remainder(task: Task, best: _Trial | None, names: Collection[str]) -> Walk:
@@ -260,7 +281,7 @@ def _take_remainder(task: Task, best: _Trial | None, names: Collection[str]) -> 
         f"{CALLER}: the statistics of {join_names(names)}, which are called several times, do not settle fully: an "
         f"evaluation under them gives others, by {best.remainder:.2%} of σ or of the variance"
     )
-    for name, moments in best.given.items():  # all other layers were measured under these
+    for name, moments in best.assumed.items():  # all other layers were measured under these
         best.walk.statistics[name] = Pooled(best.walk.statistics[name].count, moments.mean, moments.var)
     # Later trials have left other statistics in the buffers, and the check evaluates the model under the buffers.
     for name, pooled in best.walk.statistics.items():

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bnlab.exact.measure import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
-from bnlab.exact.samples import require_unread
+from bnlab.exact.samples import require_unseen_layers_unread
 from bnlab.exact.source import Source
 from bnlab.exact.task import CALLER, Ranks, Task
 from bnlab.memory import memory_limit
@@ -224,7 +224,7 @@ def _measure(
     # `task.layers` no longer has the layers that turned out not to be batch norms; they are added below.
     unseen = [name for name in task.layers if name not in moments]
     # This comes before the general error below, because it can say why a layer was not reached.
-    task.ranks.run_together(lambda: require_unread(task, unseen, moments))
+    task.ranks.run_together(lambda: require_unseen_layers_unread(task, unseen, moments))
     if not moments:
         names = join_names([*task.layers, *task.unmeasured])
         raise ValueError(f"{CALLER}: the data reached none of the layers {names}, or none that can be measured")

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bnlab.exact.input_probe import require_inputs_normalized
 from bnlab.exact.task import CALLER, Task, watched
-from bnlab.exact.walk import Note, Walk
+from bnlab.exact.walk import Call, Walk
 from bnlab.memory import LiveBytes, Profile
 from bnlab.model.batches import count_bytes, count_images, is_dense, list_tensors, take_images
-from bnlab.model.borrow import Borrowings, borrowed, measured
+from bnlab.model.borrow import ForwardSnapshot, borrowed, measured
 from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments, compare_moments, fetch
@@ -84,7 +84,7 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     sample = take_images(batch, sample_size)
     live = LiveBytes([*task.root.parameters(), *task.root.buffers()])
     calls: list[tuple[str, int]] = []
-    before = Borrowings(task.root)
+    before = ForwardSnapshot(task.root)
     # What an attempt that has failed left here says nothing about this one.
     task.changed_for_a_while = ""
 
@@ -101,7 +101,7 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     return Profile.of(calls, live.peak, max(1, count_bytes(sample)))
 
 
-def choose_noted(task: Task) -> list[int]:
+def choose_checked(task: Task) -> list[int]:
     """Choose the batches that are checked: the first, the last, one in between, and the first of another shape.
 
     The number of the one in between is no multiple of 2 or 3: where two or three kinds of batches come in turn, it is
@@ -110,11 +110,11 @@ def choose_noted(task: Task) -> list[int]:
     if not task.data:
         return []
     between = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
-    noted = [0, len(task.data) - 1]
+    checked = [0, len(task.data) - 1]
     if between:
-        noted.append(between[len(between) // 2])
+        checked.append(between[len(between) // 2])
     if len(task.data) < _MANY:
-        noted.append(len(task.data) // 2)
+        checked.append(len(task.data) // 2)
 
     # Inputs of another size may take a way of their own through the model.
     usual = None
@@ -123,28 +123,29 @@ def choose_noted(task: Task) -> list[int]:
         if usual is None:
             usual = shapes
         elif shapes != usual:
-            noted.append(index)
+            checked.append(index)
             break
-    return sorted({*noted})
+    return sorted({*checked})
 
 
 def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Check | None:
-    """Compare what a walk has noted of some batches with ordinary evaluations of them under its result, `statistics`.
+    """Compare the calls that a walk has kept of some batches with ordinary evaluations under its result, `statistics`.
 
     Whole batches are evaluated: what forwards that take turns can spoil need not show in their first rows. The first of
     them is laid out in memory as the caller gave it, since the walk may have turned it for speed, which a forward that
     counts in strides reads as other pixels.
 
     Returns:
-        The first check that failed, else the one with the largest difference; None if nothing was noted.
+        The first check that failed, else the one with the largest difference; None if no batch was to be checked.
     """
     as_given = replace(task, channels_last=False)
-    noted = [batch for batch in walk.batches if batch.notes is not None]
+    checked = [batch for batch in walk.batches if batch.calls is not None]
 
     def check_all() -> list[Check]:
         checks = []
-        for place, batch in enumerate(noted):
-            checks.append(_check_batch(task if place else as_given, statistics, batch.index, batch.notes or ()))
+        for place, batch in enumerate(checked):
+            evaluated = as_given if place == 0 else task
+            checks.append(_check_batch(evaluated, statistics, batch.index, batch.calls or ()))
         return checks
 
     of_rank = task.ranks.run_together(check_all)
@@ -157,8 +158,8 @@ def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Che
     return max(checks, key=lambda check: check.off, default=None)
 
 
-def require_unread(task: Task, unseen: Sequence[str], moments: Mapping[str, Moments]) -> None:
-    """Raise ValueError if a forward reads the buffers of layers that it does not call.
+def require_unseen_layers_unread(task: Task, unseen: Sequence[str], moments: Mapping[str, Moments]) -> None:
+    """Raise ValueError if a forward reads the buffers of layers that it does not call as modules.
 
     Such a layer is called past its hooks (`layer.forward(x)`, `F.batch_norm(x, layer.running_mean, ...)`). It cannot be
     measured, and what comes behind it was measured under its old averages. NaN in these buffers tells: only what is
@@ -218,16 +219,18 @@ def _is_read(task: Task, names: Sequence[str], before: Sequence[Tensor]) -> bool
 
 def _list_nan(task: Task) -> list[Tensor]:
     """Run the first batch; list whether there is NaN in what each call of a layer normalizes, and in each output."""
-    found: list[Tensor] = []
+    has_nan: list[Tensor] = []
     # The results stay tensors, so that an accelerator is waited for once, where they are compared.
-    with watched(task, task.layers, lambda name, x: found.append(x.isnan().any())):
+    with watched(task, task.layers, lambda name, x: has_nan.append(x.isnan().any())):
         output = task.evaluate(task.data[0])
-    outputs = [tensor for tensor in list_tensors(output) if tensor.is_floating_point()]
-    return [*found, *(tensor.isnan().any() for tensor in outputs)]
+    for tensor in list_tensors(output):
+        if tensor.is_floating_point():
+            has_nan.append(tensor.isnan().any())
+    return has_nan
 
 
-def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expected: Sequence[Note]) -> Check:
-    """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
+def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expected: Sequence[Call]) -> Check:
+    """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has kept."""
     names: list[str] = []
     pooled: list[Pooled] = []
 
@@ -239,17 +242,19 @@ def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expe
     with borrowed(task.root), watched(task, task.layers, note):
         task.evaluate(task.data[index])
     # Another order, a missing call and an additional one all mean that the check has failed.
-    for name, noted in zip_longest(names, expected):
-        if noted is None or name != noted.name:
-            return Check(False, name if noted is None else noted.name, math.inf)
+    for name, call in zip_longest(names, expected):
+        if call is None:
+            return Check(False, name, math.inf)
+        if name != call.name:
+            return Check(False, call.name, math.inf)
 
     worst = 0.0
     failed = None
-    moments = [noted.moments for noted in expected]
-    for name, evaluated, noted in zip(names, fetch(pooled), fetch(moments), strict=True):
+    kept = fetch([call.moments for call in expected])
+    for name, evaluated, walked in zip(names, fetch(pooled), kept, strict=True):
         # In units of the variance over all batches: a channel may be constant within one batch, and any
         # rounding would then count as an infinite difference.
-        off = max(compare_moments(noted, evaluated, statistics[name].var))
+        off = max(compare_moments(walked, evaluated, statistics[name].var))
         worst = max(worst, off)
         if off > SAME and failed is None:
             failed = name

@@ -32,8 +32,8 @@ class Source:
     """
 
     def __init__(self, batches: Iterable[Any], count: Callable[[Any], int], caller: str) -> None:
-        self._given = batches
-        self._batches: Iterator[Any] = iter(batches)
+        self._source = batches
+        self._iterator: Iterator[Any] = iter(batches)
         self._count = count
         self._caller = caller
         self._are_copied = False
@@ -84,12 +84,12 @@ class Source:
     def _read(self, data: list[Any], wanted: int | None, least_batches: int) -> bool:
         images = sum(map(self._count, data))
         # Batches of a list are there already, and reading them takes no memory unless they are copied.
-        is_in_memory = isinstance(self._given, (list, tuple)) and not self._are_copied
-        for given in self._batches:
+        is_in_memory = isinstance(self._source, (list, tuple)) and not self._are_copied
+        for loaded in self._iterator:
             # The limit is checked only when there is a further batch, so that data which end here are never refused.
             if not is_in_memory:
                 self._require_memory(len(data))
-            batch = copy_batch(given, None) if self._are_copied else given
+            batch = copy_batch(loaded, None) if self._are_copied else loaded
             count = self._count(batch)
             if count < 1:
                 raise ValueError(f"{self._caller}: a batch has no images; leave empty batches out")
@@ -107,11 +107,11 @@ class Source:
 
     def _start_again(self, data: list[Any]) -> None:
         """Go back to the start, and copy batches from now on; ValueError if the caller gave an iterator."""
-        again = iter(self._given)
+        again = iter(self._source)
         # `iter` returns an iterator itself, which cannot begin again.
-        if again is self._given:
+        if again is self._source:
             raise ValueError(f"{self._caller}: {self._describe_refill(len(data))}")
-        self._batches = again
+        self._iterator = again
         self._are_copied = True
         data.clear()
         self._values.clear()

@@ -68,7 +68,7 @@ class Task:
 
     def __post_init__(self) -> None:
         self.root = unwrap_parallel(self.model)
-        # These are kept, so that `require_own_buffers` notices when a forward puts others in their place.
+        # These are kept, so that `require_same_buffers` notices when a forward puts others in their place.
         self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
 
     def on(self, data: Iterable[Any]) -> Task:
@@ -100,10 +100,10 @@ class Task:
         mean.data.copy_(moments.mean)  # .data: a backward pass still to come may have saved the buffer
         var.data.copy_(moments.var)
 
-    def require_own_buffers(self, name: str) -> None:
+    def require_same_buffers(self, name: str) -> None:
         """Raise ValueError if a forward has put other buffers in the place of a layer's: these would not be written."""
         buffers = get_running_buffers(self.layers[name])
-        if any(buffer is not own for buffer, own in zip(buffers, self._running[name], strict=True)):
+        if any(now is not before for now, before in zip(buffers, self._running[name], strict=True)):
             raise ValueError(
                 f"{CALLER}: the forward puts other buffers in the place of those of layer {name!r}; load them into the "
                 "model, and give functional_call parameters only"
@@ -146,7 +146,7 @@ def watched(task: Task, layers: Layers, look: Callable[[str, Tensor], object]) -
         x = task.inputs.select(name, layers[name], args, kwargs)
         if x is None:
             return
-        task.require_own_buffers(name)
+        task.require_same_buffers(name)
         look(name, x)
 
     with contextlib.ExitStack() as undo:
@@ -223,13 +223,16 @@ class Ranks:
             own_error = error
 
         # A rank that has failed takes part in the exchange, too: the others would wait for it forever.
-        failures = {rank: failure for rank, failure in enumerate(self.gather(_describe(own_error))) if failure}
+        gathered = self.gather(_describe(own_error))
+        failures = {rank: failure for rank, failure in enumerate(gathered) if failure is not None}
         if not failures:
             return result
 
         # An error of data or model goes before one that only asks for another way to measure.
         serious = {rank: failure for rank, failure in failures.items() if not failure.cannot_interleave}
-        rank, first = next(iter((serious or failures).items()))
+        candidates = serious or failures
+        rank = min(candidates)
+        first = candidates[rank]
         # A rank's exception keeps its type and traceback on that rank. The other ranks only get its message.
         if own_error is not None and isinstance(own_error, InterleavingError) == first.cannot_interleave:
             raise own_error

@@ -27,7 +27,7 @@ from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments
 
 
-class Note(NamedTuple):
+class Call(NamedTuple):
     """One call of a layer: its name, and the moments of what it was given."""
 
     name: str
@@ -47,20 +47,21 @@ class _Batch:
         layer: the layer that it has come to last; None at the end of the network.
         x: what this layer was given to normalize, if it may have to be read again; else None.
         moments: of `x`, as the task's reader has them.
-        is_ahead: for each layer that the batch has been measured at, whether its latest forward has yet to pass it. A
-            forward that was begun again passes each of them once without a stop.
-        given_calls: the calls of layers with given statistics in its latest forward, and the moments of each.
-        notes: the calls in its latest forward; None if they are not noted.
-        measured_notes: the call of each layer by which the batch was measured there.
+        measured_layers: the layers that the batch has been measured at.
+        layers_ahead: those of them that its latest forward has yet to pass. A forward that was begun again passes each
+            of them once without a stop.
+        assumed_calls: the calls of layers with assumed statistics in its latest forward.
+        calls: all calls in its latest forward; None if the batch is not checked later.
+        measuring_calls: the call of each layer by which the batch was measured there.
     """
 
-    def __init__(self, index: int, is_noted: bool) -> None:
+    def __init__(self, index: int, is_checked: bool) -> None:
         self.index = index
-        self.is_noted = is_noted
+        self.is_checked = is_checked
         self.layer: str | None = None
         self.moments: Any = None
-        self.is_ahead: dict[str, bool] = {}
-        self.measured_notes: dict[str, Note] = {}
+        self.measured_layers = set[str]()
+        self.measuring_calls: dict[str, Call] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -68,9 +69,9 @@ class _Batch:
         self.walker: greenlet | None = None
         self.x: Tensor | None = None
         self.state: tuple[Any, Any] | None = None
-        self.is_ahead = dict.fromkeys(self.is_ahead, True)
-        self.given_calls: list[tuple[str, Any]] = []
-        self.notes: list[Note] | None = [] if self.is_noted else None
+        self.layers_ahead = set(self.measured_layers)
+        self.assumed_calls: list[Call] = []
+        self.calls: list[Call] | None = [] if self.is_checked else None
 
 
 class Walk:
@@ -79,9 +80,9 @@ class Walk:
     Args:
         task: what is measured.
         budget: decides which batches may wait.
-        given: statistics that some layers have already, such as those that are called several times. Batches do not
-            wait at these layers; the moments of all calls are collected.
-        noted: numbers of the batches whose calls are noted, to be checked later.
+        assumed: statistics that some layers are assumed to have, such as those that are called several times. Batches
+            do not wait at these layers; the moments of all calls are collected.
+        checked: numbers of the batches that are checked later, for which their calls are kept.
 
     Attributes:
         statistics: moments of each layer, in the order in which they were finished.
@@ -90,16 +91,16 @@ class Walk:
         batches: the batches.
     """
 
-    def __init__(self, task: Task, budget: Budget, given: Mapping[str, Moments], noted: Collection[int]) -> None:
+    def __init__(self, task: Task, budget: Budget, assumed: Mapping[str, Moments], checked: Collection[int]) -> None:
         self._task = task
         self._budget = budget
-        self._given = given
+        self._assumed = assumed
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._is_passing = False  # whether that forward only goes on to its end
         self._state = ForwardState(task.root, task.device)
         # The caller's settings. A new tensor has no tangent, which counts as no forward-mode differentiation.
         self._fixed_settings = read_fixed_settings(torch.zeros(()))
-        self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
+        self.batches = [_Batch(index, index in checked) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
         self.forwards = 0
@@ -114,7 +115,7 @@ class Walk:
         run_together = self._task.ranks.run_together
         with _kept_settings(), watched(self._task, self._task.layers, self._visit):
             try:
-                for name, moments in self._given.items():
+                for name, moments in self._assumed.items():
                     self._task.write(name, moments)
                 run_together(partial(self._begin, self.batches))
 
@@ -127,8 +128,8 @@ class Walk:
                     run_together(partial(self._continue, layer))
 
                 # These layers may be called anywhere in a forward, so their moments are complete only here.
-                for name in self._given:
-                    self._finish_given(name)
+                for name in self._assumed:
+                    self._finish_assumed(name)
             finally:
                 # When an error is raised, forwards may still be waiting. They are ended here, while the model is
                 # borrowed; otherwise the garbage collector would end them at some later time. The one that ran last
@@ -145,13 +146,14 @@ class Walk:
         batch = self._current
         if self._is_passing:
             return
-        if name in self._given:  # it has statistics: read the values, and go on
-            batch.given_calls.append((name, self._measure(name, x, False)))
-        elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
-            batch.is_ahead[name] = False
-            if batch.notes is not None:
-                batch.notes.append(batch.measured_notes[name])
-        elif name in self.statistics:  # finished, and called once more: it will have to be given
+        if name in self._assumed:  # it has statistics: read the values, and go on
+            moments = self._measure(name, x, False)
+            batch.assumed_calls.append(Call(name, moments))
+        elif name in batch.layers_ahead:  # measured in an earlier forward of this batch: pass it
+            batch.layers_ahead.remove(name)
+            if batch.calls is not None:
+                batch.calls.append(batch.measuring_calls[name])
+        elif name in self.statistics:  # finished, and called once more: its statistics will have to be assumed
             self.revisited.add(name)
         else:
             # Each thread has a main greenlet of its own, which has no parent to switch to.
@@ -161,14 +163,17 @@ class Walk:
             parent.switch(name, x)  # returns when this forward goes on
 
     def _measure(self, name: str, x: Tensor, is_kept: bool) -> Any:
-        """Read what a layer normalizes, and note the call; `is_kept`: it can be read again, and is not noted."""
+        """Read what a layer normalizes, and add the call to those that are checked later.
+
+        `is_kept`: the values are kept, so that they can be read again; such a call is not checked.
+        """
         reader = self._task.reader
         if is_kept:
             return reader.read(x)
         moments = reader.measure(x)
-        notes = self._current.notes
-        if notes is not None:
-            notes.append(Note(name, moments))
+        calls = self._current.calls
+        if calls is not None:
+            calls.append(Call(name, moments))
         return moments
 
     # -- one layer after the other -----------------------------------------------------------------------------------
@@ -220,12 +225,12 @@ class Walk:
         if may_wait and read_fixed_settings(x) != self._fixed_settings:
             raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
 
-        is_kept = may_wait and batch.notes is None  # what is noted is measured at once
+        is_kept = may_wait and batch.calls is None  # what is checked later is measured at once
         batch.x = x if is_kept else None
         batch.moments = self._measure(layer, x, is_kept)
-        batch.is_ahead[layer] = False
-        if batch.notes is not None:
-            batch.measured_notes[layer] = batch.notes[-1]
+        batch.measured_layers.add(layer)
+        if batch.calls is not None:
+            batch.measuring_calls[layer] = batch.calls[-1]
         if may_wait:
             return
 
@@ -269,10 +274,16 @@ class Walk:
         to the end. All ranks take the proposal of the first rank that has one.
         """
         waiting = [batch.layer for batch in self.batches if batch.walker is not None]
-        others = [batch.layer for batch in self.batches if batch.layer is not None]
-        proposal = next(iter([*waiting, *others]), None)
+        unfinished = [batch.layer for batch in self.batches if batch.layer is not None]
+        if waiting:
+            proposal = waiting[0]
+        elif unfinished:
+            proposal = unfinished[0]
+        else:
+            proposal = None
+
         proposals: list[str | None] = self._task.ranks.gather(proposal)
-        return next((proposal for proposal in proposals if proposal is not None), None)
+        return next((layer for layer in proposals if layer is not None), None)
 
     def _pool(self, name: str) -> Pooled | None:
         """Pool the moments of this rank's batches at a layer; None if none is there."""
@@ -293,9 +304,10 @@ class Walk:
         # The order matters: the reader matches `kept` with the first of the parts.
         return self._task.reader.pool([*read, *measured], kept)
 
-    def _finish_given(self, name: str) -> None:
-        """Pool the moments of all calls of a layer with given statistics."""
-        parts = [moments for batch in self.batches for layer, moments in batch.given_calls if layer == name]
+    def _finish_assumed(self, name: str) -> None:
+        """Pool the moments of all calls of a layer with assumed statistics."""
+        calls = [call for batch in self.batches for call in batch.assumed_calls]
+        parts = [call.moments for call in calls if call.name == name]
         if any(self._task.ranks.gather(bool(parts))):
             of_rank = self._task.reader.pool(parts, []) if parts else None
             self.statistics[name] = self._task.ranks.merge(of_rank)

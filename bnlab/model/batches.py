@@ -101,29 +101,38 @@ def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = Fa
 
     def copy_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            place = leaf.device if device is None else device
-            # Sparse and nested tensors have no strides, and refuse a memory format.
-            if not is_dense(leaf):
-                return leaf.to(place, copy=True)
-            layout = torch.channels_last if channels_last and leaf.dim() == 4 else torch.preserve_format
-            return leaf.to(place, copy=True, memory_format=layout)
+            return _copy_tensor(leaf, device, channels_last)
         if isinstance(leaf, np.ndarray):
             return np.copy(leaf)
         if callable(getattr(leaf, "clone", None)):
             return leaf.clone()
-        try:
-            copied = copy.copy(leaf)
-        except TypeError as error:
-            kind = type(leaf).__name__
-            raise TypeError(f"a batch holds a {kind}, which cannot be copied for each forward; leave it out") from error
-        # `copy.copy` returns immutable objects themselves, and into those nothing can be written.
-        if copied is not leaf and hasattr(leaf, "__dict__"):
-            for name, value in vars(leaf).items():
-                if isinstance(value, (Tensor, np.ndarray, list, tuple, dict)):
-                    vars(copied)[name] = map_batch(copy_leaf, value)  # also where the class is frozen
-        return copied
+        return _copy_object(leaf, copy_leaf)
 
     return map_batch(copy_leaf, batch)
+
+
+def _copy_tensor(tensor: Tensor, device: torch.device | None, channels_last: bool) -> Tensor:
+    place = tensor.device if device is None else device
+    # Sparse and nested tensors have no strides, and refuse a memory format.
+    if not is_dense(tensor):
+        return tensor.to(place, copy=True)
+    layout = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
+    return tensor.to(place, copy=True, memory_format=layout)
+
+
+def _copy_object(leaf: Any, copy_leaf: Callable[[Any], Any]) -> Any:
+    """Copy an object, and what it holds by `copy_leaf`."""
+    try:
+        copied = copy.copy(leaf)
+    except TypeError as error:
+        kind = type(leaf).__name__
+        raise TypeError(f"a batch holds a {kind}, which cannot be copied for each forward; leave it out") from error
+    # `copy.copy` returns immutable objects themselves, and into those nothing can be written.
+    if copied is not leaf and hasattr(leaf, "__dict__"):
+        for name, value in vars(leaf).items():
+            if isinstance(value, (Tensor, np.ndarray, list, tuple, dict)):
+                vars(copied)[name] = map_batch(copy_leaf, value)  # also where the class is frozen
+    return copied
 
 
 def count_images(batch: Any) -> int:
@@ -164,7 +173,12 @@ def take_images(batch: Any, count: int) -> Any:
     # In a list of images the first axis of each tensor is its channels, which must not be cut.
     if len(lengths) != 1 or find_image_list(batch) is not None:
         return batch
-    return map_batch(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
+
+    def cut(leaf: Any) -> Any:
+        has_images = isinstance(leaf, Tensor) and leaf.dim() > 0
+        return leaf[:count] if has_images else leaf
+
+    return map_batch(cut, batch)
 
 
 def count_bytes(batch: Any) -> int:

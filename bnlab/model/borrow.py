@@ -85,7 +85,7 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         if training is not None:
             model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
 
-        undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
+        undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_frozen_parameters(model)]))
         # An ExitStack undoes in reverse order: first the random state, then weights and values, then the tensors
         # themselves. Modules are told their modes when all of these are back, because self-tuned layers then
         # read their buffers. At last modes are set.
@@ -109,8 +109,8 @@ def _list_tensors(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Te
     return tensors
 
 
-def _list_teachers(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that may be moved in the forward, as an average of others is: without gradients, beside some with."""
+def _list_frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters without gradients, which a forward may move as averages of others; none if all are so."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     # A teacher has a student. If all parameters are frozen, none of them can be an average of others.
     is_all = len(frozen) == sum(1 for _ in model.parameters())
@@ -184,20 +184,20 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     parameters = [] if model is None else model.parameters()
     devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.is_cuda])
     state = random.getstate()
-    numpys = np.random.get_state()
+    numpy_state = np.random.get_state()
     try:
         # Without a list, torch would save the generators of every accelerator in the machine.
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(state)
-        np.random.set_state(numpys)
+        np.random.set_state(numpy_state)
 
 
-class Borrowings:
-    """What a model has before a forward, to see in the middle of it what it has changed for the time being.
+class ForwardSnapshot:
+    """Snapshot of a model before a forward, to see in the middle of it what it has changed for the time being.
 
-    That is trainable weights, which code swaps for their averages, or rounds, around a call of the model; and
+    It holds trainable weights, which code swaps for their averages, or rounds, around a call of the model; and
     attributes of torch's own layers, such as the probability of a dropout. Other attributes may be set for a batch, and
     are kept apart by `ForwardState`; buffers and frozen parameters are given back by `restored`.
     """
@@ -217,8 +217,8 @@ class Borrowings:
         """Name the first thing that is not as it was; "" if all is."""
         for prefix, attributes, name, value in self._attributes:
             now = attributes.get(name)
-            # NaN differs from itself.
-            if now != value and (now == now or value == value):
+            are_both_nan = value != value and now != now  # NaN differs from itself
+            if now != value and not are_both_nan:
                 return f"{prefix}.{name}"
         if also_weights:
             for name, weight, value in self._weights:
@@ -270,7 +270,10 @@ class ForwardState:
         A forward begins with the attributes that the model had before any: what an interrupted one has set for a while
         it would take for the model's own, and put back at its end.
         """
-        settings, values = (self._outside, self._at_first) if state is None else state
+        if state is None:
+            settings, values = self._outside, self._at_first
+        else:
+            settings, values = state
         # `leave` returns this very object if nothing was changed, so that the comparison costs nothing.
         if settings is not self._outside:
             self._set(settings)

@@ -111,12 +111,13 @@ def _bound_mean(parts: Sequence[Partial]) -> float:
         return 2.0
     if "updates" in how:
         return 8.0
-    groups = sum(block[1].numel() for part in parts for block in part.blocks) / parts[0].channels
+    means = sum(mean.numel() for part in parts for _, mean, _ in part.blocks)
+    groups = means / parts[0].channels
     return min(16.0, math.sqrt(groups))
 
 
 def _join_groups(parts: Sequence[Partial]) -> list[Groups]:
-    """Groups of one size together, so that there are few operations on small tensors: [R, C] each, in float64."""
+    """Join the groups of one size, so that there are few operations on small tensors: [R, C] each, in float64."""
     kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for part in parts:
         for size, mean, var in part.blocks:
@@ -137,27 +138,30 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
     The variance is that within groups and that of their means. These are taken about one of them first: the weighted
     sum of small differences, not the difference of large sums.
     """
-    size, means, variances = groups[0]
-    if len(groups) == len(means) == 1:
-        return Pooled(size, means[0], variances[0])
+    first_size, first_means, first_variances = groups[0]
+    origin = first_means[0]
+    if len(groups) == 1 and len(first_means) == 1:
+        return Pooled(first_size, origin, first_variances[0])
 
-    origin = means[0]
-    kinds = []
+    # The groups of each size become one, whose mean is taken about `origin`.
+    merged = []
     for size, means, variances in groups:
         offsets = means - origin
         offset = offsets.mean(0)
-        between = offsets.sub_(offset).square_()
-        kinds.append((size * len(means), offset, between.add_(variances).mean(0)))
-    if len(kinds) == 1:
-        total, offset, var = kinds[0]
-        return Pooled(total, origin + offset, var)
+        between = (offsets - offset).square_()
+        var = between.add_(variances).mean(0)
+        merged.append(Pooled(size * len(means), offset, var))
+    if len(merged) == 1:
+        only = merged[0]
+        return Pooled(only.count, origin + only.mean, only.var)
 
-    total = sum(count for count, _, _ in kinds)
-    mean = torch.stack([offset * (count / total) for count, offset, _ in kinds]).sum(0)
-    var = torch.zeros_like(mean)
-    for count, offset, within in kinds:
-        var += (offset - mean).square_().add_(within) * (count / total)
-    return Pooled(total, origin + mean, var)
+    total = sum(each.count for each in merged)
+    offset = torch.stack([each.mean * (each.count / total) for each in merged]).sum(0)
+    var = torch.zeros_like(offset)
+    for each in merged:
+        between = (each.mean - offset).square_()
+        var += between.add_(each.var) * (each.count / total)
+    return Pooled(total, origin + offset, var)
 
 
 class Reader:
@@ -175,10 +179,10 @@ class Reader:
 
         images = wide.reshape(*wide.shape[:2], -1)
         size = images.shape[2]
-        exact = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
-        total = images.sum(dim=2, dtype=exact).flatten().double()
+        dtype = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
+        total = images.sum(dim=2, dtype=dtype).flatten().double()
         # `vector_norm` adds up squares without a tensor of all squares.
-        norm = torch.linalg.vector_norm(images, dim=2, dtype=exact).flatten().double()
+        norm = torch.linalg.vector_norm(images, dim=2, dtype=dtype).flatten().double()
         mean = total / size
         # Rounding may make the difference slightly negative.
         var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
@@ -196,11 +200,12 @@ class Reader:
             kept: the values that were given to `read`, in the same order.
         """
         partials = []
-        # Moments that `measure` has returned need no second read.
         for part in parts:
             if isinstance(part, Pooled):
-                part = Partial(len(part.mean), [(part.count, part.mean, part.var)], "exact")
-            partials.append(part)
+                # Moments that `measure` has returned need no second read.
+                partials.append(Partial(len(part.mean), [(part.count, part.mean, part.var)], "exact"))
+            else:
+                partials.append(part)
         pooled = _merge(_join_groups(partials))
         bound = _bound_mean(partials)
 
@@ -243,7 +248,8 @@ class Reader:
         # The means get the shift back, in float64; a shift does not change variances.
         blocks = []
         for size, mean, var in near.blocks:
-            blocks.append((size, (mean.view(-1, near.channels) + known.double()).flatten(), var.double()))
+            shifted_back = mean.view(-1, near.channels) + known.double()
+            blocks.append((size, shifted_back.flatten(), var.double()))
         return Partial(near.channels, blocks, "exact")
 
 
@@ -264,8 +270,8 @@ class DeviceReader(Reader):
 
     def measure(self, x: Tensor) -> Pooled:
         """Compute the moments of `x` [N, C, ...] without waiting: by a second read of all channels."""
-        ((_, mean, _),) = self.read(x).blocks
-        ((count, exact_mean, exact_var),) = self._read_shifted(x, mean).blocks
+        _, mean, _ = self.read(x).blocks[0]
+        count, exact_mean, exact_var = self._read_shifted(x, mean).blocks[0]
         return Pooled(count, exact_mean, exact_var)
 
 

@@ -245,8 +245,8 @@ class SelfTunedSyncBatchNorm(SelfTuned, nn.SyncBatchNorm):
 
     def average(self, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         # There is no other way to tell the forward of SyncBatchNorm where to write the moments of all processes.
-        own_mean = self.running_mean
-        own_var = self.running_var
+        running_mean = self.running_mean
+        running_var = self.running_var
         momentum = self.momentum
         try:
             self.running_mean = mean
@@ -254,8 +254,8 @@ class SelfTunedSyncBatchNorm(SelfTuned, nn.SyncBatchNorm):
             self.momentum = 1.0
             return nn.SyncBatchNorm.forward(self, input)
         finally:
-            self.running_mean = own_mean
-            self.running_var = own_var
+            self.running_mean = running_mean
+            self.running_var = running_var
             self.momentum = momentum
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.estimators.bank import BLOCK, MOMENTA, Bank
+from bnlab.estimators.bank import BATCHES_PER_BLOCK, MOMENTA, Bank
 
 
 class Averages:
@@ -40,7 +40,7 @@ class Averages:
         self.shown = start.clone()
         self.momenta = _read_momenta(self.bank)
         self.has_pending = False
-        self._recent = set[float]()  # fingerprints of the batches of the last full block
+        self._recent_fingerprints = set[float]()  # of the batches of the last full block
         self._keep(start.new_empty(0, *start.shape))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -49,12 +49,13 @@ class Averages:
 
     def _keep(self, rows: Tensor) -> None:
         """Let these moments [n, 2, C] be the only ones that wait for the bank."""
-        rest = rows.new_zeros(BLOCK - len(rows), *rows.shape[1:])
+        unused = rows.new_zeros(BATCHES_PER_BLOCK - len(rows), *rows.shape[1:])
         self._waiting = len(rows)
         # In new memory: a backward pass still to come may have saved the old places.
-        self._rows = torch.cat((rows, rest))
-        values = self._rows.flatten(0, 1).unbind()
-        self._places = list(zip(values[::2], values[1::2], strict=True))
+        self._rows = torch.cat((rows, unused))
+        means = self._rows[:, 0].unbind()
+        variances = self._rows[:, 1].unbind()
+        self._places = list(zip(means, variances, strict=True))
 
     @property
     def place(self) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,7 @@ class Averages:
         is_full = len(rows) == self.bank.room
 
         if is_full:
-            self._recent = set(_list_fingerprints(rows))
+            self._recent_fingerprints = set(_list_fingerprints(rows))
             self.bank = self._forecast(rows)
             rows = rows[:0]
         self._keep(rows)
@@ -119,7 +120,7 @@ class Averages:
             first.setdefault(fingerprint, number)
         # Rows of the block before are left out, too: a checkpointed forward may run again after its first run has
         # filled the block.
-        numbers = [number for fingerprint, number in first.items() if fingerprint not in self._recent]
+        numbers = [number for fingerprint, number in first.items() if fingerprint not in self._recent_fingerprints]
         return rows[numbers]
 
     def _forecast(self, rows: Tensor) -> Bank:

@@ -117,6 +117,7 @@ def _describe_faults(trace: MomentTrace, counter: StepCounter, recorders: Mappin
             "trace.step() after each update"
         )
 
+    has_run = counter.has_counted or counter.has_seen_forward
     left = [name for name, recorder in recorders.items() if recorder.is_left]
     if left:
         yield (
@@ -125,7 +126,7 @@ def _describe_faults(trace: MomentTrace, counter: StepCounter, recorders: Mappin
         )
     # An empty block is no mistake, but a block with updates or forwards and without entries is one, unless layers that
     # were left to their own forward explain it.
-    elif (counter.has_counted or counter.has_seen_forward) and not any(lengths):
+    elif has_run and not any(lengths):
         yield "nothing was recorded: no batch-norm layer was called in train mode"
 
     unlike = [

@@ -56,6 +56,7 @@ def record_frozen(
     device = find_device(model, None, _CALLER)
     warn_of_others(model, _CALLER)
 
+    run_forward = call if forward is None else forward
     # The recording begins inside of the measurement, so that this measurement's forwards count as training.
     with measured(model, training=training), record(model, inputs=inputs) as trace:
         # `measured` has put the whole model into eval mode; batch norms alone are to use their batch.
@@ -64,7 +65,7 @@ def record_frozen(
         for batch in batches:
             # The forward gets a copy, because an in-place operation such as nn.ReLU(inplace=True) would change the
             # caller's batch.
-            (forward or call)(model, copy_batch(batch, device))
+            run_forward(model, copy_batch(batch, device))
             # There is no optimizer whose updates could be counted, so that each batch is a step, whatever `forward`
             # calls.
             trace.step()

@@ -93,15 +93,16 @@ class Recorder(ABC):
         self.missed = 0
         self.is_left = False
         self.may_not_count = get_batch_count(layer) is None
-        self._given: Callable[..., Any] | None = vars(layer).get("forward")
+        # What somebody has set on this very layer; None: it has its class's forward.
+        self._instance_forward: Callable[..., Any] | None = vars(layer).get("forward")
         self.layer_forward: Callable[..., Any] = layer.forward
 
     def attach(self, undo: contextlib.ExitStack) -> None:
         """Take the place of the layer's forward until `undo` is closed."""
-        if self._given is None:
+        if self._instance_forward is None:
             undo.callback(delattr, self.layer, "forward")
         else:
-            undo.callback(setattr, self.layer, "forward", self._given)
+            undo.callback(setattr, self.layer, "forward", self._instance_forward)
         replaced = find_replaced_forward(self.layer)
         self.layer.forward = RecordingCall(self.call, self.layer_forward, replaced)  # type: ignore[method-assign]
 
@@ -151,9 +152,10 @@ class Recorder(ABC):
             return True
         # These are batches that torch has counted and that have no entry. If there are more than were missed, some went
         # past this recorder; if there are fewer than none, the count was written.
-        missed = count_batches(self.layer) - self.entries.updates - len(self.entries)
+        without_entry = count_batches(self.layer) - self.entries.updates - len(self.entries)
+        is_count_right = self.may_not_count or 0 <= without_entry <= self.missed
         is_average = any(_is_average(self.entries, moments) for moments in self.list_readings())
-        return is_average and (self.may_not_count or 0 <= missed <= self.missed)
+        return is_average and is_count_right
 
     def list_readings(self) -> list[Tensor]:
         """List what the layer may have averaged, [calls, 2, C]: the moments that were recorded."""
@@ -175,9 +177,9 @@ class TorchRecorder(Recorder):
         place = self.next_place()
         # Torch's own forward is slower here, because it needs its buffers swapped, and setting an attribute of a module
         # searches its registries each time.
-        normalize = self._normalize if input.dim() == self._accepted_dims else self._normalize_by_layer
+        is_accepted = input.dim() == self._accepted_dims
         try:
-            output = normalize(input, place)
+            output = self._normalize(input, place) if is_accepted else self._normalize_by_layer(input, place)
         except BaseException:
             # Checkpointing ends its second forward by an exception, after the layer has taken its statistics. The
             # variance of a place is no longer negative then.
@@ -193,8 +195,9 @@ class TorchRecorder(Recorder):
         layer = self.layer
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked.add_(1)
+        mean, var = place
         # Momentum 1 overwrites the running average: the place then holds the moments of the batch.
-        return F.batch_norm(input, *place, layer.weight, layer.bias, True, 1.0, layer.eps)
+        return F.batch_norm(input, mean, var, layer.weight, layer.bias, True, 1.0, layer.eps)
 
     def _normalize_by_layer(self, input: Tensor, place: Place) -> Tensor:
         """Let torch's own forward normalize; it finds the place where it looks for its buffers."""

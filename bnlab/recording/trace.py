@@ -99,9 +99,9 @@ class LayerTrace:
         # has left.
         at = len(self) - self._stored
         if at < len(self._places):
-            place = self._places[at]
-            if (place[0].dtype, place[0].device) == (like.dtype, like.device):
-                return place
+            mean, var = self._places[at]
+            if mean.dtype == like.dtype and mean.device == like.device:
+                return mean, var
         # The buffer decides on type and device, because a model may be moved after recording has begun.
         self._open_chunk(like)
         return self._places[0]
@@ -114,10 +114,10 @@ class LayerTrace:
             self._open = like.new_zeros(_CHUNK, *self.start.shape)
         self._open[:, 1] = NOT_WRITTEN
 
-        # The rows are taken apart once for each chunk: indexing in each call would make two new views for each layer
-        # and batch.
-        rows = self._open.flatten(0, 1).unbind()
-        self._places = list(zip(rows[::2], rows[1::2], strict=True))
+        # The chunk is taken apart once: indexing in each call would make two new views for each layer and batch.
+        means = self._open[:, 0].unbind()
+        variances = self._open[:, 1].unbind()
+        self._places = list(zip(means, variances, strict=True))
         self._stored = len(self)
 
     def add(self, step: int, count: int, momentum: float) -> None:

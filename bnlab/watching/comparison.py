@@ -79,8 +79,11 @@ class Comparison:
         if self.has_images:
             estimate = scores.compare("exact", "running")
             # The interval is of exact minus running. If the sign is turned, its ends change places.
-            ends = (estimate.low, estimate.high) if difference >= 0 else (-estimate.high, -estimate.low)
-            interval = " [{}, {}]".format(*(_write(end, scores) for end in ends))
+            if difference >= 0:
+                low, high = estimate.low, estimate.high
+            else:
+                low, high = -estimate.high, -estimate.low
+            interval = f" [{_write(low, scores)}, {_write(high, scores)}]"
         # A difference that is shown as 0 is called none, even if its value is not quite 0. Large numbers are
         # written with commas, which `float` does not read.
         if float(size.replace(",", "")) == 0:
@@ -121,9 +124,10 @@ def compare_metrics(running: Metrics, exact: Metrics | None, lower: bool | Colle
                 f"watch: evaluate returned {join_names(metrics)} the first time and {join_names(names)} the second; "
                 "return the same metrics each time"
             )
-    unknown = [] if isinstance(lower, bool) else [metric for metric in lower if metric not in names]
-    if unknown:
-        raise ValueError(f"watch: lower has {join_names(unknown)}; evaluate returned {join_names(names)}")
+    if not isinstance(lower, bool):
+        unknown = [metric for metric in lower if metric not in names]
+        if unknown:
+            raise ValueError(f"watch: lower has {join_names(unknown)}; evaluate returned {join_names(names)}")
 
     comparisons = []
     for metric, (_, has_images) in by_kind["running"].items():
@@ -131,7 +135,8 @@ def compare_metrics(running: Metrics, exact: Metrics | None, lower: bool | Colle
         lengths = {len(each) for each in values.values()}
         if len(lengths) > 1:
             # The evaluation under exact statistics is the first one; see `Watch.compare`.
-            first, second = (len(values[kind]) for kind in ("exact", "running"))
+            first = len(values["exact"])
+            second = len(values["running"])
             raise ValueError(
                 f"watch: evaluate returned {first:,} scores the first time and {second:,} the second; score the same "
                 "images each time"

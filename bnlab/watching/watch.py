@@ -366,8 +366,9 @@ class Watch:
         words = {"running": "running averages", "exact": "exact statistics", "lost": "lost under running averages"}
         # Legends show the names of columns.
         drawn = rows[list(words)].rename(columns=words)
-        *lines, lost = words.values()
-        top, bottom = drawn.plot(subplots=[tuple(lines), (lost,)], sharex=True, marker=".")
+        above = (words["running"], words["exact"])
+        below = (words["lost"],)
+        top, bottom = drawn.plot(subplots=[above, below], sharex=True, marker=".")
         top.set_ylabel(chosen)
         bottom.axhline(0, color="gray", linewidth=0.5)
         return top.figure.axes
@@ -450,7 +451,9 @@ class Watch:
         """Count the images that are kept, or those of `batches` that were measured."""
         if self._batches is None:
             return self._keeper.images
-        return statistics.cost.images if statistics is not None and statistics.cost is not None else 0
+        if statistics is None or statistics.cost is None:
+            return 0
+        return statistics.cost.images
 
     def _make_row(self, comparison: Comparison, images: int) -> dict[str, Any]:
         row = {
@@ -520,7 +523,9 @@ def _require_options(options: dict[str, Any], has_batches: bool) -> None:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"{_CALLER}: {join_names(unknown)} is no keyword of watch or population_statistics")
+    if has_batches:
+        return
     # These keywords say how given batches are read and called; without batches= they would do nothing.
-    useless = [] if has_batches else [name for name in _OF_BATCHES if name in options]
+    useless = [name for name in _OF_BATCHES if name in options]
     if useless:
         raise TypeError(f"{_CALLER}: {join_names(useless)} is for batches=, which are not given")
