@@ -118,11 +118,11 @@ def diagnose(
     if before is not None and layers:
         history = compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
     case = Case(
-        model,
-        layers,
-        tuple(without),
-        tuple(list_others(model)),
-        buffers,
+        model=model,
+        layers=layers,
+        without=tuple(without),
+        uncovered=tuple(list_others(model)),
+        buffers=buffers,
         history=history,
         trace=trace,
         ranks=None if ranks is None else Ranks(ranks, CALLER).gather(buffers),
@@ -134,12 +134,12 @@ def diagnose(
     # Training batches are read by the same task, so that the same output and labels are scored.
     task = None
     training = None
-    chosen: list[str] = []
+    choices: list[str] = []
     if batches is not None and layers and case.is_measurable:
         task = read_batches(set_up(model, layers, forward, inputs, progress, labels=labels), batches, max_images)
         # A metric has images and labels of its own, so that there is nothing to choose.
         if evaluate is None:
-            task, chosen = choose_scoring(task)
+            task, choices = choose_scoring(task)
         case = _try_to_examine(case, task, evaluate)
         if case.has_data and training_batches is not None:
             training = read_batches(task, training_batches, max_images)
@@ -154,7 +154,8 @@ def diagnose(
     # Averages that are not finite are at fault, whatever else an undo would bring back.
     if task is not None and case.has_data and not case.is_broken:
         experiment = try_undos(case, task, known, evaluate)
-        experiment = None if experiment is None else name_trials(experiment, known, case)
+        if experiment is not None:
+            experiment = name_trials(experiment, known, case)
 
     # Without labels or a metric there is nothing to go by but how predictions differ.
     judged: Verdict | None
@@ -163,7 +164,9 @@ def diagnose(
     else:
         judged, findings = conclude(case, case.scores, experiment, known, worth)
 
-    notes = [*_note_limits(case), *chosen, *(experiment.notes if experiment is not None else ())]
+    notes = [*_note_limits(case), *choices]
+    if experiment is not None:
+        notes += experiment.notes
     return Diagnosis(case, judged, experiment, findings, skipped, notes)
 
 

@@ -140,7 +140,8 @@ class Recalibration:
         lines = [f"Not recalibrated: {self.reason}."]
         if self.written:
             lines = [f"Recalibrated {count_things(len(self.layers), 'batch-norm layer')}: {self.reason}."]
-        scores, gain = self.scores, self.gain
+        scores = self.scores
+        gain = self.gain
         if scores is not None and gain is not None:
             before = describe_score(scores.mean("running"), scores)
             after = describe_score(scores.mean("exact"), scores)
@@ -234,12 +235,14 @@ def recalibrate(
     # `chosen` layers may be written; a mistake that this would hide is looked for in all of them.
     chosen = batch_norm_layers(model, layers, caller=CALLER)
     known = batch_norm_layers(model, caller=CALLER)
-    case = Case(model, known, (), (), read_all_buffers(known))
+    case = Case(model=model, layers=known, without=(), uncovered=(), buffers=read_all_buffers(known))
     # A caller who names layers wants them written, frozen or not.
     frozen = () if layers is not None else tuple(case.select(lambda name: _is_frozen(case, name)))
     names = [name for name in chosen if name not in frozen]
     if not names:
-        return Recalibration(False, _ALL_FROZEN, None, None, frozen, None)
+        return Recalibration(
+            written=False, reason=_ALL_FROZEN, statistics=None, scores=None, frozen=frozen, undoing=None
+        )
 
     task = set_up(model, known, forward, inputs, progress, CALLER, group, labels)
     ranks = task.ranks
@@ -257,7 +260,8 @@ def recalibrate(
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
     # All ranks have to decide alike, because each of them takes part in scoring.
-    is_broken = any(ranks.gather(any(has_bad_values(case.buffers[name]) for name in statistics)))
+    is_broken_here = any(has_bad_values(case.buffers[name]) for name in statistics)
+    is_broken = any(ranks.gather(is_broken_here))
     scores = None if is_broken else score(task, statistics, evaluate)  # broken averages have no score to compare with
     if training_batches is not None:
         # A tolerance ends the reading of the images, and nothing that of the training batches: as many are read.
@@ -266,14 +270,16 @@ def recalibrate(
     # Averages that are not finite are at fault whatever an undo brings back, so that nothing is looked for.
     # All ranks skip it alike, because layers that were left out are measured by all of them together.
     is_any_broken = any(ranks.gather(case.is_broken))
-    own_hidden = None
+    local_mistake = None
     if not is_any_broken:
-        own_hidden = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
-    hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, task.data)))))
+        local_mistake = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
+    local_images = sum(map(count_images, task.data))
+    hidden = _choose_hidden(ranks.gather((local_mistake, local_images)))
     # For the reason alone: scores are missing if there are no labels, or if labels do not fit the outputs.
-    has_labels = any(ranks.gather(any(find_labels(task, batch) is not None for batch in task.data)))
+    has_local_labels = any(find_labels(task, batch) is not None for batch in task.data)
+    has_labels = any(ranks.gather(has_local_labels))
 
-    is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)
+    is_wanted, reason = _decide(hidden, scores, is_broken, has_labels, statistics.check)
     if force and not is_wanted:
         reason = f"force=True, although {reason}"
     written = is_wanted or force
@@ -284,7 +290,7 @@ def recalibrate(
 def _is_frozen(case: Case, name: str) -> bool:
     """Return whether a layer is kept in eval mode while the model is trained, or its weight is not trained."""
     # A wrapper (DistributedDataParallel) may be in another mode than the model in it.
-    roots = [module for name, module in case.model.named_modules() if not strip_wrappers(name)]
+    roots = [module for path, module in case.model.named_modules() if not strip_wrappers(path)]
     is_held = all(root.training for root in roots) and not case.layers[name].training
     return is_held or case.has_fixed_weight(name)
 
@@ -334,7 +340,7 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
         moments[name] = given[other]
         eps[name] = given.eps[other]
     selected = Statistics(moments, eps, missing)
-    # A selection is as exact as the whole, and `_judge` asks whether that is exact.
+    # A selection is as exact as the whole, and `_decide` asks whether that is exact.
     selected.check = given.check
     return selected
 
@@ -364,10 +370,12 @@ def _find_hidden(
     examined = add_fills(add_forwards(examined, task), task)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examined, task, known, evaluate)
-    experiment = None if experiment is None else name_trials(experiment, known, examined)
-    chosen = [] if experiment is None else experiment.choose_shown()
+    if experiment is None:
+        return None
+    experiment = name_trials(experiment, known, examined)
+    chosen = experiment.choose_shown()
     # Where wrong averages explain it as well with as few numbers, new statistics repair it and hide nothing.
-    if experiment is None or not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
+    if not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause
     reported = chosen[0].undo.words
@@ -392,29 +400,41 @@ def _choose_hidden(found: Sequence[tuple[_Mistake | None, int]]) -> _Mistake | N
     return mistakes[0][0] if 2 * of_finders > of_all else None
 
 
-def _judge(
+def _decide(
     hidden: _Mistake | None, scores: Scores | None, is_broken: bool, has_labels: bool, check: Check | None
 ) -> tuple[bool, str]:
-    """Judge whether the new statistics should be written, with the reason."""
-    is_exact = check is None or check.is_exact
+    """Decide whether the new statistics should be written, with the reason."""
     # This comes before any gain: new statistics of images that are prepared wrongly raise the score, too.
     if hidden is not None and hidden.is_certain:
-        is_wanted, reason = False, f"it would hide a mistake: {hidden.words}. {hidden.convinced_by}"
+        is_wanted = False
+        reason = f"it would hide a mistake: {hidden.words}. {hidden.convinced_by}"
     elif is_broken:
-        is_wanted, reason = True, "not judged, as the old statistics are not finite or negative"
+        is_wanted = True
+        reason = "not judged, as the old statistics are not finite or negative"
     elif scores is None:
-        why = "labels cannot be compared with the outputs" if has_labels else "the batches have no labels"
         # Nothing can show a gain here, so statistics that are known to be inexact are not written.
-        is_wanted, reason = is_exact, f"not judged, as {why} and there is no evaluate="
+        is_wanted = check is None or check.is_exact
+        why = "labels cannot be compared with the outputs" if has_labels else "the batches have no labels"
+        reason = f"not judged, as {why} and there is no evaluate="
     else:
-        gain = scores.compare("exact", "running")
-        is_wanted = gain.low > 0
-        reason = "too few images to be sure of a gain" if gain.value > 0 else "nothing is gained"
-        reason = "the images score better" if is_wanted else reason
+        is_wanted, reason = _judge_gain(scores.compare("exact", "running"))
+    return is_wanted, _add_doubts(reason, is_wanted, hidden, check)
+
+
+def _judge_gain(gain: Difference) -> tuple[bool, str]:
+    """Judge whether a gain is sure, with the reason."""
+    if gain.low > 0:
+        return True, "the images score better"
+    if gain.value > 0:
+        return False, "too few images to be sure of a gain"
+    return False, "nothing is gained"
+
+
+def _add_doubts(reason: str, is_wanted: bool, hidden: _Mistake | None, check: Check | None) -> str:
+    """Add to a reason that a mistake may be hidden, and that the new statistics are not exact, where that is so."""
     if hidden is not None and not hidden.is_certain:
         reason = f"{reason}, as they would without {hidden.words}; {_WHICH}"
-
-    if check is None or is_exact:
-        return is_wanted, reason
-    reported = _NOT_EXACT.format(layer=check.layer)
-    return is_wanted, f"{reason}, although {reported}" if is_wanted else f"{reported}; {reason}"
+    if check is None or check.is_exact:
+        return reason
+    not_exact = _NOT_EXACT.format(layer=check.layer)
+    return f"{reason}, although {not_exact}" if is_wanted else f"{not_exact}; {reason}"

@@ -46,20 +46,22 @@ def round_up(count: float) -> int:
 def describe_gain(gain: Difference, scores: Scores) -> str:
     """Write a gain with its interval, or, where it is negative, a loss: "lose 0.2 points [-0.3, 0.7]"."""
     # The number as it is written decides: a loss that rounds to 0.0 is reported as a gain of 0.0.
-    if not _tell_difference(gain.value, scores).startswith("-"):
-        return f"gain {tell(gain, scores)}"
+    if not _describe_value(gain.value, scores).startswith("-"):
+        return f"gain {describe_difference(gain, scores)}"
     loss = Difference(-gain.value, -gain.high, -gain.low, gain.images)
-    return f"lose {tell(loss, scores)}"
+    return f"lose {describe_difference(loss, scores)}"
 
 
-def tell(difference: Difference, scores: Scores) -> str:
+def describe_difference(difference: Difference, scores: Scores) -> str:
     """Write a difference with its interval, in points where scores are shares."""
     unit = " points" if scores.are_shares else ""
-    value = _tell_difference(difference.value, scores)
-    return f"{value}{unit} [{_tell_difference(difference.low, scores)}, {_tell_difference(difference.high, scores)}]"
+    value = _describe_value(difference.value, scores)
+    low = _describe_value(difference.low, scores)
+    high = _describe_value(difference.high, scores)
+    return f"{value}{unit} [{low}, {high}]"
 
 
-def _tell_difference(value: float, scores: Scores) -> str:
+def _describe_value(value: float, scores: Scores) -> str:
     """Write a difference of scores: points with one decimal, or three significant digits."""
     return f"{100 * value:z.1f}" if scores.are_shares else describe_number(value)
 

@@ -104,7 +104,7 @@ def test_scores_count_where_they_surely_gain_and_likelihoods_do_not(
     assert (judged is not planted) == by_scores
     assert judged.best is not None
     if by_scores:
-        assert judged.measure_gain(judged.best).value == pytest.approx(gain)
+        assert judged.measure_ranked_gain(judged.best).value == pytest.approx(gain)
         assert name_trials(judged.choose_shown()) == ["1"]
 
 

@@ -47,7 +47,8 @@ class NeverUpdated(Cause):
         shown = [name for name in layers if _list_starts(case, name)]
         if not shown:
             return ""
-        counts = [count for name in shown if (count := case.count_updates(name)) is not None]
+        all_counts = [case.count_updates(name) for name in shown]
+        counts = [count for count in all_counts if count is not None]
         counted = f"{max(counts):,} updates counted" if counts else "no count of updates"
         if any(counts):
             counted = f"although {counted}"
@@ -69,7 +70,7 @@ class NeverUpdated(Cause):
             # One free number in each channel, because only one of the two rows comes from the images.
             degrees = sum(values.shape[1] for values in averages.values())
             apply = write_averages(case.layers, averages)
-            yield Undo(reported, tuple(averages), degrees, apply, explains=case.measure_mended(averages))
+            yield Undo(reported, tuple(averages), degrees, apply, explains=case.measure_repaired(averages))
 
 
 def _list_starts(case: Case, name: str) -> list[str]:

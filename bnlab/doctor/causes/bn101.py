@@ -50,7 +50,7 @@ class OnItsWay(Cause):
             reported = self.describe(case, list(weights))
             apply = write_averages(case.layers, averages)
             # 0 degrees: the weight follows from count and momentum alone, nothing is fitted to the images.
-            yield Undo(reported, tuple(averages), 0, apply, explains=case.measure_mended(averages))
+            yield Undo(reported, tuple(averages), 0, apply, explains=case.measure_repaired(averages))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
         weights = _list_weights(case)
@@ -68,8 +68,7 @@ class OnItsWay(Cause):
         return f"{updates} of momentum {get_momentum(case.layers[worst]):g}: {way:.2g}% of the way"
 
     def look(self, case: Case) -> Signs | None:
-        # With data, undoing decides. Count and momentum are believed
-        # by themselves only where nothing is measured.
+        # With data, undoing decides. Count and momentum are believed by themselves only where nothing is measured.
         if case.has_data:
             return None
         weights = _list_weights(case)

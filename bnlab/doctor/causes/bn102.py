@@ -56,12 +56,11 @@ class OddMomentum(Cause):
         return case.select(lambda name: name in layers or _is_reversed(case, name) or _is_zero(case, name))
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        momenta = {get_momentum(case.layers[name]) for name in layers if _is_reversed(case, name)}
+        momenta = {_read_momentum(case, name) for name in layers if _is_reversed(case, name)}
         reported = []
-        for value in momenta:
-            if value:
-                memory = (2 - value) / value
-                reported.append(f"momentum {value:g}, a memory of {memory:.1f} batches")
+        for momentum in momenta:
+            memory = (2 - momentum) / momentum
+            reported.append(f"momentum {momentum:g}, a memory of {memory:.1f} batches")
 
         counts = [case.count_updates(name) or 0 for name in layers if _is_zero(case, name)]
         if counts or not reported:
@@ -69,10 +68,16 @@ class OddMomentum(Cause):
         return "; ".join(sorted(reported))
 
 
+def _read_momentum(case: Case, name: str) -> float:
+    """Read a layer's momentum; 0 for None, as a cumulative average has no large momentum."""
+    return get_momentum(case.layers[name]) or 0
+
+
 def _is_reversed(case: Case, name: str) -> bool:
-    layer = case.layers[name]
     # Layers that average in another way do not go by their momentum, whatever it says.
-    return not isinstance(layer, AveragesByItself) and (get_momentum(layer) or 0) > MOMENTUM_IS_LARGE
+    if isinstance(case.layers[name], AveragesByItself):
+        return False
+    return _read_momentum(case, name) > MOMENTUM_IS_LARGE
 
 
 def _is_zero(case: Case, name: str) -> bool:

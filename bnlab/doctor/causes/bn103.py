@@ -50,7 +50,7 @@ class SeveralUpdates(Cause):
         reported = f"{calls:.3g} updates a step"
 
         # Several calls are a mistake only if they average the same batch. Different batches all count.
-        distances = [_compare_calls(entries) for entries in several.values()]
+        distances = [_compare_steps(entries) for entries in several.values()]
         near = [distance for distance in distances if distance < SAME_BATCH]
         if 2 * len(near) < len(several):
             return Signs.of(several, f"{reported}, of different batches", "note")
@@ -59,8 +59,8 @@ class SeveralUpdates(Cause):
         return Signs.of(several, f"{reported}, of the same batch{how}", "warning")
 
 
-def _compare_calls(entries: LayerTrace) -> float:
-    """Compare the calls of a step with each other, over what those of one step differ from the next; the middle one."""
+def _compare_steps(entries: LayerTrace) -> float:
+    """Compare successive calls of one step with successive calls of two steps: the ratio of their median distances."""
     steps = torch.tensor(entries.steps, device="cpu")
     moments = entries.moments.double().cpu()
     # Means are compared in σ and variances as ratios, so that all channels count
@@ -69,10 +69,11 @@ def _compare_calls(entries: LayerTrace) -> float:
     scale = torch.stack((variance.sqrt(), variance))
 
     distance = (moments.diff(dim=0) / scale).square().flatten(1).mean(1).sqrt()
-    is_within = steps.diff() == 0
+    is_same_step = steps.diff() == 0
     # A single step has no next one to compare with; infinity leaves it at a note.
-    if not is_within.any() or is_within.all():
+    if not is_same_step.any() or is_same_step.all():
         return math.inf
-    between = distance[~is_within].median()
+    within = distance[is_same_step].median()
+    between = distance[~is_same_step].median()
     # The distance between steps is 0 where the same batch comes again at the same weights.
-    return float(distance[is_within].median() / between.clamp(min=_TINY))
+    return float(within / between.clamp(min=_TINY))

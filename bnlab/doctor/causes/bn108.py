@@ -67,7 +67,7 @@ class OtherWeights(Cause):
         drift = compare_with_drift(case, layers)
         ratios = [case.noise_ratio(name) for name in layers]
         known = [ratio for ratio in ratios if not math.isnan(ratio)]  # it is NaN where batches are too few
-        reported = [] if drift is None else [drift.tell()]
+        reported = [] if drift is None else [drift.describe()]
         if known:
             reported.append(f"{describe_number(median_high(known), 2)} times farther off than chance explains")
         else:
@@ -80,4 +80,5 @@ class OtherWeights(Cause):
 def _describe(layers: Sequence[str], names: Sequence[str]) -> str:
     if len(layers) == len(names):
         return "exact statistics of all layers"
-    return f"exact statistics of {', '.join(layers) if len(layers) <= 3 else f'{len(layers)} layers'}"
+    named = ", ".join(layers) if len(layers) <= 3 else f"{len(layers)} layers"
+    return f"exact statistics of {named}"

@@ -29,7 +29,9 @@ class SmallLastBatch(Cause):
 
     def look(self, case: Case) -> Signs | None:
         # Training batches may have been given without it being known which of them is the last of an epoch.
-        last, full = case.training_sizes or (0, 0)
+        if case.training_sizes is None:
+            return None
+        last, full = case.training_sizes
         if not 0 < last <= SMALL_LAST_BATCH * full:
             return None
         evidence = f"the last batch of an epoch has {last:,} images of {full:,}"

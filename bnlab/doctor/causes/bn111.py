@@ -49,7 +49,7 @@ class NoImages(Cause):
         filled = case.fills[mixture.what]
         names = [name for name in case.fold if name in filled]
         averages = {name: _take_out(case.buffers[name], filled[name], mixture.weight) for name in names}
-        explains = case.measure_mended(averages)
+        explains = case.measure_repaired(averages)
         if explains > EXPLAINED:
             apply = write_averages(case.layers, averages)
             yield Undo(_describe(case, mixture), tuple(names), 1, apply, explains=explains)
@@ -84,8 +84,10 @@ def _find_mixture(case: Case) -> _Mixture | None:
         return None
     mixtures = [_fit_mixture(case, what, filled) for what, filled in case.fills.items()]
     shares = [case.explain(mixture.averages, case.seen) for mixture in mixtures]
-    share, best = max(zip(shares, mixtures, strict=True), key=lambda pair: pair[0])
-    return best if share > FILL_EXPLAINS and best.weight > FILL_SHOWS else None
+    share = max(shares)
+    best = mixtures[shares.index(share)]
+    is_explained = share > FILL_EXPLAINS and best.weight > FILL_SHOWS
+    return best if is_explained else None
 
 
 def _fit_mixture(case: Case, what: str, filled: Mapping[str, Tensor]) -> _Mixture:
@@ -109,7 +111,8 @@ def _fit_mixture(case: Case, what: str, filled: Mapping[str, Tensor]) -> _Mixtur
     direction = torch.cat(directions)
     weight = float(gap @ direction / direction.square().sum())
     weight = min(1.0, max(0.0, weight))
-    return _Mixture(what, weight, {name: goal.lerp(filled[name], weight) for name, goal in exact.items()})
+    averages = {name: goal.lerp(filled[name], weight) for name, goal in exact.items()}
+    return _Mixture(what, weight, averages)
 
 
 def _take_out(buffers: Tensor, filled: Tensor, weight: float) -> Tensor:

@@ -40,8 +40,12 @@ class AverageNoise(Cause):
         ratios = [case.noise_ratio(name) for name in known]  # NaN with fewer than three batches
         ratio = f"|T| up to {max(ratios):.1f}, " if all(map(math.isfinite, ratios)) else ""
         momenta = dict.fromkeys(get_momentum(case.layers[name]) for name in known)
-        averaged = " and ".join("over all batches" if each is None else f"with momentum {each}" for each in momenta)
+        averaged = " and ".join(map(_describe_momentum, momenta))
         return f"means up to {mean_gap:.2f} σ off, {ratio}averaged {averaged}"
+
+
+def _describe_momentum(momentum: float | None) -> str:
+    return "over all batches" if momentum is None else f"with momentum {momentum}"
 
 
 def _is_ordinary(case: Case, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -35,15 +36,15 @@ class UnlikeBatches(Cause):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        unlike: dict[str, tuple[float, str]] = {}
+        unlike = {}
         for name in case.seen:
-            found = _compare_batches(case.find_view(name))
-            if found:
-                unlike[name] = max(found)
+            differences = _compare_batches(case.find_view(name))
+            if differences:
+                unlike[name] = max(differences)
         if not unlike:
             return None
-        _, reported = max(unlike.values())
-        return Signs.of(unlike, reported)
+        largest = max(unlike.values())
+        return Signs.of(unlike, largest.words)
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
         # A test loader may be sorted where training shuffled: then its order says nothing of the averages.
@@ -55,27 +56,39 @@ class UnlikeBatches(Cause):
         return "" if signs is None else signs.evidence
 
 
-def _compare_batches(view: LayerView | None) -> list[tuple[float, str]]:
+class _Difference(NamedTuple):
+    """A way in which batches differ by more than shuffled ones do; the largest ratio is the largest difference.
+
+    Attributes:
+        ratio: how many times as much they vary.
+        words: the same in words.
+    """
+
+    ratio: float
+    words: str
+
+
+def _compare_batches(view: LayerView | None) -> list[_Difference]:
     """Compare means and mean squares of batches with those of images, where a layer's rows are images of one call.
 
     Returns:
-        For each that differs by more than shuffled batches do: how many times as much, and the same in words.
+        Those of the two that differ by more than shuffled batches do.
     """
     # The view counts each call as a batch, so that calls that differ would look like batches that differ.
     if view is None or len(view.calls) > 1 or view.image_means.count < 2:
         return []
-    found = []
+    differences = []
     most = max(BATCHES_RATIO, compute_chance(view.batch_means.count - 1))
     ratio, share = _compare(view.batch_means, view.image_means, view.pooled.var)
     if ratio > most and share > BATCHES_SHARE:
         reported = f"batch means vary {ratio:.1f} times as much as shuffled ones, {share:.0%} of the variance"
-        found.append((ratio, reported))
+        differences.append(_Difference(ratio, reported))
 
     ratio, share = _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square())
     if ratio > most and share > BATCHES_SPREAD**2:
         reported = f"batch variances vary {ratio:.1f} times as much as shuffled ones, by {math.sqrt(share):.0%}"
-        found.append((ratio, reported))
-    return found
+        differences.append(_Difference(ratio, reported))
+    return differences
 
 
 def _compare(batches: Scatter, images: Scatter, scale: Tensor) -> tuple[float, float]:

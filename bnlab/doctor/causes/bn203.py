@@ -76,7 +76,7 @@ class SmallBatches(Cause):
         if not values:
             return ""
         fewest = min(values)
-        text = f"{fewest} values in a batch: n/(n−1) is {fewest / (fewest - 1):.2f}"
+        reported = f"{fewest} values in a batch: n/(n−1) is {fewest / (fewest - 1):.2f}"
         ratios = [case.noise_ratio(name) for name in layers]  # NaN of too few batches, and of momentum 0
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
-        return f"{text}; median |T| up to {max(known):.1f}" if known else text
+        return f"{reported}; median |T| up to {max(known):.1f}" if known else reported

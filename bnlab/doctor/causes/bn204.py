@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import dropwhile
+from typing import NamedTuple
 
 import torch
 
@@ -65,19 +66,19 @@ class SeveralPopulations(Cause):
     def look(self, case: Case) -> Signs | None:
         views = case.view.layers
         called = [name for name in case.seen if name in views and len(views[name].calls) > 1]
-        several = [name for name in called if views[name].image_means.count > 1]  # whose rows are images
-        unlike: dict[str, tuple[float, str]] = {}
-        for name in several:
-            are_unlike, share, reported = _compare_calls(views[name])
+        of_images = [name for name in called if views[name].image_means.count > 1]  # whose rows are images
+        unlike = {}
+        for name in of_images:
+            comparison = _compare_calls(views[name])
             # Where each batch's statistics beat all averages, several calls are reason enough by themselves.
-            if are_unlike or case.is_batch_better:
-                unlike[name] = share, reported
+            if comparison.are_unlike or case.is_batch_better:
+                unlike[name] = comparison
         if not unlike:
             return _compare_evaluated(case)
-        _, reported = max(unlike.values())
-        # Layers behind are named too: each call's own statistics have made what these are given alike.
-        behind = dropwhile(lambda name: name not in unlike, several)
-        return Signs.of(behind, reported)
+        clearest = max(unlike.values(), key=lambda comparison: (comparison.share, comparison.words))
+        # Later layers are named too: normalizing each call by itself has made what these are given alike.
+        from_first_unlike = dropwhile(lambda name: name not in unlike, of_images)
+        return Signs.of(from_first_unlike, clearest.words)
 
 
 def _compare_evaluated(case: Case) -> Signs | None:
@@ -93,15 +94,25 @@ def _compare_evaluated(case: Case) -> Signs | None:
     return Signs.of(groups, reported)
 
 
-def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
+class _Comparison(NamedTuple):
+    """How the calls of a layer in a forward differ.
+
+    Attributes:
+        are_unlike: whether they differ by more than calls of one population do.
+        share: which share of the variance lies between their means.
+        words: by how much they differ, in words.
+    """
+
+    are_unlike: bool
+    share: float
+    words: str
+
+
+def _compare_calls(view: LayerView) -> _Comparison:
     """Compare the calls of a layer in a forward.
 
     Means of so many images differ by chance, and variances by less than 8/sqrt(images), also where images differ much
     in contrast.
-
-    Returns:
-        Whether they differ by more than calls of one population do, which share of the variance lies between them, and
-        by how much they differ, in words.
     """
     number = len(view.calls)
     pooled = view.pooled
@@ -120,4 +131,5 @@ def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
     most_ratio = max(CALLS_RATIO, CALLS_RATIO_CHANCE / math.sqrt(images))
     times = f"variances differ {math.exp(log_ratio):.1f}-fold"
     reported = f"{number} calls a forward: their means make up {share:.0%} of the variance, their {times}"
-    return share > most_share or log_ratio > most_ratio, share, reported
+    are_unlike = share > most_share or log_ratio > most_ratio
+    return _Comparison(are_unlike, share, reported)

@@ -46,10 +46,10 @@ class CountedInTraining(Cause):
             counted = case.measure_distance(first, plain)
             return f"first layer {without:.2g} σ off without padding, {counted:.2g} σ where padding is counted"
         dropped = case.dropped
-        behind = [name for name in layers if name in dropped]
-        if not behind:
+        after_dropout = [name for name in layers if name in dropped]
+        if not after_dropout:
             return ""
-        worst = max(behind, key=lambda name: abs(float(dropped[name].log().median())))
+        worst = max(after_dropout, key=lambda name: abs(float(dropped[name].log().median())))
         with_dropout = float(dropped[worst].median())
         running = float(case.log_ratios(worst).exp().median())
         return f"variance with dropout {with_dropout:.2f} times that without, running {running:.2f} times"
@@ -62,7 +62,7 @@ def _is_padded(case: Case) -> bool:
 
 
 def _predict_dropout(case: Case) -> dict[str, Tensor]:
-    """Predict averages behind dropout, whose variances are those of train mode."""
+    """Predict averages of layers after dropout, whose variances are those of train mode."""
     dropped = case.dropped
     exact = case.read_exact(name for name in dropped if name in case.exact)
     return {name: torch.stack((mean, var * dropped[name])) for name, (mean, var) in exact.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,24 +46,56 @@ class OtherInput(Cause):
 
     def propose(self, case: Case) -> Iterator[Undo]:
         first = FirstLayer(case)
+        if case.fits_first or _are_as_in_training(case, first.name):
+            return
         # The response is asked for last, because it alone runs the model.
-        response = None if case.fits_first or _are_as_in_training(case, first.name) else first.response
+        response = first.response
         if response is None:
             return
-        changes: list[tuple[str, int, Change, str, float]] = []
-        for scale, shift in _fit(case, first, response):
-            # The numbers are no part of the name: each half of the images has its own, but undos of the two halves are
-            # matched by their names.
-            name = f"{'negative' if scale < 0 else 'positive'}, shifts: {len(shift)}"
-            changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), name, EXPLAINS_ALL))
-        if response.colours == 3:
-            # Nothing is fitted here, so that most of the gap does not go by chance. What is left may be the noise of
-            # running averages, which no undo of the images takes away.
-            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), "reversed", EXPLAINED))
-        for reported, degrees, change, name, least in changes:
-            explains = first.explain(change)
-            if explains > least:
-                yield Undo(reported, (first.name,), degrees, change_images(change), RESCALED, explains, name)
+        for candidate in _list_candidates(case, first, response):
+            explains = first.explain(candidate.undo)
+            if explains > candidate.least:
+                layers = (first.name,)
+                apply = change_images(candidate.undo)
+                yield Undo(candidate.words, layers, candidate.degrees, apply, RESCALED, explains, candidate.name)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What may have been done to the images.
+
+    Attributes:
+        words: what was done, in words.
+        name: which of the candidates it is.
+        undo: changes the images back.
+        degrees: numbers that were fitted.
+        least: share of the first layer's gap that has to go with it.
+    """
+
+    words: str
+    name: str
+    undo: Change
+    degrees: int
+    least: float
+
+
+def _list_candidates(case: Case, first: FirstLayer, response: Response) -> list[_Candidate]:
+    """List what may have been done to the images."""
+    candidates = []
+    for scale, shift in _fit(case, first, response):
+        # The numbers are no part of the name: each half of the images has its own, but undos of the two halves are
+        # matched by their names.
+        sign = "negative" if scale < 0 else "positive"
+        name = f"{sign}, shifts: {len(shift)}"
+        degrees = 1 + len(shift)
+        candidates.append(_Candidate(_describe(scale, shift), name, _undo(scale, shift), degrees, EXPLAINS_ALL))
+    if response.colours == 3:
+        # Nothing is fitted here, so that most of the gap does not go by chance. What is left may be the noise of
+        # running averages, which no undo of the images takes away.
+        candidates.append(
+            _Candidate("the channels are reversed", "reversed", lambda images: images.flip(-3), 0, EXPLAINED)
+        )
+    return candidates
 
 
 def _are_as_in_training(case: Case, first: str) -> bool:
@@ -77,29 +110,43 @@ def _fit(case: Case, first: FirstLayer, response: Response) -> Iterator[tuple[fl
     """Fit a scale, of either sign, and a shift for all channels or one for each, to the first layer's averages."""
     # All colours shifted by the same: one free number, in place of one for each colour.
     common = response.slopes.sum(0, keepdim=True)
-    slopes = [common, response.slopes] if response.colours > 1 else [common]
+    slopes_to_fit = [common]
+    if response.colours > 1:
+        slopes_to_fit.append(response.slopes)
     # Variances give a² and leave the sign of a open, so that both are tried.
     for sign in (1.0, -1.0):
-        for of_shift in slopes:
-            scale = sign
-            shift = torch.zeros(len(of_shift), dtype=torch.float64, device="cpu")
-            # One pass over the images as they are serves both signs and all shifts in the first round.
-            moments = _multiply(first.as_is, sign, response.at_zero)
-            # The borders of padded images do not follow a shift, so that what is left is fitted again.
-            for number in range(_ROUNDS):
-                if number > 0:
-                    moments = first.measure(_undo(scale, shift))
-                left = _fit_once(case, first.name, moments, response.at_zero, of_shift)
-                if left is None:
-                    return
-                # Undone so far, the images are left[0]·x + left[1]. As they were given, they are therefore
-                # scale·(left[0]·x + left[1]) + shift.
-                shift = shift + scale * left[1]
-                scale = scale * left[0]
+        for slopes in slopes_to_fit:
+            fitted = _fit_in_rounds(case, first, response.at_zero, slopes, sign)
+            if fitted is None:
+                return
+            scale, shift = fitted
             # A fit near 1·x + 0 says that nothing was done to the images; a change of sign always counts.
             is_shown = max(abs(math.log(abs(scale))), float(shift.abs().max()) / abs(scale)) > SCALE_SHOWS
             if is_shown or scale < 0:
                 yield scale, shift
+
+
+def _fit_in_rounds(
+    case: Case, first: FirstLayer, at_zero: Tensor, slopes: Tensor, sign: float
+) -> tuple[float, Tensor] | None:
+    """Fit a scale of this sign and as many shifts [K] as there are slopes [K, C]; None as for `_fit_once`."""
+    scale = sign
+    shift = torch.zeros(len(slopes), dtype=torch.float64, device="cpu")
+    # One pass over the images as they are serves both signs and all shifts in the first round.
+    moments = _multiply(first.as_is, sign, at_zero)
+    # The borders of padded images do not follow a shift, so that what is left is fitted again.
+    for number in range(_ROUNDS):
+        if number > 0:
+            moments = first.measure(_undo(scale, shift))
+        left = _fit_once(case, first.name, moments, at_zero, slopes)
+        if left is None:
+            return None
+        # Undone so far, the images are scale_left·x + shift_left. As they were given, they are therefore
+        # scale·(scale_left·x + shift_left) + shift.
+        scale_left, shift_left = left
+        shift = shift + scale * shift_left
+        scale = scale * scale_left
+    return scale, shift
 
 
 def _multiply(moments: Moments | None, sign: float, at_zero: Tensor) -> Moments | None:
@@ -127,10 +174,10 @@ def _fit_once(
     # The median, so that a few channels which are off for another reason do not decide.
     scale = math.exp(0.5 * float((moments.var[varies] / running_var[varies]).log().median()))
     # A scale stretches means away from where they are on images that are 0. The shifts explain the rest.
-    left = moments.mean - at_zero - scale * (running_mean - at_zero)
+    unexplained = moments.mean - at_zero - scale * (running_mean - at_zero)
     # Each channel counts in units of its own σ.
     weights = (running_var.clamp(min=0) + eps).rsqrt()
-    shift = torch.linalg.lstsq((slopes * weights).T, (left * weights)[:, None]).solution[:, 0]
+    shift = torch.linalg.lstsq((slopes * weights).T, (unexplained * weights)[:, None]).solution[:, 0]
     return scale, shift
 
 

@@ -36,7 +36,7 @@ class Multiplied(Cause):
             return
         factor = math.exp(log_factor)
         averages = {name: case.buffers[name] / factor for name in names}
-        explains = case.measure_mended(averages)
+        explains = case.measure_repaired(averages)
         if explains >= EXPLAINS_ALL:
             reported = f"means and variances are {describe_number(factor)} times what they should be"
             yield Undo(reported, tuple(names), 1, write_averages(case.layers, averages), explains=explains)

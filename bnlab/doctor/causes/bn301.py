@@ -21,7 +21,9 @@ class DeadChannels(Cause):
 
     def look(self, case: Case) -> Signs | None:
         exact = case.exact
-        dead = weak = channels = 0
+        dead = 0
+        weak = 0
+        channels = 0
         layers = []
         for name in case.seen:
             var = exact[name].var

@@ -43,17 +43,17 @@ class FoldedTwice(Cause):
 def _is_folded(case: Case, name: str) -> bool:
     """Return whether what a layer is given has its bias as mean and its weight as standard deviation."""
     layer = case.layers[name]
-    given_weight = get_weight(layer)
-    given_bias = get_bias(layer)
-    if given_weight is None or given_bias is None:
+    all_weights = get_weight(layer)
+    all_biases = get_bias(layer)
+    if all_weights is None or all_biases is None:
         return False
     # A channel whose weight is 0 has no spread that could be compared.
-    varies = given_weight.detach().cpu() != 0
+    varies = all_weights.detach().cpu() != 0
     if not varies.any():
         return False
     # A weight's sign does not show in a standard deviation.
-    weight = given_weight.detach().abs().cpu().double()[varies]
-    bias = given_bias.detach().cpu().double()[varies]
+    weight = all_weights.detach().abs().cpu().double()[varies]
+    bias = all_biases.detach().cpu().double()[varies]
 
     # Of all images, because nothing is fitted here and both halves have to agree on the layers.
     moments = case.exact[name]
@@ -62,8 +62,8 @@ def _is_folded(case: Case, name: str) -> bool:
     off = torch.stack((mean_off, ratio.log()))
 
     # Weights and biases that are nearly the same in all channels would fit by chance.
-    own = torch.stack((bias / weight, weight.log()))
-    spread = own - own.mean(1, keepdim=True)
+    stored = torch.stack((bias / weight, weight.log()))
+    spread = stored - stored.mean(1, keepdim=True)
     return _average_size(off) < FOLDED_AGREES * _average_size(spread)
 
 

@@ -34,21 +34,22 @@ class UnusedWeights(Cause):
         if all(not case.clearly_differs(name) for name in names):
             return
         weights = _list_weights(case, names)
-        negative = [name for name, weight in weights.items() if bool((weight < 0).any())]
-        if negative:
-            apply = write_weights((weights[name], weights[name].detach().abs()) for name in negative)
-            yield Undo("with the absolute values of the weights", tuple(negative), 0, apply, name="absolute")
+        with_negative = [name for name, weight in weights.items() if bool((weight < 0).any())]
+        if with_negative:
+            apply = write_weights((weights[name], weights[name].detach().abs()) for name in with_negative)
+            yield Undo("with the absolute values of the weights", tuple(with_negative), 0, apply, name="absolute")
 
-        fitting = list(takewhile(lambda name: not case.clearly_differs(name), names))
-        if not 0 < len(fitting) < len(names):
+        leading_fits = list(takewhile(lambda name: not case.clearly_differs(name), names))
+        if not 0 < len(leading_fits) < len(names):
             return
-        # Setting weights to 1 that are 1 already would undo nothing.
-        scaled = [name for name, weight in weights.items() if not bool((weight == 1).all())]
         # What differs from training lies between the last layer that fits and the first one that does not.
-        if fitting[-1] in scaled:
-            yield _set_to_one(case, fitting[-1:], "one")
-        if scaled and scaled != fitting[-1:]:
-            yield _set_to_one(case, scaled, "all")
+        last_fit = leading_fits[-1]
+        # Setting weights to 1 that are 1 already would undo nothing.
+        not_one = [name for name, weight in weights.items() if not bool((weight == 1).all())]
+        if last_fit in not_one:
+            yield _set_to_one(case, [last_fit], "one")
+        if not_one and not_one != [last_fit]:
+            yield _set_to_one(case, not_one, "all")
 
 
 def _list_weights(case: Case, names: Sequence[str]) -> dict[str, Tensor]:
@@ -59,7 +60,8 @@ def _list_weights(case: Case, names: Sequence[str]) -> dict[str, Tensor]:
 
 def _set_to_one(case: Case, names: Sequence[str], name: str) -> Undo:
     weights = _list_weights(case, names).values()
-    reported = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
+    others = " and others" if len(names) > 3 else ""
+    reported = f"with the weights of {', '.join(names[:3])}{others} at 1"
     apply = write_weights((weight, torch.ones_like(weight)) for weight in weights)
     # No number is fitted, but choosing layers is a freedom too: undoing one is preferred to undoing several.
     return Undo(reported, tuple(names), len(names), apply, name=name)

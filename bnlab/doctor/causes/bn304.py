@@ -32,8 +32,8 @@ class OtherForward(Cause):
 
     def propose(self, case: Case) -> Iterator[Undo]:
         # Where an activation, say, is built in behind the formula, an ordinary batch norm would drop it.
-        replaced = {*case.unread, *(name for name, deviation in case.deviations.items() if deviation.is_affine)}
-        layers = [name for name in case.fold if name in replaced]
+        affine = [name for name, deviation in case.deviations.items() if deviation.is_affine]
+        layers = [name for name in case.fold if name in case.unread or name in affine]
         if layers:
             forwards = [case.layers[name] for name in layers]
             apply = replace_forwards(forwards, normalize_by_averages)

@@ -10,7 +10,7 @@ from torch import nn
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import EPS_SHOWS
-from bnlab.doctor.undo import Undo
+from bnlab.doctor.undo import Apply, Layers, Undo
 
 _USUAL = (1e-3, 1e-5)  # of TensorFlow and Keras, and of torch
 
@@ -37,21 +37,19 @@ class OtherEps(Cause):
             # Each undo costs a pass over the images. An eps that changes nothing visibly is not worth one.
             changed = {name: eps for name, eps in values.items() if name in case.fold and _shows(case, name, eps)}
             if changed:
-                yield Undo(f"an eps of {words}", tuple(changed), 0, _Write(case, changed), name=words)
+                yield Undo(f"an eps of {words}", tuple(changed), 0, _write_eps(case.layers, changed), name=words)
 
 
-class _Write:
-    """Writes an eps into each layer; the old ones come back when the stack closes."""
+def _write_eps(layers: Layers, values: Mapping[str, float]) -> Apply:
+    """Undo by another eps of layers; the old ones come back when the stack closes."""
 
-    def __init__(self, case: Case, values: Mapping[str, float]) -> None:
-        self._case = case
-        self._values = values
-
-    def __call__(self, model: nn.Module, stack: ExitStack) -> None:
-        for name, eps in self._values.items():
-            layer = self._case.layers[name]
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for name, eps in values.items():
+            layer = layers[name]
             stack.callback(setattr, layer, "eps", layer.eps)
             layer.eps = eps
+
+    return apply
 
 
 def _shows(case: Case, name: str, eps: float) -> bool:

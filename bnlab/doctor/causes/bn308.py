@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn.modules import activation
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.history import name_tensor
-from bnlab.doctor.undo import Undo
+from bnlab.doctor.undo import Apply, Undo
 from bnlab.doctor.words import count_things
 from bnlab.model.layers import get_bias, get_weight, strip_wrappers
 
@@ -54,14 +54,16 @@ class ChannelsRemoved(Cause):
     needs = ("data", "before")
 
     def propose(self, case: Case) -> Iterator[Undo]:
-        removals = list(_list_removals(case))
+        if case.history is None or not case.history.resized:
+            return
+        removals = list(_list_removals(case, case.history.resized))
         if not removals:
             return
         channels = sum(removal.channels for removal in removals)
         places = ", ".join(removal.place for removal in removals[:3])
         reported = f"{count_things(channels, 'channel')} removed in front of {places}, their constants added again"
         layers = tuple(removal.layer for removal in removals)
-        yield Undo(reported, layers, 0, _Add(removals))
+        yield Undo(reported, layers, 0, _add_constants(removals))
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,15 @@ class _Removal:
     carried: Tensor
 
 
-class _Add:
-    """Adds to the output of modules what channels that were removed in front of them carried."""
+def _add_constants(removals: Sequence[_Removal]) -> Apply:
+    """Undo by adding to the output of modules what channels that were removed in front of them carried."""
 
-    def __init__(self, removals: Sequence[_Removal]) -> None:
-        self._removals = removals
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for removal in removals:
+            handle = removal.module.register_forward_hook(partial(_add, removal))
+            stack.callback(handle.remove)
 
-    def __call__(self, model: nn.Module, stack: ExitStack) -> None:
-        for removal in self._removals:
-            stack.callback(removal.module.register_forward_hook(partial(_add, removal)).remove)
+    return apply
 
 
 def _add(removal: _Removal, module: Any, args: Any, output: Tensor) -> Tensor:
@@ -105,50 +107,61 @@ def _add(removal: _Removal, module: Any, args: Any, output: Tensor) -> Tensor:
         return output + columns @ carried
     # Padding is 0, so that at the borders less is added.
     sides = args[0].shape[2:]
-    maps = carried.view(1, -1, *[1] * len(sides)).expand(1, -1, *sides)
+    ones = [1] * len(sides)
+    maps = carried.view(1, -1, *ones).expand(1, -1, *sides)
     return output + convolve(maps, columns, None, module.stride, module.padding, module.dilation)
 
 
-def _list_removals(case: Case) -> Iterator[_Removal]:
-    """List what was removed behind each batch norm that has fewer channels than before."""
-    if case.history is None or not case.history.resized:
-        return
-    then = case.history.resized
-    # Leaves, and batch norms, which may have an activation inside.
-    modules = {
-        name: module for name, module in case.model.named_modules() if name in case.layers or not any(module.children())
-    }
+def _list_removals(case: Case, earlier_state: Mapping[str, Tensor]) -> Iterator[_Removal]:
+    """List what was removed after each batch norm that has fewer channels than before."""
+    modules = _list_modules(case)
     names = list(modules)
-    kept = {name: _find_kept(case, name, then) for name in case.layers}
-    for name, rows in kept.items():
-        if rows is None:
+    kept_by_layer = {name: _find_kept_channels(case, name, earlier_state) for name in case.layers}
+    for name, kept_channels in kept_by_layer.items():
+        if kept_channels is None:
             continue
         # The order in which the model lists its modules stands for that in which data passes them.
-        behind = names[names.index(name) + 1 :]
-        # The weight of a PReLU is a slope: it is an activation, and no layer that reads channels.
-        reading = [other for other in behind if hasattr(modules[other], "weight") and not _is_prelu(modules[other])]
-        place = next(iter(reading), None)
+        later = names[names.index(name) + 1 :]
+        place = next((other for other in later if _reads_channels(modules[other])), None)
         if place is None or not _is_plain(modules[place]):
             continue
-        between = [modules[other] for other in behind[: behind.index(place)]]
-        if any(isinstance(module, _ACROSS_CHANNELS) for module in between):
+        between = [modules[other] for other in later[: later.index(place)]]
+        if not all(_acts_on_each_channel_alike(module) for module in between):
             continue
-        # A slope for each channel was cut with the channels, and is not known for those that are gone.
-        if any(_is_prelu(module) and module.weight.numel() > 1 for module in between):
-            continue
+
         # Outputs of that module may have been removed too. The next batch norm shows which of them are left.
-        follower = next((other for other in behind[behind.index(place) :] if other in case.layers), None)
-        rows_behind = None if follower is None else kept[follower]
-        parts = _take_columns(then, name, place, rows, rows_behind)
-        # Without a next batch norm, rows that were removed cannot be found, and their numbers differ.
-        if parts is not None and parts[0].shape[0] == len(modules[place].weight):  # type: ignore[arg-type]
-            columns, is_removed = parts
-            carried = _average_activation(then, name, between)[is_removed]
-            yield _Removal(name, place, modules[place], int(is_removed.sum()), columns, carried)
+        follower = next((other for other in later[later.index(place) :] if other in case.layers), None)
+        kept_outputs = None if follower is None else kept_by_layer[follower]
+        removed = _find_removed_weights(earlier_state, name, place, kept_channels, kept_outputs)
+        # Without a next batch norm, outputs that were removed cannot be found, and their numbers differ.
+        if removed is None or len(removed.columns) != len(modules[place].weight):  # type: ignore[arg-type]
+            continue
+        carried = _average_activation(earlier_state, name, between)[removed.is_removed]
+        channels = int(removed.is_removed.sum())
+        yield _Removal(name, place, modules[place], channels, removed.columns, carried)
 
 
-def _is_prelu(module: Any) -> bool:
-    return isinstance(module, nn.PReLU)
+def _list_modules(case: Case) -> dict[str, nn.Module]:
+    """List leaves, and batch norms, which may have an activation inside, by name."""
+    modules = {}
+    for name, module in case.model.named_modules():
+        is_leaf = not any(module.children())
+        if is_leaf or name in case.layers:
+            modules[name] = module
+    return modules
+
+
+def _reads_channels(module: nn.Module) -> bool:
+    """Return whether a module has weights for the channels of its input."""
+    # The weight of a PReLU is a slope: it is an activation.
+    return hasattr(module, "weight") and not isinstance(module, nn.PReLU)
+
+
+def _acts_on_each_channel_alike(module: nn.Module) -> bool:
+    """Return whether what a module puts out in a channel follows from that channel alone, alike in all of them."""
+    # A slope for each channel was cut with the channels, and is not known for those that are gone.
+    has_slopes = isinstance(module, nn.PReLU) and module.weight.numel() > 1
+    return not has_slopes and not isinstance(module, _ACROSS_CHANNELS)
 
 
 def _is_plain(module: Any) -> bool:
@@ -158,11 +171,11 @@ def _is_plain(module: Any) -> bool:
     return type(module) in _CONVOLUTIONS and module.groups == 1 and module.padding_mode == "zeros"
 
 
-def _find_kept(case: Case, name: str, then: Mapping[str, Tensor]) -> Tensor | None:
+def _find_kept_channels(case: Case, name: str, earlier_state: Mapping[str, Tensor]) -> Tensor | None:
     """Find which channels of a batch norm are left, by its weights and biases; None where not all are found."""
     plain = strip_wrappers(name)
-    weight = then.get(name_tensor(plain, "weight"))
-    bias = then.get(name_tensor(plain, "bias"))
+    weight = earlier_state.get(name_tensor(plain, "weight"))
+    bias = earlier_state.get(name_tensor(plain, "bias"))
     weight_now = get_weight(case.layers[name])
     bias_now = get_bias(case.layers[name])
     if weight is None or bias is None or weight_now is None or bias_now is None:
@@ -176,33 +189,53 @@ def _find_kept(case: Case, name: str, then: Mapping[str, Tensor]) -> Tensor | No
     return is_same.int().argmax(1)
 
 
-def _take_columns(
-    then: Mapping[str, Tensor], name: str, place: str, rows: Tensor, rows_behind: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """Take the weights that were removed, of the outputs that are left [C, removed, ...], and which channels these are.
+class _RemovedWeights(NamedTuple):
+    """The weights of a module for channels of its input that were removed.
 
-    None where the earlier state has no such weights.
+    Attributes:
+        is_removed: whether each channel was removed [C before].
+        columns: the weights, of the outputs that are left [outputs, removed, ...].
     """
-    weights = then.get(name_tensor(strip_wrappers(place), "weight"))
-    channels = len(then[name_tensor(strip_wrappers(name), "weight")])
-    if weights is None or weights.shape[1] % channels or len(rows) == channels:
+
+    is_removed: Tensor
+    columns: Tensor
+
+
+def _find_removed_weights(
+    earlier_state: Mapping[str, Tensor], name: str, place: str, kept_channels: Tensor, kept_outputs: Tensor | None
+) -> _RemovedWeights | None:
+    """Find the weights that were removed; None where the earlier state has no such weights, or all channels are left.
+
+    Args:
+        earlier_state: tensors of the earlier network.
+        name: of the batch norm.
+        place: name of the module that had weights for its channels.
+        kept_channels: numbers of the batch norm's channels that are left.
+        kept_outputs: numbers of the module's outputs that are left; None for all.
+    """
+    weights = earlier_state.get(name_tensor(strip_wrappers(place), "weight"))
+    channels = len(earlier_state[name_tensor(strip_wrappers(name), "weight")])
+    if weights is None or weights.shape[1] % channels or len(kept_channels) == channels:
         return None
     weights = weights.double().cpu()
-    if weights.dim() == 2:  # behind nn.Flatten a channel has several columns
+    if weights.dim() == 2:  # after nn.Flatten a channel has several columns
         weights = weights.unflatten(1, (channels, -1)).sum(2)
+
     is_removed = torch.ones(channels, dtype=torch.bool, device="cpu")
-    is_removed[rows] = False
+    is_removed[kept_channels] = False
     columns = weights[:, is_removed]
-    return (columns if rows_behind is None else columns[rows_behind]), is_removed
+    if kept_outputs is not None:
+        columns = columns[kept_outputs]
+    return _RemovedWeights(is_removed, columns)
 
 
-def _average_activation(then: Mapping[str, Tensor], name: str, between: Sequence[nn.Module]) -> Tensor:
-    """Average what channels carry behind the activation, if what is normalized is normally distributed: [C].
+def _average_activation(earlier_state: Mapping[str, Tensor], name: str, between: Sequence[nn.Module]) -> Tensor:
+    """Average what channels carry after the activation, if what is normalized is normally distributed: [C].
 
     Without an activation among the modules between them, as where it is a function, that is ReLU.
     """
-    weight = then[name_tensor(strip_wrappers(name), "weight")].double().cpu()
-    bias = then[name_tensor(strip_wrappers(name), "bias")].double().cpu()
+    weight = earlier_state[name_tensor(strip_wrappers(name), "weight")].double().cpu()
+    bias = earlier_state[name_tensor(strip_wrappers(name), "bias")].double().cpu()
     normal = NormalDist()
     levels = [normal.inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
     # In steps of equal probability, so that their plain mean is the mean over the distribution.

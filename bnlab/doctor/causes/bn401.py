@@ -31,10 +31,10 @@ class RanksDiffer(Cause):
     def look(self, case: Case) -> Signs | None:
         ranks = case.ranks
         assert ranks is not None
-        spreads = {
-            name: _compute_spread(torch.stack([rank[name] for rank in ranks]), layer.eps)
-            for name, layer in case.layers.items()
-        }
+        spreads = {}
+        for name, layer in case.layers.items():
+            buffers = torch.stack([rank[name] for rank in ranks])
+            spreads[name] = _compute_spread(buffers, layer.eps)
         layers = [name for name, spread in spreads.items() if not spread <= RANKS_DIFFER]  # also NaN
         if not layers:
             return None

@@ -23,6 +23,9 @@ class NotCovered(Cause):
     remedy = "Pass batches that reach them, or the part of the model that is used."
 
     def look(self, case: Case) -> Signs | None:
+        # Where no norm can be measured, those that are stored are the layers, and other causes look at them.
+        if not case.is_measurable:
+            return None
         unseen = case.exact.unseen if case.has_data else ()
         outside = [text for text in case.warnings if "F.batch_norm" in text]
         reported = []
@@ -30,11 +33,10 @@ class NotCovered(Cause):
             reported.append(f"{len(case.uncovered)} of another class than torch's")
         if unseen:
             reported.append(f"{len(unseen)} reached by no batch")
-        # Where no norm can be measured, those that are stored are the layers, and other causes look at them.
-        if not case.is_measurable:
-            return None
         # Calls of `F.batch_norm` belong to no layer, so that the model itself, "", is named.
-        names = [*case.uncovered, *unseen, *([""] if outside else [])]
+        names = [*case.uncovered, *unseen]
+        if outside:
+            names.append("")
         spoiled = _describe_spoiled(case)
         if spoiled:
             return Signs.of(names, "; ".join([*reported, spoiled, *outside]), "warning")
@@ -43,8 +45,6 @@ class NotCovered(Cause):
 
 def _describe_spoiled(case: Case) -> str:
     """Say which norms that are not measured store what cannot be right; "" where none does."""
-    if not case.is_measurable:  # then they are layers, and other causes look at them
-        return ""
     buffers = read_all_buffers(case.stored)
     bad = [name for name, values in buffers.items() if has_bad_values(values)]
     at_start = [name for name, norm in case.stored.items() if holds_start(norm)]

@@ -281,10 +281,12 @@ class Case:
         for name in layers:
             held = self.buffers[name]
             gap = self._measure_squares(name, held, exact[name])
-            left = self._measure_squares(name, held, predicted[name]) if name in predicted else gap
-            if with_noise and name in predicted:
-                # Both are squares: noise of up to NOISY standard deviations counts as explained.
-                left = max(0.0, left - NOISY**2 * self._expect_squares(name))
+            left = gap
+            if name in predicted:
+                left = self._measure_squares(name, held, predicted[name])
+                if with_noise:
+                    # Both are squares: noise of up to NOISY standard deviations counts as explained.
+                    left = max(0.0, left - NOISY**2 * self._expect_squares(name))
             before += gap
             after += left
         return _compute_share_gone(before, after)
@@ -325,7 +327,7 @@ class Case:
 
     @cached_property
     def is_batch_better(self) -> bool:
-        """Whether they score better under each batch's own statistics than under exact and running ones, likewise."""
+        """Whether they score better under each batch's statistics than under exact and running ones, likewise."""
         return self._scores_better("batch", "exact") and self._scores_better("batch", "running")
 
     def _scores_better(self, kind: str, other: str) -> bool:
@@ -455,7 +457,7 @@ class Case:
         moments = self.fold[name]
         return torch.stack((moments.mean, moments.var))
 
-    def measure_mended(self, averages: Mapping[str, Tensor]) -> float:
+    def measure_repaired(self, averages: Mapping[str, Tensor]) -> float:
         """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none.
 
         `explain` asks how near the present averages are to predicted ones; this asks how much nearer *other* averages
@@ -464,10 +466,10 @@ class Case:
         """
         before = 0.0
         after = 0.0
-        mended = replace(self, buffers={**self.buffers, **averages})
+        repaired = replace(self, buffers={**self.buffers, **averages})
         for name in averages:
             before += self.measure_distance(name, self.fold) ** 2
-            after += mended.measure_distance(name, self.fold) ** 2
+            after += repaired.measure_distance(name, self.fold) ** 2
         return _compute_share_gone(before, after)
 
 

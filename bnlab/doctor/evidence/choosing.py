@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.evidence.labels import choose_part, find_logits, find_part, find_strangers, list_parts
+from bnlab.doctor.evidence.labels import choose_part, find_logits, find_out_of_range_labels, find_part, list_parts
 from bnlab.doctor.evidence.scores import Reading, find_reading, merge_readings, score_batch
 from bnlab.doctor.evidence.setup import find_labels
 from bnlab.doctor.undo import normalize_each_batch
@@ -24,6 +24,20 @@ _SURELY = 3.0  # standard errors by which other labels are predicted better; by 
 
 Shown = Sequence[tuple[Any, Any]]
 """Some batches, and their outputs."""
+
+
+class _LabelsPart(NamedTuple):
+    """The part of a tuple that its labels are taken from.
+
+    Attributes:
+        chosen: number of the part that the outputs predict; the usual one unless another is surely predicted better.
+        usual: number of the part that looks like labels.
+        parts: number of parts in the tuple.
+    """
+
+    chosen: int
+    usual: int
+    parts: int
 
 
 def choose_scoring(task: Task) -> tuple[Task, list[str]]:
@@ -44,18 +58,20 @@ def choose_scoring(task: Task) -> tuple[Task, list[str]]:
         return replace(task, reading=Reading()), notes
 
     shown = _evaluate_few(task, _FEW)
-    usual, part, parts = _choose_together(task, lambda: (0, 0, 0) if task.labels else _find_labels_part(shown))
-    if part != usual:
-        task = replace(task, label_place=(part, parts))
+    # The caller's function says where labels are, so that no part is looked for.
+    part: _LabelsPart | None = _choose_together(task, lambda: None if task.labels else _find_labels_part(shown))
+    if part is not None and part.chosen != part.usual:
+        task = replace(task, label_place=(part.chosen, part.parts))
         notes.append(
-            f"Labels were taken from batch[{part}], which the outputs predict, and not from batch[{usual}]; pass "
-            "labels= if that is wrong."
+            f"Labels were taken from batch[{part.chosen}], which the outputs predict, and not from "
+            f"batch[{part.usual}]; pass labels= if that is wrong."
         )
 
     # Of all processes, and not of the first one alone, which may have no labels, or zeros and ones by chance.
-    reading = task.ranks.run_together(lambda: _find_own_reading(task, shown))
+    reading = task.ranks.run_together(lambda: _find_local_reading(task, shown))
     readings = [each for each in task.ranks.gather(reading) if each is not None]
-    return replace(task, reading=merge_readings(readings) if readings else Reading()), notes
+    merged = merge_readings(readings) if readings else Reading()
+    return replace(task, reading=merged), notes
 
 
 def _choose_together(task: Task, choose: Callable[[], Any]) -> Any:
@@ -95,28 +111,39 @@ def _evaluate_few(task: Task, count: int) -> Shown:
     return shown
 
 
-def _find_own_reading(task: Task, shown: Shown) -> Reading | None:
+def _find_local_reading(task: Task, shown: Shown) -> Reading | None:
     """Find how outputs are compared with the labels of this process; None where it has none."""
-    labels = [each for batch in task.data if (each := find_labels(task, batch)) is not None]
-    return find_reading([output for _, output in shown], labels) if labels else None
+    of_batches = [find_labels(task, batch) for batch in task.data]
+    labels = [each for each in of_batches if each is not None]
+    if not labels:
+        return None
+    outputs = [output for _, output in shown]
+    return find_reading(outputs, labels)
 
 
-def _find_labels_part(shown: Shown) -> tuple[int, int, int]:
-    """Find the part of a tuple that looks like its labels, the part that the outputs predict, and the number of parts.
+def _find_labels_part(shown: Shown) -> _LabelsPart | None:
+    """Find the part of a tuple that its labels are taken from; None where there is no tuple of several parts.
 
-    Both are the same part unless another one is surely predicted better, both than the usual one and than by always
-    naming its commonest class. All are 0 where there is no tuple of several parts.
+    It is the one that looks like labels unless another one is surely predicted better, both than that one and than by
+    always naming its commonest class.
     """
-    numbers = list_parts(shown[0][0]) if shown else []
+    if not shown:
+        return None
+    batch, _ = shown[0]
+    numbers = list_parts(batch)
     if not numbers:
-        return 0, 0, 0
-    usual = find_part(shown[0][0])
-    return usual, _choose_part(shown, usual, numbers), len(shown[0][0])
+        return None
+    usual = find_part(batch)
+    return _LabelsPart(_choose_part(shown, usual, numbers), usual, len(batch))
 
 
 def _choose_part(shown: Shown, usual: int, numbers: Sequence[int]) -> int:
     """Choose the part of a tuple that the outputs predict, of these numbers; else the usual one."""
-    right = {number: values for number in numbers if (values := _count_right(shown, number)) is not None}
+    right = {}
+    for number in numbers:
+        values = _count_right(shown, number)
+        if values is not None:
+            right[number] = values
     if not right:
         return usual
 
@@ -130,7 +157,8 @@ def _choose_part(shown: Shown, usual: int, numbers: Sequence[int]) -> int:
     if usual in right:
         return best if _is_surely_better(right[best], right[usual]) else usual
     # Floating-point labels of the outputs' shape are labels too.
-    return usual if all(_are_numbers(batch[usual], output) for batch, output in shown) else best
+    are_numbers = all(_are_numbers(batch[usual], output) for batch, output in shown)
+    return usual if are_numbers else best
 
 
 def _is_surely_better(values: Tensor, others: Tensor) -> bool:
@@ -151,10 +179,10 @@ def _count_right(shown: Shown, number: int) -> Tensor | None:
     reading = find_reading(outputs, parts)
     values = []
     for output, part in zip(outputs, parts, strict=True):
-        strangers = find_strangers(output, part)
+        is_out_of_range = find_out_of_range_labels(output, part)
         right = score_batch(output, part, reading)
         # Numbers beyond the classes of the outputs, such as lengths, show that the part is something else.
-        if right is None or strangers is None or bool(strangers.any()):
+        if right is None or is_out_of_range is None or bool(is_out_of_range.any()):
             return None
         values.append(right.cpu())
     return torch.cat(values)

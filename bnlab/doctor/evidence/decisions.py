@@ -19,7 +19,7 @@ from torch import Tensor
 from bnlab.doctor.evidence.case import read_all_buffers, read_moments
 from bnlab.doctor.evidence.labels import find_logits
 from bnlab.doctor.evidence.sample import split_halves, take_sample
-from bnlab.doctor.evidence.scores import Decisions, Difference, bound_unchanged, estimate_mean
+from bnlab.doctor.evidence.scores import Decisions, Difference, average_by_image, bound_unchanged, estimate_mean
 from bnlab.doctor.evidence.setup import measure
 from bnlab.doctor.thresholds import NAMES_CLASSES, WORTH
 from bnlab.doctor.undo import write_averages
@@ -99,16 +99,19 @@ def _compare_halves(task: Task, sample: Sequence[Any]) -> _Compared | None:
     if len(halves) == 1:
         return None
     try:
-        first, last = (measure(task, halves[number]) for number in (0, -1))
+        first = measure(task, halves[0])
+        last = measure(task, halves[1])
     except ValueError:  # one value in a channel has no variance
         return None
     return _compare(task, sample, read_moments(first), read_moments(last))
 
 
-def _compare(task: Task, batches: Sequence[Any], *averages: Mapping[str, Tensor]) -> _Compared | None:
+def _compare(
+    task: Task, batches: Sequence[Any], averages: Mapping[str, Tensor], others: Mapping[str, Tensor]
+) -> _Compared | None:
     """Compare classes under two kinds of averages [2, C] by the layer's name; None where outputs have no classes."""
     model = task.root
-    writes = [write_averages(task.layers, values) for values in averages]
+    writes = [write_averages(task.layers, averages), write_averages(task.layers, others)]
     parts = []
     with measured(task.model), ExitStack() as stack:
         for batch in batches:
@@ -136,14 +139,16 @@ def _compare_outputs(output: Tensor, changed: Tensor) -> _Compared:
     # `argmax` would choose NaN.
     named_by_other = changed.nan_to_num().argmax(1)
     cost = probability - probabilities.gather(1, named_by_other[:, None])[:, 0]
-    differs = (named != named_by_other).double()
-
-    holds_probabilities = are_probabilities.double().expand_as(probability)
-    level = output.mean(1).abs()
-    spread = output.std(1, correction=0)
-    values = (named.double(), probability, cost.nan_to_num(nan=1.0), differs, holds_probabilities, level, spread)
     # The mean over positions, so that an image counts once however many it has.
-    return _Compared(*(value.reshape(len(value), -1).mean(1) for value in values))
+    return _Compared(
+        named=average_by_image(named),
+        probability=average_by_image(probability),
+        cost=average_by_image(cost.nan_to_num(nan=1.0)),
+        differs=average_by_image(named != named_by_other),
+        holds_probabilities=average_by_image(are_probabilities.expand_as(probability)),
+        level=average_by_image(output.mean(1).abs()),
+        spread=average_by_image(output.std(1, correction=0)),
+    )
 
 
 def _estimate_cost(costs: Tensor) -> Difference:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,15 +18,15 @@ from bnlab.doctor.evidence.decisions import compare_decisions
 from bnlab.doctor.evidence.formula import find_deviations
 from bnlab.doctor.evidence.labels import (
     describe_misfit,
-    describe_strangers,
+    describe_out_of_range,
     describe_unread,
-    find_strangers,
+    find_out_of_range_labels,
     require_as_many_labels,
 )
 from bnlab.doctor.evidence.observing import CallLog, View, observe_batches
-from bnlab.doctor.evidence.predictions import compare_in_own_mode, find_unread, probe_predictions
+from bnlab.doctor.evidence.predictions import compare_in_callers_mode, find_unread, probe_predictions
 from bnlab.doctor.evidence.scores import Evaluate, score_batch
-from bnlab.doctor.evidence.scoring import add_own_statistics, score, score_training
+from bnlab.doctor.evidence.scoring import add_batch_statistics, score, score_training
 from bnlab.doctor.evidence.setup import find_labels, measure
 from bnlab.doctor.undo import find_tensor
 from bnlab.exact.population import population_statistics
@@ -54,9 +54,9 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
 
     # The pass that observes the layers also gives the scores under each batch's statistics, and shows which
     # labels do not fit the outputs.
-    own_values: list[Tensor | None] = []
+    batch_values: list[Tensor | None] = []
     misfits: list[str] = []
-    strangers: list[Tensor] = []
+    out_of_range: list[Tensor] = []
 
     def take_output(batch: Any, output: Any) -> None:
         if evaluate is not None:
@@ -67,22 +67,23 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
         if labels is not None and task.labels is not None:
             require_as_many_labels(output, labels, task.caller)
         values = score_batch(output, labels, task.reading)
-        own_values.append(values)
+        batch_values.append(values)
         if values is None:
             misfit = describe_unread(batch) if labels is None else describe_misfit(output, labels)
-            misfits.extend([misfit] if misfit else [])
+            if misfit is not None:
+                misfits.append(misfit)
             return
-        strange = find_strangers(output, labels)
-        if strange is not None:
-            strangers.append(strange)
+        is_out_of_range = find_out_of_range_labels(output, labels)
+        if is_out_of_range is not None:
+            out_of_range.append(is_out_of_range)
 
     log = CallLog()
     view = observe_batches(task, take_output)
     # `score` makes the first call under exact statistics, so layers are given what they should average.
     logged = None if evaluate is None else _log_first_call(task, evaluate, log)
-    scores = score(task, exact, logged, own_values)
+    scores = score(task, exact, logged, batch_values)
     if scores is not None and evaluate is not None:
-        scores = add_own_statistics(scores, task, evaluate)
+        scores = add_batch_statistics(scores, task, evaluate)
     decisions = compare_decisions(task, exact) if scores is None else None
     twice, alone = probe_predictions(task)
     examined = case.on_data(
@@ -96,9 +97,9 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
         twice=twice,
         alone=alone,
         evaluated=log.group(),
-        by_batch=compare_in_own_mode(task),
+        by_batch=compare_in_callers_mode(task),
         warnings=tuple(str(warning.message) for warning in caught),
-        misfit=misfits[0] if misfits else describe_strangers(strangers),
+        misfit=misfits[0] if misfits else describe_out_of_range(out_of_range),
     )
     return add_forwards(examined, task)
 
@@ -162,9 +163,14 @@ def read_training_sizes(batches: Any, read: Task | None, max_images: int | None)
             # All images of an epoch may be fewer than a batch.
             full = min(sampler.batch_size, images)
             rest = images % sampler.batch_size
-            return full if sampler.drop_last or rest == 0 else rest, full
+            last = full if sampler.drop_last or rest == 0 else rest
+            return last, full
 
-    data = read.data if read is not None else batches if isinstance(batches, list) else []
+    data: Sequence[Any] = []
+    if read is not None:
+        data = read.data
+    elif isinstance(batches, list):
+        data = batches
     sizes = [count_images(batch) for batch in data]
     # Where reading has stopped before, the last batch is not that of an epoch.
     is_cut = max_images is not None and sum(sizes) >= max_images

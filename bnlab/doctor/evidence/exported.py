@@ -13,6 +13,7 @@ from bnlab.model.layers import BatchNorm
 
 _WITH_MODE = "batch_norm"  # the names of the nodes, by what torch.export was asked for
 _WITHOUT_MODE = "_native_batch_norm_legit_no_training"
+_TENSORS = ("weight", "bias", "running_mean", "running_var")  # that a node reads after its input, in this order
 _BY_AXES: dict[int, type[BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -26,8 +27,9 @@ def list_nodes(model: nn.Module, caller: str) -> Iterator[tuple[str, BatchNorm]]
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:
                 if _find_kind(node):
-                    place, norm = _read_node(module, node, caller)
-                    yield ".".join(part for part in (prefix, place) if part), norm
+                    name, norm = _read_node(module, node, caller)
+                    full_name = ".".join(part for part in (prefix, name) if part)
+                    yield full_name, norm
 
 
 def insert_norms(model: nn.Module, caller: str) -> nn.Module | None:
@@ -48,12 +50,12 @@ def insert_norms(model: nn.Module, caller: str) -> nn.Module | None:
     for node in list(graph.nodes):
         if not _find_kind(node):
             continue
-        place, norm = _read_node(model, node, caller)
-        if not _is_named_as_usual(graph, node, place):
+        name, norm = _read_node(model, node, caller)
+        if not _is_named_as_usual(graph, node, name):
             return None
-        parts.setdefault(place, norm)  # a layer that is called twice has two nodes
+        parts.setdefault(name, norm)  # a layer that is called twice has two nodes
         with graph.inserting_after(node):
-            called = graph.call_module(place, (node.args[0],))
+            called = graph.call_module(name, (node.args[0],))
         _replace(graph, node, called)
         is_changed = True
     return fx.GraphModule(parts, graph) if is_changed else None
@@ -82,52 +84,73 @@ def _takes_any_batch(graph: fx.Graph) -> bool:
 
 def _find_kind(node: fx.Node) -> str:
     """Find which kind of batch norm with running statistics a node is; "" if none."""
+    if node.op != "call_function":
+        return ""
     # The name of an operator ends with its overload, as in batch_norm.default.
-    kind = getattr(node.target, "__name__", "").partition(".")[0] if node.op == "call_function" else ""
+    kind = getattr(node.target, "__name__", "").partition(".")[0]
+    if kind not in (_WITH_MODE, _WITHOUT_MODE):
+        return ""
     # The fourth argument is the running mean.
-    return kind if kind in (_WITH_MODE, _WITHOUT_MODE) and node.args[3] is not None else ""
+    return "" if node.args[3] is None else kind
 
 
-def _is_named_as_usual(graph: fx.Graph, node: fx.Node, place: str) -> bool:
-    """Return whether what is called as a batch norm's tensors are is this node's, and nothing else is."""
-    names = ("weight", "bias", "running_mean", "running_var")
-    read = {f"{place}.{name}": part for name, part in zip(names, node.args[1:5], strict=True)}
-    named = {str(part.target): name for name, part in read.items() if isinstance(part, fx.Node)}
-    others = {str(other.target) for other in graph.nodes if other.op == "get_attr"} & {*read}
-    return all(target == name for target, name in named.items()) and others <= {*named}
+def _is_named_as_usual(graph: fx.Graph, node: fx.Node, layer: str) -> bool:
+    """Return whether a node's tensors have the names of a batch norm's, and no other tensor has such a name."""
+    usual_names = [f"{layer}.{tensor}" for tensor in _TENSORS]
+    # The usual name of each tensor that the node reads, by the name that it has. A missing weight or bias is None.
+    usual_by_target = {}
+    for argument, usual_name in zip(node.args[1:5], usual_names, strict=True):
+        if isinstance(argument, fx.Node):
+            usual_by_target[str(argument.target)] = usual_name
+    if any(target != usual_name for target, usual_name in usual_by_target.items()):
+        return False
+
+    read_in_graph = {str(other.target) for other in graph.nodes if other.op == "get_attr"}
+    read_by_others = read_in_graph.intersection(usual_names) - usual_by_target.keys()
+    return not read_by_others
 
 
 def _read_node(graph: fx.GraphModule, node: fx.Node, caller: str) -> tuple[str, BatchNorm]:
     """Read the name and the tensors of a batch norm from its node: input, weight, bias, mean, variance, and so on."""
     x, weight, bias, mean, var, *rest = node.args
-    buffers = [_get_tensor(graph, part) for part in (mean, var)]
-    if any(buffer is None for buffer in buffers):
+    running_mean = _get_tensor(graph, mean)
+    running_var = _get_tensor(graph, var)
+    if running_mean is None or running_var is None:
         raise ValueError(
             f"{caller}: {node.name!r} of the graph reads running statistics that are no buffers of it; pass "
             "program.module() of what torch.export returned"
         )
-    place = str(mean.target).rpartition(".")[0]  # type: ignore[union-attr]
+    name = str(mean.target).rpartition(".")[0]  # type: ignore[union-attr]
     # A node without a mode is always in eval mode, and has no argument that says so.
     settings: list[Any] = [*rest] if _find_kind(node) == _WITH_MODE else [False, *rest]
     is_training, momentum, eps = settings[:3]
-    given = x.meta.get("val") if isinstance(x, fx.Node) else None
     norm = make_norm(
-        *buffers,
+        running_mean,
+        running_var,
         weight=_get_tensor(graph, weight),
         bias=_get_tensor(graph, bias),
-        count=dict(graph.named_buffers()).get(f"{place}.num_batches_tracked"),
+        count=dict(graph.named_buffers()).get(f"{name}.num_batches_tracked"),
         momentum=momentum,
         eps=eps,
         training=bool(is_training),
-        # Each of torch's classes refuses inputs with another number of axes.
-        kind=_BY_AXES.get(given.dim() if isinstance(given, Tensor) else 2, nn.BatchNorm1d),
+        kind=_choose_class(x),
     )
-    return place, norm
+    return name, norm
+
+
+def _choose_class(x: Any) -> type[BatchNorm]:
+    """Choose the batch norm of torch's for an input: each class refuses inputs with another number of axes."""
+    given = x.meta.get("val") if isinstance(x, fx.Node) else None
+    if not isinstance(given, Tensor):
+        return nn.BatchNorm1d
+    return _BY_AXES.get(given.dim(), nn.BatchNorm1d)
 
 
 def _get_tensor(graph: fx.GraphModule, part: Any) -> Tensor | None:
     """Return the tensor of the graph that an argument of a node is; None where it is none of its tensors."""
-    value = _get(graph, part.target) if isinstance(part, fx.Node) and part.op == "get_attr" else None
+    if not isinstance(part, fx.Node) or part.op != "get_attr":
+        return None
+    value = _get(graph, part.target)
     return value if isinstance(value, Tensor) else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bnlab.doctor.evidence.looking import LayerCall, run_and_look
+from bnlab.doctor.evidence.looking import LayerCall, run_and_inspect
 from bnlab.doctor.thresholds import FORMULA_DIFFERS
 from bnlab.doctor.undo import find_tensor
 from bnlab.exact.task import Task
@@ -49,14 +49,14 @@ def find_deviations(task: Task, unread: Mapping[str, Any]) -> dict[str, Deviatio
         return {}
     deviations: dict[str, Deviation] = {}
 
-    def look(name: str, layer: Any, given: LayerCall, output: Any) -> None:
+    def inspect(name: str, layer: Any, given: LayerCall, output: Any) -> None:
         x = find_tensor(given.args, given.kwargs)
         if x is not None and isinstance(output, Tensor) and output.shape == x.shape and x.dim() > 1:
             deviation = _compare(layer, _list_channels(x), _list_channels(output))
             if deviation is not None:
                 deviations[name] = deviation
 
-    run_and_look(task, layers, _IMAGES, look)
+    run_and_inspect(task, layers, _IMAGES, inspect)
     return deviations
 
 
@@ -91,7 +91,9 @@ def _compare(layer: BatchNorm, x: Tensor, output: Tensor) -> Deviation | None:
 def _normalize(layer: BatchNorm, x: Tensor, *, eps: float | None = None, is_absolute: bool = False) -> Tensor:
     """Compute the formula, with another eps or the absolute values of the weight where that is asked for."""
     mean, var = (buffer.double()[:, None] for buffer in get_running_buffers(layer))
-    normalized = (x - mean) / (var + (layer.eps if eps is None else eps)).sqrt()
+    if eps is None:
+        eps = layer.eps
+    normalized = (x - mean) / (var + eps).sqrt()
     weight = get_weight(layer)
     if weight is None:
         return normalized

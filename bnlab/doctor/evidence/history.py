@@ -126,8 +126,9 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     moved = {}
     square = 0.0
     square_then = 0.0
-    for name, pair in pairs.items():
-        value, earlier = (tensor.cpu() for tensor in pair)
+    for name, (value_now, value_then) in pairs.items():
+        value = value_now.cpu()
+        earlier = value_then.cpu()
         # A model of half precision holds what its checkpoint was rounded to.
         if not are_equal(value, earlier.to(value.dtype)):
             moved[name] = earlier

@@ -183,9 +183,14 @@ def _count_right(part: Tensor, labels: Tensor) -> int:
         named = part.argmax(1)
     else:
         # One column is the logit, or the share, of the second of two classes.
-        is_share = bool(((part >= 0) & (part <= 1)).all())
-        named = (part[:, 0] > (0.5 if is_share else 0.0)).long()
+        line = 0.5 if has_only_shares(part) else 0.0
+        named = (part[:, 0] > line).long()
     return int((named == labels.to(part.device)).sum())
+
+
+def has_only_shares(values: Tensor) -> bool:
+    """Return whether all values lie between 0 and 1."""
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def find_counted(labels: Tensor) -> Tensor:
@@ -207,26 +212,30 @@ def describe_misfit(output: Any, labels: Tensor) -> str:
     return f"Labels {describe(labels)} cannot be compared with outputs {reported}: pass evaluate=."
 
 
-def find_strangers(output: Any, labels: Tensor | None) -> Tensor | None:
+def find_out_of_range_labels(output: Any, labels: Tensor | None) -> Tensor | None:
     """Find which images have a label that counts and is no class of the output: bool [N]; None without classes."""
     logits = find_logits(output)
     if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2:
         return None
     # A single column tells two classes apart.
-    is_strange = (labels < 0) | (labels >= max(2, logits.shape[1]))
-    is_counted = is_strange & find_counted(labels)
-    return is_counted.reshape(len(labels), -1).any(1)
+    classes = max(2, logits.shape[1])
+    is_out_of_range = (labels < 0) | (labels >= classes)
+    is_wrong = is_out_of_range & find_counted(labels)
+    return is_wrong.reshape(len(labels), -1).any(1)
 
 
-def describe_strangers(strangers: Sequence[Tensor]) -> str | None:
-    """Say how many images have labels that are no class; None where none has."""
-    if not strangers:
+def describe_out_of_range(parts: Sequence[Tensor]) -> str | None:
+    """Say how many images have labels that are no class, as `find_out_of_range_labels` has found them batch by batch.
+
+    None where none has.
+    """
+    if not parts:
         return None
-    strange = torch.cat(list(strangers))
-    count = int(strange.sum())
+    is_out_of_range = torch.cat(list(parts))
+    count = int(is_out_of_range.sum())
     if count == 0:
         return None
     return (
-        f"The labels of {count:,} of {len(strange):,} images are no class of the outputs, and count as wrong: do "
-        "classes begin at 0, and are these labels? Else pass evaluate=."
+        f"The labels of {count:,} of {len(is_out_of_range):,} images are no class of the outputs, and count as wrong: "
+        "do classes begin at 0, and are these labels? Else pass evaluate=."
     )

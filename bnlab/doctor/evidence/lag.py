@@ -32,7 +32,7 @@ class Drift:
     def is_lag(self) -> bool:
         return self.cosine > LAG_COSINE and self.ratio < LAG_RATIO
 
-    def tell(self) -> str:
+    def describe(self) -> str:
         word = "a lag" if self.is_lag else "more than a lag"
         return f"{word}: cosine {self.cosine:.2f} with the drift, {self.ratio:.2g} times what it predicts"
 
@@ -65,10 +65,10 @@ def _predict_lag(case: Case, name: str) -> Tensor | None:
             entries = traces[recorded[name]]
             if entries.end is None or not len(entries):
                 return None
-            few = _FEW
+            count = _FEW
             if momentum:  # a quarter of the batches that the average remembers are of nearly the same weights
-                few = min(few, math.ceil(1 / (4 * momentum)))
-            latest = entries.moments[-few:].cpu().double()
+                count = min(count, math.ceil(1 / (4 * momentum)))
+            latest = entries.moments[-count:].cpu().double()
             return entries.end.cpu().double() - latest.mean(0)
 
     change = None if case.history is None else case.history.layers.get(name)

@@ -1,4 +1,4 @@
-"""A forward of a few images, in which one looks at what layers are given and what they make of it."""
+"""A forward of a few images, in which what layers are given and what they make of it is inspected."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class LayerCall:
     def call(self, layer: nn.Module) -> Any:
         """Call a layer's forward with it, without the layer's hooks."""
         # A copy, because the layer may write into its input and is called again. `forward` itself, because a
-        # call of the layer would run the hooks that are looking at it.
+        # call of the layer would run the hooks that inspect it.
         fresh = LayerCall.copy(self.args, self.kwargs)
         return layer.forward(*fresh.args, **fresh.kwargs)
 
 
-Look = Callable[[str, Any, LayerCall, Any], None]
+Inspect = Callable[[str, Any, LayerCall, Any], None]
 """Called with a layer's name, the layer, what it was given, and its output."""
 
 
-def run_and_look(task: Task, layers: Mapping[str, BatchNorm], images: int, look: Look) -> None:
-    """Run so many images of the first batch, if the model takes them, and look at each call of these layers."""
+def run_and_inspect(task: Task, layers: Mapping[str, BatchNorm], images: int, inspect: Inspect) -> None:
+    """Run so many images of the first batch, if the model takes them, and inspect each call of these layers."""
     given: dict[str, LayerCall] = {}
 
     def keep(name: str, layer: Any, args: Any, kwargs: Any) -> None:
@@ -51,7 +51,7 @@ def run_and_look(task: Task, layers: Mapping[str, BatchNorm], images: int, look:
 
     def pass_on(name: str, layer: Any, args: Any, kwargs: Any, output: Any) -> None:
         try:
-            look(name, layer, given.pop(name), output)
+            inspect(name, layer, given.pop(name), output)
         except Exception as error:
             failed.append(error)
             raise
@@ -65,8 +65,8 @@ def run_and_look(task: Task, layers: Mapping[str, BatchNorm], images: int, look:
         try:
             task.evaluate(take_images(task.data[0], images))
         except Exception:
-            # A model that takes batches of one size may raise anything, and nothing is known then. What looking itself
-            # raises is no matter of the model.
+            # A model that takes batches of one size may raise anything, and nothing is known then. What `inspect`
+            # itself raises is no matter of the model.
             if failed:
                 raise failed[0] from None
 

@@ -80,18 +80,26 @@ class _Watch:
         nothing = Moments.empty(len(center))
         self._center = center
         self._calls: list[Moments] = []
-        self._batch_means = self._batch_squares = self._images = nothing
-        self._batches = self._image_batches = self._values = 0
+
+        self._batch_means = nothing
+        self._batches = 0
+        self._values = 0
+
+        self._images = nothing
+        self._batch_squares = nothing
+        self._image_batches = 0
 
     def add_call(self, number: int, moments: Moments) -> None:
         """Add a batch's moments, of the call with this number in its forward."""
         self._batches += 1
         self._values = max(self._values, int(moments.count))
         self._batch_means = self._batch_means.merge(_weigh(moments.mean, moments.count))
-        # A call whose number is new is kept apart, as long as there are few; later ones are left out.
-        if number == len(self._calls) < MOST_CALLS:
+        # Calls are kept apart as long as there are few of them; later ones are left out.
+        if number >= MOST_CALLS:
+            return
+        if number == len(self._calls):  # no forward before has called the layer so often
             self._calls.append(moments)
-        elif number < MOST_CALLS:
+        else:
             self._calls[number] = self._calls[number].merge(moments)
 
     def add_images(self, x: Tensor) -> None:
@@ -119,10 +127,11 @@ class _Watch:
         both = Scatter.of(images, self._images)
         # Each row has means and squares side by side. If no batch was of images, `_images` is still empty and
         # half as long: then only the count of 0 may be read.
-        image_means, image_squares = (
-            Scatter(images, mean, var)
-            for mean, var in zip(both.mean.tensor_split(2), both.var.tensor_split(2), strict=True)
-        )
+        mean_of_means, mean_of_squares = both.mean.tensor_split(2)
+        var_of_means, var_of_squares = both.var.tensor_split(2)
+        image_means = Scatter(images, mean_of_means, var_of_means)
+        image_squares = Scatter(images, mean_of_squares, var_of_squares)
+
         calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in self._calls]
         batch_means = Scatter.of(self._batches, self._batch_means)
         batch_squares = Scatter.of(self._image_batches, self._batch_squares)
@@ -173,10 +182,14 @@ class CallLog:
         half = len(first) // 2
         # Two kinds of inputs may alternate from call to call, or one kind may come after the other.
         ways = [(slice(0, None, 2), slice(1, None, 2)), (slice(0, half), slice(half, None))]
-        groupings = [[_pool(first[part]) for part in way] for way in ways]
-        chosen = max(range(len(ways)), key=lambda number: measure_share(groupings[number]))
-        same = {name: calls for name, calls in self.calls.items() if len(calls) == len(first)}
-        return {name: [_pool(calls[part]) for part in ways[chosen]] for name, calls in same.items()}
+        chosen = max(ways, key=lambda way: measure_share(_pool_parts(first, way)))
+        as_often = {name: calls for name, calls in self.calls.items() if len(calls) == len(first)}
+        return {name: _pool_parts(calls, chosen) for name, calls in as_often.items()}
+
+
+def _pool_parts(calls: Sequence[Moments], parts: Sequence[slice]) -> list[Moments]:
+    """Pool each part of the calls by itself."""
+    return [_pool(calls[part]) for part in parts]
 
 
 def _pool(calls: Sequence[Moments]) -> Moments:
@@ -239,5 +252,7 @@ def observe_batches(
                 output = task.evaluate(batch)
                 if take_output is not None:
                     take_output(batch, output)
+    layers = {name: watch.fetch() for name, watch in watches.items()}
+    batches = len(task.data)
     images = sum(map(count_images, task.data))
-    return View({name: watch.fetch() for name, watch in watches.items()}, len(task.data), images / len(task.data))
+    return View(layers, batches, batch_size=images / batches)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.evidence.looking import LayerCall, run_and_look
+from bnlab.doctor.evidence.looking import LayerCall, run_and_inspect
 from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
 from bnlab.exact.task import Task
 from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
@@ -92,7 +92,7 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     return float(difference / scale.clamp(min=least))
 
 
-def compare_in_own_mode(task: Task) -> float:
+def compare_in_callers_mode(task: Task) -> float:
     """Measure how predictions of half of 16 images differ from those of the same images among all 16.
 
     Batch norms are in the mode in which the caller left them, and all else in eval mode, so that dropout draws nothing.
@@ -128,17 +128,18 @@ def find_unread(task: Task) -> dict[str, frozenset[str]]:
     """
     unread: dict[str, frozenset[str]] = {}
 
-    def look(name: str, layer: Any, given: LayerCall, output: Any) -> None:
+    def inspect(name: str, layer: Any, given: LayerCall, output: Any) -> None:
         if name not in unread and isinstance(output, Tensor) and output.isfinite().all():
             unread[name] = frozenset(_list_unread(layer, given, output))
 
-    run_and_look(task, task.layers, _FEW, look)
+    run_and_inspect(task, task.layers, _FEW, inspect)
     return {name: parts for name, parts in unread.items() if parts}
 
 
 def _list_unread(layer: BatchNorm, given: LayerCall, output: Tensor) -> Iterator[str]:
     mean, var = get_running_buffers(layer)
-    weight, bias = get_weight(layer), get_bias(layer)
+    weight = get_weight(layer)
+    bias = get_bias(layer)
     if not mean.isfinite().all() or not var.isfinite().all():
         return  # changed, they are as bad as before
 

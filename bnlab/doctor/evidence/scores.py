@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.evidence.labels import find_counted, find_logits
+from bnlab.doctor.evidence.labels import find_counted, find_logits, has_only_shares
 from bnlab.doctor.thresholds import LEAST_LIKELIHOOD, NEAR_CHANCE
 
 _ADVICE = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
@@ -190,21 +190,26 @@ def find_reading(outputs: Sequence[Any], labels: Sequence[Tensor]) -> Reading:
         labels: of all batches.
     """
     numbers = [part for part in labels if part.is_floating_point()]
-    are_binary = all(bool(((part == 0) | (part == 1)).all()) for part in numbers)
-    are_one_hot = bool(numbers) and are_binary and all(map(_are_one_hot, numbers))
+    are_binary = all(_are_binary(part) for part in numbers)
+    are_one_hot = bool(numbers) and are_binary and all(_are_one_hot(part) for part in numbers)
+    return Reading(are_binary, are_one_hot, least=_choose_least(outputs))
+
+
+def _choose_least(outputs: Sequence[Any]) -> float:
+    """Choose the value above which outputs of two classes stand for 1: 0.5 where all are shares, 0 as of logits."""
     logits = [each for each in map(find_logits, outputs) if each is not None]
-    are_shares = all(bool(((each >= 0) & (each <= 1)).all()) for each in logits)
+    are_shares = all(has_only_shares(each) for each in logits)
     are_enough = sum(each.numel() for each in logits) >= _MANY
-    return Reading(are_binary, are_one_hot, 0.5 if are_shares and are_enough else 0.0)
+    return 0.5 if are_shares and are_enough else 0.0
 
 
 def merge_readings(readings: Sequence[Reading]) -> Reading:
     """Merge the readings of several processes, each of which has found it of its own batches."""
     return Reading(
-        all(each.are_binary for each in readings),
-        all(each.are_one_hot for each in readings),
+        are_binary=all(each.are_binary for each in readings),
+        are_one_hot=all(each.are_one_hot for each in readings),
         # One logit below 0 or above 1, in any process, shows that all outputs are logits.
-        min(each.least for each in readings),
+        least=min(each.least for each in readings),
     )
 
 
@@ -231,11 +236,18 @@ def score_batch(output: Any, labels: Tensor | None, reading: Reading) -> Tensor 
         return _score_numbers(logits, labels, reading) if labels.shape == logits.shape else None
     if logits.dim() < 2:
         return None
-    # A single column is the logit, or the share, of the second of two classes.
-    predicted = logits[:, 0] > reading.least if logits.shape[1] == 1 else logits.argmax(1)
+    predicted = _predict_classes(logits, reading)
     if predicted.shape != labels.shape:
         return None
     return average_by_class(predicted == labels, labels, max(2, logits.shape[1]))
+
+
+def _predict_classes(logits: Tensor, reading: Reading) -> Tensor:
+    """Predict the class of each image, or of each position: numbers, or of two classes whether it is the second."""
+    if logits.shape[1] == 1:
+        # A single column is the logit, or the share, of the second of two classes.
+        return logits[:, 0] > reading.least
+    return logits.argmax(1)
 
 
 def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
@@ -287,12 +299,12 @@ def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
 def score_constants(labels: Sequence[Tensor]) -> dict[int, float]:
     """Compute what always naming a class would score, summed over images: by class, of the labels of all batches."""
     flat = torch.cat([part.flatten() for part in labels])
-    classes, numbers = flat.unique(return_inverse=True)  # of all batches: nobody waits for a device after each
+    classes, indices = flat.unique(return_inverse=True)  # of all batches: nobody waits for a device after each
     sizes = [part.numel() for part in labels]
 
     scores = torch.zeros(len(classes), dtype=torch.float64, device=flat.device)
-    for part, own in zip(labels, numbers.split(sizes), strict=True):
-        index = own.view(part.shape)
+    for part, flat_index in zip(labels, indices.split(sizes), strict=True):
+        index = flat_index.view(part.shape)
         counts = _add_by_class(find_counted(part), index, len(classes))
         are_there = (counts > 0).double()
         present = are_there.sum(1, keepdim=True)
@@ -336,6 +348,11 @@ def _score_numbers(outputs: Tensor, labels: Tensor, reading: Reading) -> Tensor:
     if labels.dim() > 2:
         return average_by_class(right, labels, 2)
     return average_by_image(right)
+
+
+def _are_binary(labels: Tensor) -> bool:
+    """Return whether all labels are 0 or 1."""
+    return bool(((labels == 0) | (labels == 1)).all())
 
 
 def _are_one_hot(labels: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.evidence.case import has_bad_values, measure_distance, read_all_buffers
+from bnlab.doctor.evidence.labels import has_only_shares
 from bnlab.doctor.evidence.scores import (
     Evaluate,
     Scores,
@@ -50,19 +51,19 @@ def score(
     task: Task,
     exact: Statistics,
     evaluate: Evaluate | None,
-    own_values: Sequence[Tensor | None] = (),
+    batch_values: Sequence[Tensor | None] = (),
 ) -> Scores | None:
     """Score the images under running and exact statistics; batch statistics were scored when they were observed."""
     ranks = task.ranks
-    values = ranks.run_together(lambda: _score_own(task, exact, evaluate))
+    values = ranks.run_together(lambda: _score_local_images(task, exact, evaluate))
     parts = [part for part in ranks.gather(values) if part]
     if not parts:
         return None
     joined = {kind: torch.cat([part[kind] for part in parts]) for kind in ("running", "exact")}
 
-    own = [part for part in own_values if part is not None]
-    if own:
-        joined["batch"] = torch.cat(own).cpu()
+    under_batches = [part for part in batch_values if part is not None]
+    if under_batches:
+        joined["batch"] = torch.cat(under_batches).cpu()
     if evaluate is not None:
         return Scores(joined, _are_shares(joined))
 
@@ -86,11 +87,11 @@ def score_training(task: Task) -> float | None:
     return float(values.mean())
 
 
-def add_own_statistics(scores: Scores, task: Task, evaluate: Evaluate) -> Scores:
+def add_batch_statistics(scores: Scores, task: Task, evaluate: Evaluate) -> Scores:
     """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
-    own = score_by_metric(task, evaluate, normalize_each_batch(task.layers))
-    _require_as_many(own, scores.values["running"], task.caller)
-    values = {**scores.values, "batch": own}
+    under_batches = score_by_metric(task, evaluate, normalize_each_batch(task.layers))
+    _require_as_many(under_batches, scores.values["running"], task.caller)
+    values = {**scores.values, "batch": under_batches}
     return Scores(values, _are_shares(values))
 
 
@@ -126,7 +127,7 @@ def score_by_labels(task: Task, apply: Apply | None = None, has_likelihoods: boo
     return torch.cat(parts, 1).cpu()  # all at once: nobody waits for a device after each batch
 
 
-def _score_own(task: Task, exact: Statistics, evaluate: Evaluate | None) -> dict[str, Tensor]:
+def _score_local_images(task: Task, exact: Statistics, evaluate: Evaluate | None) -> dict[str, Tensor]:
     """Score this process's images under running and exact statistics; empty where labels do not say."""
     if evaluate is not None:
         return _score_by(task, evaluate, exact)
@@ -169,7 +170,7 @@ def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
 
 
 def _are_shares(values: Mapping[str, Tensor]) -> bool:
-    return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
+    return all(has_only_shares(part) for part in values.values())
 
 
 def _score_constants(task: Task) -> Counter[int] | None:

@@ -208,6 +208,16 @@ def sum_in_float16(mean: Tensor, var: Tensor) -> None:
     var.copy_(mean_square - mean.square())
 
 
+def multiply_both(mean: Tensor, var: Tensor, factor: float) -> None:
+    mean.mul_(factor)
+    var.mul_(factor)
+
+
+def zero_both(mean: Tensor, var: Tensor) -> None:
+    mean.zero_()
+    var.zero_()
+
+
 def stopped_in_the_middle(healthy: Healthy) -> Specimen:
     model = build_network()
 
@@ -458,8 +468,8 @@ def trained_on_in_tiny_batches(healthy: Healthy) -> Specimen:
 
 
 variances_not_copied = change_averages(lambda mean, var: var.fill_(1))
-averages_times_a_factor = change_averages(lambda mean, var, factor: (mean.mul_(factor), var.mul_(factor)))
-zeroed_buffers = change_averages(lambda mean, var: (mean.zero_(), var.zero_()))
+averages_times_a_factor = change_averages(multiply_both)
+zeroed_buffers = change_averages(zero_both)
 few_images_remembered = average_again(lambda images, labels: split(images, labels, 16), momentum=0.4)
 # Of 1,028 images, sixteen batches of 64 leave four.
 small_last_batch = average_again(lambda images, labels: split(images[:1028], labels[:1028]))

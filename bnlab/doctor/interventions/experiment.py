@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,18 +135,28 @@ class UndoExperiment:
     notes: Sequence[str] = ()
     is_by_scores: bool = False
 
-    def read(self, judged: Judged) -> Tensor:
-        """Read the values [N] by which undos are ranked."""
+    def read_ranked(self, judged: Judged) -> Tensor:
+        """Read the values [N] by which undos are ranked: scores if `is_by_scores`, else likelihoods."""
         return judged.scores if self.is_by_scores else judged.likelihoods
 
     @property
     def best(self) -> Trial | None:
-        """The undo that brings back most."""
-        return max(self.trials, key=lambda trial: float(self.read(trial.judged).mean()), default=None)
+        """The undo that brings back most of what undos are ranked by."""
+        return max(self.trials, key=self._average_ranked, default=None)
 
-    def measure_gain(self, trial: Trial) -> Difference:
+    def _average_ranked(self, trial: Trial) -> float:
+        """Average over the images what undos are ranked by."""
+        return float(self.read_ranked(trial.judged).mean())
+
+    def measure_ranked_gain(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of what undos are ranked by, for all undos at once."""
-        return estimate_mean(self.read(trial.judged) - self.read(self.as_is), tests=len(self.trials))
+        return estimate_mean(self.read_ranked(trial.judged) - self.read_ranked(self.as_is), tests=len(self.trials))
+
+    def measure_shortfall(self, trial: Trial) -> Difference:
+        """Measure how much less than the best an undo brings back of what undos are ranked by, for all at once."""
+        best = self.best
+        assert best is not None
+        return estimate_mean(self.read_ranked(best.judged) - self.read_ranked(trial.judged), tests=len(self.trials))
 
     def measure_likelihood(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the likelihood, for all undos at once."""
@@ -164,7 +174,7 @@ class UndoExperiment:
         """
         best = self.best
         # Likelihoods rank where the best of them surely gains: few images show more in them than in scores.
-        if best is None or not self.has_labels or self.measure_gain(best).low > 0:
+        if best is None or not self.has_labels or self.measure_ranked_gain(best).low > 0:
             return self
         gains = [trial.judged.scores - self.as_is.scores for trial in self.trials]
         if not any(estimate_mean(gain, tests=len(gains)).low > WORTH for gain in gains):
@@ -177,13 +187,13 @@ class UndoExperiment:
         Without labels they have to take away half of the gap.
         """
         best = self.best
-        if best is None or self.measure_gain(best).low <= 0:
+        if best is None or self.measure_ranked_gain(best).low <= 0:
             return []
         chosen = self.choose().chosen
-        gap = -float(self.read(self.as_is).mean())  # a gap only if there are no labels, see `scoring._judge_by_gap`
-        if self.has_labels or self.measure_gain(chosen[0]).value > LEAST_OF_GAP * gap:
+        if self.has_labels:
             return chosen
-        return []
+        gap = -float(self.read_ranked(self.as_is).mean())  # without labels, see `scoring._judge_by_gap`
+        return chosen if self.measure_ranked_gain(chosen[0]).value > LEAST_OF_GAP * gap else []
 
     def choose(self, crossing: Crossing | None = None) -> Choice:
         """Choose the smallest undos that bring back as much as the best.
@@ -206,7 +216,7 @@ class UndoExperiment:
         return Choice(chosen, [trial for trial in perhaps if trial.undo.degrees < fewest])
 
     def measure_exact(self) -> tuple[float, float] | None:
-        """Measure how much less of the likelihood exact statistics surely bring back than the best undo does.
+        """Measure how much less exact statistics surely bring back than the best undo, of what undos are ranked by.
 
         Returns:
             That, and beyond which line it is clearly less: a tenth of the best gain. None where they were not tried.
@@ -216,9 +226,8 @@ class UndoExperiment:
         if best is None or not tried:
             return None
         # Exact statistics were tried in several sets of layers, and the best set speaks for them.
-        exact = max(tried, key=lambda trial: float(self.read(trial.judged).mean()))
-        shortfall = estimate_mean(self.read(best.judged) - self.read(exact.judged), tests=len(self.trials))
-        return shortfall.low, LEFT_BY_SMALLER * self.measure_gain(best).value
+        exact = max(tried, key=self._average_ranked)
+        return self.measure_shortfall(exact).low, LEFT_BY_SMALLER * self.measure_ranked_gain(best).value
 
     def list_crossings(self) -> list[Crossing]:
         """List the numbers that undos were graded by, where the grade would be another one beyond the line."""
@@ -230,51 +239,94 @@ class UndoExperiment:
         return [self._grade(number) for number in range(len(self.trials))]
 
     def _grade(self, number: int) -> tuple[Grade, list[Crossing]]:
-        """Grade an undo by what it leaves of the best gain, at most a tenth.
+        """Grade an undo, and list the lines beyond which it would have another grade."""
+        trial = self.trials[number]
+        conditions = self._ask_conditions(trial)
+        grade = conditions.grade
+        crossings = []
+        for name in conditions._fields:
+            beyond = conditions.flip(name).grade
+            if beyond is not grade:
+                condition: _Condition = getattr(conditions, name)
+                what = f"{trial.cause.code} {condition.what}"
+                crossings.append(Crossing(what, condition.value, condition.line, condition.unit, number, beyond))
+        return grade, crossings
+
+    def _ask_conditions(self, trial: Trial) -> _Conditions:
+        """Ask what an undo leaves of the best gain: at most a tenth?
 
         That is known by likelihoods; where few images do not tell, by averages that fit once it is undone. The score is
         asked too, as the likelihood of a label ends at its bound, where the score still falls.
         """
         best = self.best
         assert best is not None
-        trial = self.trials[number]
-        of_score = estimate_mean(best.judged.scores - trial.judged.scores)
-        shortfall = estimate_mean(self.read(best.judged) - self.read(trial.judged), tests=len(self.trials))
+        lost_score = estimate_mean(best.judged.scores - trial.judged.scores).low
         score_line = LEFT_BY_SMALLER * self.measure_score(best).value
-        line = LEFT_BY_SMALLER * self.measure_gain(best).value
-
-        # Each is one number and its line, so that a crossing can turn one of them round and leave the others.
-        conditions = {
-            "score": of_score.low <= score_line,
-            "surely": shortfall.high <= line,
-            "likely": shortfall.value <= line,
-            "fits": trial.undo.explains > EXPLAINS_ALL,
-        }
-        grade = _combine(**conditions)
-
-        def cross(name: str) -> Grade:
-            return _combine(**{**conditions, name: not conditions[name]})
-
-        def draw(what: str, value: float, line: float, unit: Unit, name: str) -> Crossing:
-            return Crossing(f"{trial.cause.code} {what}", value, line, unit, number, cross(name))
-
-        crossings = [
-            draw("undone falls short of the best by at least", of_score.low, score_line, "score", "score"),
-            draw("undone leaves at most", shortfall.high, line, "likelihood", "surely"),
-            draw("undone leaves", shortfall.value, line, "likelihood", "likely"),
-            draw("explains", trial.undo.explains, EXPLAINS_ALL, "share", "fits"),
-        ]
-        return grade, [crossing for crossing in crossings if crossing.grade is not grade]
+        shortfall = self.measure_shortfall(trial)
+        line = LEFT_BY_SMALLER * self.measure_ranked_gain(best).value
+        explains = trial.undo.explains
+        return _Conditions(
+            keeps_score=_Condition(
+                "undone falls short of the best by at least", lost_score, score_line, "score", lost_score <= score_line
+            ),
+            surely_suffices=_Condition(
+                "undone leaves at most", shortfall.high, line, "likelihood", shortfall.high <= line
+            ),
+            likely_suffices=_Condition("undone leaves", shortfall.value, line, "likelihood", shortfall.value <= line),
+            lets_averages_fit=_Condition("explains", explains, EXPLAINS_ALL, "share", explains > EXPLAINS_ALL),
+        )
 
 
-def _combine(score: bool, surely: bool, likely: bool, fits: bool) -> Grade:
-    """Combine what is known of an undo: the score does not speak against it, it surely or likely leaves little, and
-    averages fit once it is undone."""
-    if not score:
-        return Grade.TOO_LITTLE
-    if surely or (likely and fits):
-        return Grade.ENOUGH
-    return Grade.PERHAPS if likely else Grade.TOO_LITTLE
+@dataclass(frozen=True)
+class _Condition:
+    """A number that an undo is graded by.
+
+    Attributes:
+        what: the number, in words.
+        value: the number.
+        line: where the condition begins, or ceases, to be met.
+        unit: of both.
+        is_met: whether the number is on the right side of its line.
+    """
+
+    what: str
+    value: float
+    line: float
+    unit: Unit
+    is_met: bool
+
+
+class _Conditions(NamedTuple):
+    """What an undo is graded by. Each is one number, so that one can be flipped while the others stay.
+
+    Attributes:
+        keeps_score: the score does not speak against the undo.
+        surely_suffices: it surely leaves little of the best gain.
+        likely_suffices: it likely does.
+        lets_averages_fit: averages fit once it is undone.
+    """
+
+    keeps_score: _Condition
+    surely_suffices: _Condition
+    likely_suffices: _Condition
+    lets_averages_fit: _Condition
+
+    @property
+    def grade(self) -> Grade:
+        """The grade by all conditions together."""
+        if not self.keeps_score.is_met:
+            return Grade.TOO_LITTLE
+        if self.surely_suffices.is_met:
+            return Grade.ENOUGH
+        if not self.likely_suffices.is_met:
+            return Grade.TOO_LITTLE
+        return Grade.ENOUGH if self.lets_averages_fit.is_met else Grade.PERHAPS
+
+    def flip(self, name: str) -> _Conditions:
+        """Put one number on the other side of its line."""
+        condition: _Condition = getattr(self, name)
+        flipped = replace(condition, is_met=not condition.is_met)
+        return self._replace(**{name: flipped})
 
 
 def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluate | None) -> UndoExperiment | None:
@@ -340,9 +392,10 @@ def _swap_halves(whole: Case, sample: Task) -> list[tuple[Case, Sequence[Any]]]:
         folds = [whole.on_fold(part, _measure_half(part, whole.exact)) for part in parts]
     except ValueError:  # one value in a channel has no variance
         return [(whole, sample.data)]
-    swapped: list[tuple[Case, Sequence[Any]]] = [(folds[0], parts[-1].data), (folds[-1], parts[0].data)]
     # A batch that cannot be cut is the only part, and judges itself.
-    return swapped[: len(parts)]
+    if len(parts) == 1:
+        return [(folds[0], parts[0].data)]
+    return [(folds[0], parts[1].data), (folds[1], parts[0].data)]
 
 
 def _measure_half(half: Task, exact: Statistics) -> Statistics:
@@ -386,18 +439,22 @@ def _try_all(
                 except Exception as error:  # a model that takes no other images may raise anything
                     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                     notes.add(f"Not tried, as it fails: {undo.words} ({reason}).")
-    complete = [key for key in undos if len(judged[key]) == len(halves)]
-    return [Trial(*undos[key], _join(judged[key])) for key in complete]
+    trials = []
+    for key, (cause, undo) in undos.items():
+        if len(judged[key]) == len(halves):
+            trials.append(Trial(cause, undo, _join(judged[key])))
+    return trials
 
 
 def _join(parts: Sequence[Judged]) -> Judged:
     """Join how the images of both halves do."""
-    scores, likelihoods = zip(*parts, strict=True)
-    return Judged(torch.cat(scores), torch.cat(likelihoods))
+    scores = torch.cat([part.scores for part in parts])
+    likelihoods = torch.cat([part.likelihoods for part in parts])
+    return Judged(scores, likelihoods)
 
 
 def _are_equal(one: Judged, other: Judged) -> bool:
-    return all(torch.equal(mine, its) for mine, its in zip(one, other, strict=True))
+    return torch.equal(one.scores, other.scores) and torch.equal(one.likelihoods, other.likelihoods)
 
 
 def _list_proposals(cause: Cause, fold: Case, has_labels: bool) -> list[Undo]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.interventions.experiment import UndoExperiment
+from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.undo import EXACT
 from bnlab.doctor.verdict.findings import Finding, Skipped
 from bnlab.doctor.verdict.verdict import Verdict
@@ -109,26 +109,26 @@ class Diagnosis:
         columns = ["code", "undone", "layers", "degrees", "score", "gain", "likelihood_gain", "low", "high", "chosen"]
         experiment = self.experiment
         rows = []
-        for trial in () if experiment is None else experiment.trials:
-            assert experiment is not None
-            # Of the likelihood also where undos were ranked by the score: the columns keep their meaning.
-            gain = experiment.measure_likelihood(trial)
-            rows.append(
-                {
-                    "code": trial.cause.code,
-                    "undone": trial.undo.words,
-                    "layers": trial.undo.layers,
-                    "degrees": trial.undo.degrees,
-                    "score": float(trial.judged.scores.mean()),
-                    "gain": experiment.measure_score(trial).value,
-                    "likelihood_gain": gain.value,
-                    "low": gain.low,
-                    "high": gain.high,
-                    "chosen": self.judged is not None and trial in self.judged.chosen,
-                }
-            )
+        if experiment is not None:
+            rows = [self._describe_trial(trial, experiment) for trial in experiment.trials]
         table = pd.DataFrame(rows, columns=columns)
         return table.sort_values("likelihood_gain", ascending=False, ignore_index=True)
+
+    def _describe_trial(self, trial: Trial, experiment: UndoExperiment) -> dict[str, Any]:
+        # Of the likelihood also where undos were ranked by the score: the columns keep their meaning.
+        gain = experiment.measure_likelihood(trial)
+        return {
+            "code": trial.cause.code,
+            "undone": trial.undo.words,
+            "layers": trial.undo.layers,
+            "degrees": trial.undo.degrees,
+            "score": float(trial.judged.scores.mean()),
+            "gain": experiment.measure_score(trial).value,
+            "likelihood_gain": gain.value,
+            "low": gain.low,
+            "high": gain.high,
+            "chosen": self.judged is not None and trial in self.judged.chosen,
+        }
 
     @property
     def skipped(self) -> pd.DataFrame:
@@ -279,8 +279,10 @@ class Diagnosis:
         if self.judged is None and any(self.case.clearly_differs(name) for name in self.case.seen):
             return self._ask_for("averages")  # nothing can be scored, but histories tell whether these are right
         if self.judged is not None and not self.scores:
+            if self.verdict == "healthy":
+                return []
             labels = [] if self.case.misfit is not None else [_LABELS]
-            return [*labels, *self._ask_for(self.verdict or "")] if self.verdict != "healthy" else []
+            return [*labels, *self._ask_for(self.verdict or "")]
         if self.verdict == "undecided" and self.case.expected is None:
             return [_WHICH_SCORE]
         chosen = () if self.judged is None else self.judged.chosen

@@ -11,7 +11,14 @@ from typing import Any
 from bnlab.common.pages import fill_in
 from bnlab.doctor.evidence.scores import Scores
 from bnlab.doctor.verdict.verdict import ELSEWHERE
-from bnlab.doctor.words import KINDS, count_things, describe_number, describe_score, describe_training, tell
+from bnlab.doctor.words import (
+    KINDS,
+    count_things,
+    describe_difference,
+    describe_number,
+    describe_score,
+    describe_training,
+)
 
 _TONES = {"healthy": "good", "undecided": "open", "mode": "fair", "note": "open", "warning": "fair"}
 """Verdict or severity → its colour; that of all others is "bad"."""
@@ -109,7 +116,9 @@ def _list_scores(scores: Scores) -> PageTable:
     """List the scores, each with its difference from that under running averages."""
     rows = []
     for kind in scores.values:
-        gain = "" if kind == "running" else tell(scores.compare(kind, "running"), scores)
+        gain = ""
+        if kind != "running":
+            gain = describe_difference(scores.compare(kind, "running"), scores)
         rows.append([Cell(KINDS[kind]), Cell(describe_score(scores.mean(kind), scores)), Cell(gain)])
     return PageTable("scores", ["predicting with", scores.metric, "gain [95%]"], rows)
 
@@ -124,8 +133,10 @@ def _list_trials(shown: Any, scores: Scores | None) -> PageTable:
     rows = []
     for row in shown.to_dict("records"):
         low, gain, high = (describe_number(row[column], 2) for column in ("low", "likelihood_gain", "high"))
-        reached = [] if scores is None else [describe_score(row["score"], scores)]
-        cells = [row["undone"], *reached, f"{gain} [{low}, {high}]", describe_number(row["degrees"])]
+        cells = [row["undone"]]
+        if scores is not None:
+            cells.append(describe_score(row["score"], scores))
+        cells += [f"{gain} [{low}, {high}]", describe_number(row["degrees"])]
         rows.append([Cell(text) for text in cells])
     return PageTable("trials", titles, rows, tuple(shown["chosen"]))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.evidence.setup import CALLER
-from bnlab.doctor.interventions.experiment import Choice, Trial, UndoExperiment
+from bnlab.doctor.interventions.experiment import Choice, Crossing, Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.verdict.attribution import depends_on_first, name_causes, name_choice
 from bnlab.doctor.verdict.findings import (
@@ -23,7 +24,7 @@ from bnlab.doctor.verdict.findings import (
     sort_findings,
 )
 from bnlab.doctor.verdict.verdict import BROKEN, ELSEWHERE, Edge, Verdict, Word
-from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
+from bnlab.doctor.words import count_things, describe_difference, describe_gain, describe_score, round_up
 
 _CONSTANTS = "Perhaps it was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
@@ -116,7 +117,8 @@ def compute_worth(scores: Scores, worth: float | None) -> float:
     if scores.are_shares:
         return WORTH
     values = scores.values["exact"].nan_to_num()
-    low, high = values.quantile(0.05), values.quantile(0.95)
+    low = values.quantile(0.05)
+    high = values.quantile(0.95)
     # Distances from lines are divided by this, which would be 0 for a metric with one value for all images.
     return max(WORTH_OF_SPREAD * float(high - low), 1e-12)
 
@@ -180,13 +182,14 @@ def judge(case: Case, scores: Scores, experiment: UndoExperiment | None, worth: 
         *_ask_for_network(case, scores, gain, worth),
         *_ask_for_images(case, scores, experiment, gain, worth),
     ]
-    decided, *later = [number for number, condition in enumerate(conditions) if condition.holds]
-    edges = [_name_beyond(condition) for condition in conditions[:decided]]
+    failed = takewhile(lambda condition: not condition.holds, conditions)
+    edges = [_name_beyond(condition) for condition in failed]
+    decisive, *later = [condition for condition in conditions if condition.holds]
     # The last condition always holds and has no numbers, so that wherever this loop runs there is a later one.
-    for number in conditions[decided].numbers:  # not met, the next condition that holds would decide
-        edges.append(replace(number.edge, beyond=conditions[later[0]].word))
+    for number in decisive.numbers:  # not met, the next condition that holds would decide
+        edges.append(replace(number.edge, beyond=later[0].word))
 
-    verdict = conditions[decided].decide()
+    verdict = decisive.decide()
     # The interval of a single image is infinite, so its ends are near no line.
     known = [edge for edge in (*edges, *verdict.edges) if math.isfinite(edge.value)]
     others = [edge for edge in known if edge.beyond != verdict.word]
@@ -242,19 +245,19 @@ def _ask_for_undo(
     """Ask whether the best undo surely brings back some likelihood, and more of the score than what matters."""
     if experiment is None or experiment.best is None:
         return
-    likelihood = experiment.measure_gain(experiment.best)
+    ranked = experiment.measure_ranked_gain(experiment.best)
     score = experiment.measure_score(experiment.best).value
     ranked_by = "score" if experiment.is_by_scores else "likelihood"
-    of_likelihood = Edge(
+    of_ranked = Edge(
         f"the best undo gains of the {ranked_by} at least",
-        likelihood.low,
-        0.0,
-        "undecided",
+        value=ranked.low,
+        line=0.0,
+        beyond="undecided",
         # The line is 0 and no scale, so that distances from it are shares of the gain.
-        abs(likelihood.value) or 1.0,
+        scale=abs(ranked.value) or 1.0,
     )
     of_score = _draw_line("the best undo gains", score, worth, scores)
-    numbers = [_Number(of_likelihood, likelihood.low > 0), _Number(of_score, score > worth)]
+    numbers = [_Number(of_ranked, ranked.low > 0), _Number(of_score, score > worth)]
     if scores.commonest is not None and case.expected is None:
         # First, because it is the condition below and one more: that the score stays at or below chance.
         yield _ask_for_chance(scores, experiment, numbers, gain, worth)
@@ -321,8 +324,10 @@ def _judge_experiment(
 ) -> Verdict:
     """Judge by the smallest undo that brings back as much as the best one."""
     kinds = choice.kinds
+    trials = [*choice.chosen]
     # Without other kinds the fault is in the same place either way.
-    trials = [*choice.chosen, *(choice.rivals if choice.other_kinds else ())]
+    if choice.other_kinds:
+        trials += choice.rivals
     sentence = _describe_trials(trials, experiment, scores)
     low = _describe_low(scores, case.expected)
 
@@ -344,30 +349,39 @@ def _judge_experiment(
 def _list_edges(case: Case, scores: Scores, experiment: UndoExperiment, choice: Choice, word: Word) -> list[Edge]:
     """List the numbers by which undos were graded, where the verdict would be another one beyond their lines."""
     assert experiment.best is not None
-    best = experiment.measure_gain(experiment.best).value
+    best = experiment.measure_ranked_gain(experiment.best).value
     edges = []
     shortfall = experiment.measure_exact()
     if shortfall is not None and case.training is None and choice.kinds == {"images"}:
-        # As shares of the best gain, which LEFT_BY_SMALLER is a share of as well.
-        surely, line = (value / best for value in shortfall)
-        other: Word = "averages or images" if word == "images" else "images"
-        edges.append(Edge("exact statistics fall short by at least", surely, line, other, line, True, "% of the gain"))
+        surely, line = shortfall
+        beyond_shortfall: Word = "averages or images" if word == "images" else "images"
+        edges.append(_draw_share("exact statistics fall short by at least", surely, line, best, beyond_shortfall))
     if word in ("averages", "averages or images") and depends_on_first(case, choice.chosen):
         gap, most = case.measure_fit(case.first)
-        other = "averages or images" if word == "averages" else "averages"
-        edges.append(Edge("the first layer's averages are off by", gap, most, other, most, unit=" σ"))
+        beyond_fit: Word = "averages or images" if word == "averages" else "averages"
+        edges.append(Edge("the first layer's averages are off by", gap, most, beyond_fit, scale=most, unit=" σ"))
 
     for crossing in experiment.list_crossings():
         beyond = name_choice(case, experiment, crossing)
-        value, line = crossing.value, crossing.line
-        if crossing.unit == "score":
-            edges.append(replace(_draw_line(crossing.what, value, line, scores), beyond=beyond))
-        elif crossing.unit == "likelihood":
-            of_best = Edge(crossing.what, value / best, line / best, beyond, line / best, True, "% of the gain")
-            edges.append(of_best)
-        else:
-            edges.append(Edge(crossing.what, value, line, beyond, line, True, "% of its layers' gap"))
+        edges.append(_draw_crossing(crossing, beyond, best, scores))
     return edges
+
+
+def _draw_share(what: str, value: float, line: float, best: float, beyond: Word) -> Edge:
+    """Draw a line between shares of the best gain, which LEFT_BY_SMALLER is a share of as well."""
+    line = line / best
+    return Edge(what, value / best, line, beyond, scale=line, is_share=True, unit="% of the gain")
+
+
+def _draw_crossing(crossing: Crossing, beyond: Word, best: float, scores: Scores) -> Edge:
+    """Draw the line of a number that an undo was graded by."""
+    if crossing.unit == "score":
+        edge = _draw_line(crossing.what, crossing.value, crossing.line, scores)
+        return replace(edge, beyond=beyond)
+    if crossing.unit == "likelihood":
+        return _draw_share(crossing.what, crossing.value, crossing.line, best, beyond)
+    scale = crossing.line
+    return Edge(crossing.what, crossing.value, crossing.line, beyond, scale, is_share=True, unit="% of its layers' gap")
 
 
 def _find_most(gain: Difference, experiment: UndoExperiment | None) -> float:
@@ -401,7 +415,8 @@ def _describe_trials(trials: Sequence[Trial], experiment: UndoExperiment, scores
     """
     gain = experiment.measure_score(trials[0])
     counted = count_things(gain.images, "image")
-    return f"Undoing {name_causes(trials)} raises {scores.metric.lower()} by {tell(gain, scores)}, on {counted}."
+    raised_by = describe_difference(gain, scores)
+    return f"Undoing {name_causes(trials)} raises {scores.metric.lower()} by {raised_by}, on {counted}."
 
 
 def _is_bad(scores: Scores, expected: float | None) -> bool:

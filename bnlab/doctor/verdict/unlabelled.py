@@ -54,7 +54,7 @@ def conclude_unlabelled(
     if decisions is None:
         return None, findings
     place = _locate(case, experiment, chosen) if severity == "warning" else None
-    judged = _judge(case, decisions, place, chosen, least)
+    judged = _conclude_by_cost(case, decisions, place, chosen, least)
     return let_signs_speak(judged, findings, is_poor=False), findings
 
 
@@ -67,7 +67,7 @@ def _locate(case: Case, experiment: UndoExperiment | None, chosen: Sequence[Tria
     return word, f"Undoing {name_causes(chosen)} takes most of the gap away."
 
 
-def _judge(
+def _conclude_by_cost(
     case: Case, decisions: Decisions, place: tuple[Word, str] | None, chosen: Sequence[Trial], worth: float
 ) -> Verdict:
     """Judge by what differs; where it costs something, by the place of the fault, with its reason."""
@@ -80,8 +80,8 @@ def _judge(
     if place is not None:
         word, why = place
         edges = [
-            Edge("running averages cost", cost.value, worth, "undecided", worth, True, " points"),
-            Edge("running averages cost at least", cost.low, 0.0, "undecided", cost.value, True, " points"),
+            _draw_line("running averages cost", cost.value, worth, "undecided", scale=worth),
+            _draw_line("running averages cost at least", cost.low, 0.0, "undecided", scale=cost.value),
         ]
         others = [edge for edge in edges if edge.beyond != word]
         return Verdict(word, f"{reported} {why}", cost, chosen, others).add_nearest()
@@ -90,18 +90,26 @@ def _judge(
     most = worth if cost.low > 0 else SURELY_HEALTHY * worth
     word = "undecided" if cost.high > most else "healthy"
     beyond: Word = "healthy" if word == "undecided" else "undecided"
-    edge = Edge("the cost may be up to", cost.high, most, beyond, most, True, " points")
+    edge = _draw_line("the cost may be up to", cost.high, most, beyond, scale=most)
     sentence = f"{reported} {_TOO_NEAR}" if word == "undecided" else reported
     return Verdict(word, sentence, cost, edges=[edge]).add_nearest()
+
+
+def _draw_line(what: str, value: float, line: float, beyond: Word, scale: float) -> Edge:
+    """Draw a line between costs in accuracy."""
+    return Edge(what, value, line, beyond, scale, is_share=True, unit=" points")
 
 
 def _describe(decisions: Decisions) -> str:
     """Say how predictions differ, and what that costs."""
     cost = decisions.cost
     counted = count_things(cost.images, "image")
-    parts = (decisions.differing, cost.value, cost.low, cost.high)
-    differing, value, low, high = (f"{100 * part:z.1f}" for part in parts)
+    points = f"{_write_percent(cost.value)} points [{_write_percent(cost.low)}, {_write_percent(cost.high)}]"
     return (
-        f"Without labels: exact statistics change the predicted class of {differing}% of {counted}. If the predicted "
-        f"probabilities are right, running averages cost {value} points [{low}, {high}] of accuracy."
+        f"Without labels: exact statistics change the predicted class of {_write_percent(decisions.differing)}% of "
+        f"{counted}. If the predicted probabilities are right, running averages cost {points} of accuracy."
     )
+
+
+def _write_percent(share: float) -> str:
+    return f"{100 * share:z.1f}"

@@ -29,7 +29,7 @@ class Edge:
         line: where the other verdict begins.
         beyond: the verdict on the other side.
         scale: by which distances from the line are divided.
-        is_share: whether both are written times 100.
+        is_share: whether both are shares, which are written in percent, or percentage points.
         unit: what is written behind them.
     """
 
@@ -48,9 +48,11 @@ class Edge:
 
     def __str__(self) -> str:
         side = "above" if self.value <= self.line else "below"
-        return f"{self.what} {self._tell(self.value)}; {side} {self._tell(self.line)} the verdict is {self.beyond}"
+        return (
+            f"{self.what} {self._describe(self.value)}; {side} {self._describe(self.line)} the verdict is {self.beyond}"
+        )
 
-    def _tell(self, number: float) -> str:
+    def _describe(self, number: float) -> str:
         reported = f"{100 * number:z.1f}" if self.is_share else describe_number(number)
         return f"{reported}{self.unit}"
 
