@@ -27,14 +27,18 @@ from bnlab.harness.reporting.experiment import Figure, Span, Tables
 from bnlab.harness.reporting.style import RC, thin_labels, write_out_decades
 from bnlab.harness.updates import SCHEDULES
 
-# Inches.
-_NARROW, _WIDE = 4.2, 5.4  # a figure with one panel across; with several, or with names beside its panel
-_TALL, _LOW = 3.2, 2.35  # a panel that is alone across, and one among several
-_LEAST = 0.9  # a panel of printed numbers whose names take less
-_LINE = 0.2  # of words
-_TITLE = 1.2  # lines of words that a line of the title takes
-_LETTER = 0.081  # of `_FONT`; as lines, letters are as wide as the font is large
+# Widths of figures, in inches.
+_NARROW = 4.2  # with one panel across
+_WIDE = 5.4  # with several, or with names beside its panel
+# Heights of panels, in inches.
+_TALL = 3.2  # one that is alone across
+_LOW = 2.35  # one among several
+_LEAST = 0.9  # one of printed numbers whose names take less
+# Words of the font size `_FONT`, in inches. With another size both change in proportion.
+_LINE_HEIGHT = 0.2
+_LETTER_WIDTH = 0.081
 _FONT = 10
+_TITLE = 1.2  # lines of words that a line of the title takes
 FORMATS: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Formats of files for papers, with what is written into them: no date, so that the same table gives the same file."""
 
@@ -91,7 +95,7 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
         parts[f"{name}_{figure.below.ending}"] = (below, figure.below.score(tables))
 
     with plt.rc_context(RC):
-        drawings = {stem: draw(part, of_part) for stem, (part, of_part) in parts.items()}
+        drawings = {stem: draw(part, rows) for stem, (part, rows) in parts.items()}
         # The picture keeps the title, and is rendered before that is removed for the other file.
         image = _render(drawings.values())
         # A palette makes files small, of which many are committed. An octree keeps the colours of lines where
@@ -141,7 +145,7 @@ def _remove_title(drawn: Drawn) -> None:
         return
     drawn.suptitle("")
     width, height = drawn.get_size_inches()
-    drawn.set_size_inches(width, height - _TITLE * (title.count("\n") + 1) * _LINE)
+    drawn.set_size_inches(width, height - _TITLE * (title.count("\n") + 1) * _LINE_HEIGHT)
     ConstrainedLayoutEngine().execute(drawn)
 
 
@@ -154,7 +158,7 @@ class _Grid:
         columns: of panels.
         width: of the figure.
         height: of a panel.
-        font: size of words, relative to the one for which `_LETTER` and `_LINE` hold.
+        font: size of words, relative to the one for which `_LETTER_WIDTH` and `_LINE_HEIGHT` hold.
     """
 
     count: int
@@ -172,13 +176,13 @@ class _Grid:
         return self.width / self.columns
 
     @property
-    def line(self) -> float:
+    def line_height(self) -> float:
         """The height of a line of words."""
-        return self.font * _LINE
+        return self.font * _LINE_HEIGHT
 
     def count_letters(self, length: float) -> int:
         """Count the letters that a line of this length holds."""
-        return int(length / (self.font * _LETTER))
+        return int(length / (self.font * _LETTER_WIDTH))
 
 
 def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Drawn:
@@ -191,14 +195,14 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
     """
     panels = list(frame["panel"].unique())
     grid = _arrange(figure, frame, len(panels), width)
-    drawn, places = plt.subplots(grid.rows, grid.columns, sharey=True, squeeze=False)
-    # The last row may have more places than there are panels left; those are hidden below.
-    axes = dict(zip(panels, places.flat, strict=False))
+    drawn, grid_of_axes = plt.subplots(grid.rows, grid.columns, sharey=True, squeeze=False)
+    # The last row may have more axes than there are panels left; those are hidden below.
+    axes = dict(zip(panels, grid_of_axes.flat, strict=False))
     figure.plot.draw(frame, axes)
     for ax in axes.values():
         _draw_spans(ax, figure.spans)
         write_out_decades(ax)
-    for ax in places.flat[grid.count :]:
+    for ax in grid_of_axes.flat[grid.count :]:
         ax.set_axis_off()
 
     # Words take room of their own, so that panels keep their shape however many lines there are.
@@ -206,7 +210,7 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
     lines += grid.rows * _name_panels(axes, grid)
     lines += _label_axes(drawn, [*axes.values()], grid)
     lines += _add_legend(drawn, axes.values(), grid)
-    drawn.set_size_inches(grid.width, grid.rows * grid.height + lines * grid.line)
+    drawn.set_size_inches(grid.width, grid.rows * grid.height + lines * grid.line_height)
     # Once: a figure that has a layout engine is drawn a further time whenever it is saved.
     ConstrainedLayoutEngine().execute(drawn)
     return drawn
@@ -218,21 +222,24 @@ def _arrange(figure: Figure, frame: pd.DataFrame, count: int, width: float | Non
     columns = count if count in (1, 3) else 2  # no more than two of many: words stay legible on a telephone
     names = figure.plot.count_lines(frame)
     usual_width = _WIDE if columns > 1 or names > 0 else _NARROW
-    width = usual_width if width is None else width
+    usual_height = _TALL if columns == 1 else _LOW
+    if width is None:
+        width = usual_width
 
-    height = (_TALL if columns == 1 else _LOW) * width / usual_width
+    height = usual_height * width / usual_width
     if "printed" in frame and frame["printed"].all():
         height = _LEAST if names else _LOW * width / usual_width
     if math.ceil(count / columns) > 3:
         height *= 0.75
     # Names one below the other need their height, whatever shape a panel should have.
-    height = max(height, 0.5 + names * font * _LINE)
+    height = max(height, 0.5 + names * font * _LINE_HEIGHT)
     return _Grid(count, columns, width, height, font)
 
 
 def _write_title(drawn: Drawn, title: str, grid: _Grid) -> float:
     """Write the title above all panels; the lines of words that it takes."""
-    lines = textwrap.wrap(title, int(grid.width / (grid.font * _LETTER) / 1.3))  # its letters are larger, and bold
+    letters = int(grid.width / (grid.font * _LETTER_WIDTH) / 1.3)  # those of a title are larger, and bold
+    lines = textwrap.wrap(title, letters)
     drawn.suptitle("\n".join(lines), x=0.02, ha="left")
     return _TITLE * len(lines)
 
@@ -240,15 +247,15 @@ def _write_title(drawn: Drawn, title: str, grid: _Grid) -> float:
 def _name_panels(axes: Mapping[Any, Axes], grid: _Grid) -> int:
     """Write the name of each panel above it; the lines that the longest one takes more than one."""
     letters = grid.count_letters(grid.panel_width - 0.3)
-    further = 0
+    most_breaks = 0
     for panel, ax in axes.items():
         parts = [str(panel)]
         if len(str(panel)) > letters:
             # A long name is first broken behind commas and before brackets, where its parts end.
             parts = re.split(r"(?<=,) | (?=\()", str(panel))
         ax.set_title("\n".join(textwrap.fill(part, letters) for part in parts))
-        further = max(further, ax.get_title().count("\n"))
-    return further
+        most_breaks = max(most_breaks, ax.get_title().count("\n"))
+    return most_breaks
 
 
 def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
@@ -259,17 +266,18 @@ def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
     if isinstance(first.yaxis.get_major_formatter(), FuncFormatter):
         names = [label.get_text() for label in first.get_yticklabels()]
         beside = max(len(part) for name in names for part in name.split("\n"))
-        letters = grid.count_letters((grid.width - beside * grid.font * _LETTER) / grid.columns - 0.2)
+        letters = grid.count_letters((grid.width - beside * grid.font * _LETTER_WIDTH) / grid.columns - 0.2)
 
     is_one_row_of_three = grid.count == 3
     room = grid.width if is_one_row_of_three else grid.panel_width
     across = textwrap.fill(first.get_xlabel(), grid.count_letters(0.8 * room))
     drawn.supylabel(textwrap.fill(first.get_ylabel(), grid.count_letters(0.85 * grid.rows * grid.height)))
-    for place, ax in enumerate(axes):
+    for number, ax in enumerate(axes):
         thin_labels(ax, letters)
         # No panel stands below it, which also holds above a gap in the last row.
-        is_lowest = place + grid.columns >= grid.count
-        is_labelled = place == 1 if is_one_row_of_three else is_lowest  # of three the middle one, for all
+        is_labelled = number + grid.columns >= grid.count
+        if is_one_row_of_three:
+            is_labelled = number == 1  # the middle one, for all
         ax.set(xlabel=across if is_labelled else "", ylabel="")
         ax.yaxis.set_label_coords(0, 0)  # else ticks are measured to place the empty label
     return 1 + across.count("\n")
@@ -284,18 +292,18 @@ def _add_legend(drawn: Drawn, axes: Iterable[Axes], grid: _Grid) -> int:
     if not handles:
         return 0
     letters = 6 + max(map(len, handles))  # of an entry, with its handle
-    entries = max(1, int(grid.width / (grid.font * _LETTER) / letters))  # in a row
+    entries = max(1, int(grid.width / (grid.font * _LETTER_WIDTH) / letters))  # in a row
     drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=entries)
     return math.ceil(len(handles) / entries)
 
 
 def _draw_spans(ax: Axes, spans: Iterable[Span]) -> None:
     """Draw stretches of the horizontal axis in grey; each line has dashes of its own."""
-    for place, span in enumerate(spans):
+    for number, span in enumerate(spans):
         if span.low < span.high:
             ax.axvspan(span.low, span.high, color="#999999", alpha=0.25, linewidth=0, label=span.words)
         else:
-            style = ("--", ":", "-.")[place % 3]
+            style = ("--", ":", "-.")[number % 3]
             ax.axvline(span.low, color="#777777", linewidth=1.2, linestyle=style, label=span.words)
 
 
@@ -322,7 +330,7 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
             means = f"{means}, {figure.plot.intervals}: 95% intervals"
         sentences.append(f"{means};")
     if most > 0:  # nothing is said of what was not measured
-        span = f"{fewest}–{most}" if fewest < most else f"{most}"
+        count = f"{fewest}–{most}" if fewest < most else f"{most}"
         noun = "seeds" if most > 1 else "seed"
-        sentences.append(f"n\u00a0=\u00a0{span} {noun}.")
+        sentences.append(f"n\u00a0=\u00a0{count} {noun}.")
     return re.sub(" +", " ", " ".join(sentences)).strip()

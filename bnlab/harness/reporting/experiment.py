@@ -256,9 +256,9 @@ def state_headlines(experiment: Experiment, verdicts: pd.DataFrame) -> Experimen
 def _have_verdict(verdicts: pd.DataFrame, claims: Mapping[str, Sequence[str]], verdict: str) -> bool:
     """Find out if all of these claims have a verdict in all of their conditions."""
     for claim, conditions in claims.items():
-        found = find_conditions(verdicts, claim, conditions)
+        cells = find_conditions(verdicts, claim, conditions)
         # A claim or condition that is missing has no verdict at all, and does not let a headline stand.
-        if {*found["verdict"]} != {verdict}:
+        if {*cells["verdict"]} != {verdict}:
             return False
     return True
 

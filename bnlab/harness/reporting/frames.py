@@ -108,14 +108,14 @@ def rows(
     if frame.empty:
         raise NoRows(f"the table {table} has no rows")
 
-    of_table = {column: wanted[column] for column in wanted if column in frame}
-    of_networks = {column: wanted[column] for column in wanted if column not in frame}
-    measured = select(frame, **of_table)  # before the settings are added: few rows, then many columns
+    wanted_of_table = {column: wanted[column] for column in wanted if column in frame}
+    wanted_of_networks = {column: wanted[column] for column in wanted if column not in frame}
+    measured = select(frame, **wanted_of_table)  # before the settings are added: few rows, then many columns
 
     runs = tables["runs"]
     settings = [column for column in runs if column == "run" or column not in (*frame, *_LONG)]
     joined = measured.merge(runs[settings], on="run")
-    chosen = select(joined, **of_networks)
+    chosen = select(joined, **wanted_of_networks)
     # Only networks that are left have to be comparable: those that were not wanted may differ in anything.
     networks = runs[runs["run"].isin(chosen["run"].unique())]
     if by is None:
@@ -185,8 +185,8 @@ def _select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
     is_near = distance <= allowed
     near = frame[is_nearest & is_near]
     latest = near.groupby("run")["step"].transform("max")  # of two steps that are equally near
-    one = near[near["step"] == latest]
-    return one.assign(panel=share_name(share))
+    selected = near[near["step"] == latest]
+    return selected.assign(panel=share_name(share))
 
 
 def paired(
@@ -230,7 +230,7 @@ def paired(
         is_trained_on = is_reference & (frame["statistics_split"] == "train")
         if is_trained_on.any():
             is_reference = is_trained_on
-    known = frame[is_reference]
+    reference_rows = frame[is_reference]
     others = frame[~is_reference]
 
     compared = _DIFFERING.get(along, (along,))
@@ -239,18 +239,18 @@ def paired(
     for column in (*_PLACES, "estimator", "momentum"):
         if column in frame and column not in (*keys, *compared):
             keys.append(column)
-    require_one_row(known, keys)
+    require_one_row(reference_rows, keys)
 
-    seeds_of_reference = {*known["seed"]}
+    seeds_of_reference = {*reference_rows["seed"]}
     seeds_of_others = {*others["seed"]}
-    alone = seeds_of_reference ^ seeds_of_others
+    unpaired = seeds_of_reference ^ seeds_of_others
     # Where one side is empty there are no pairs, and nothing is compared wrongly.
-    if alone and seeds_of_reference and seeds_of_others:
-        raise UserError(f"seed {min(alone)} has rows of {along} {against} only, or none; pairs need both: sweep it")
+    if unpaired and seeds_of_reference and seeds_of_others:
+        raise UserError(f"seed {min(unpaired)} has rows of {along} {against} only, or none; pairs need both: sweep it")
 
     # Under another name, because `merge` would rename the value's column on both sides.
     expected = f"{value} of the reference"
-    references = known[[*keys, value]].rename(columns={value: expected})
+    references = reference_rows[[*keys, value]].rename(columns={value: expected})
     # pandas joins null with null, so that rows without a momentum find each other, too.
     pairs = others.merge(references, on=keys)
     reference = pairs.pop(expected)
@@ -268,10 +268,10 @@ def over_best(frame: pd.DataFrame, value: str) -> pd.DataFrame:
         frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
         value: the column that becomes a ratio, such as a gap; the best momentum in hindsight has 1.
     """
-    places = ["run", *(column for column in _PLACES if column in frame)]
+    keys = ["run", *(column for column in _PLACES if column in frame)]
     candidates = select(frame, estimator="ema")
     # The reference is a copy under another name: the best row stays among the others, with a ratio of 1.
-    best = lowest(candidates, value, places).assign(estimator="best")
+    best = lowest(candidates, value, keys).assign(estimator="best")
     return paired(pd.concat([frame, best]), value, against="best", ratio=True)
 
 
@@ -303,8 +303,8 @@ def score(
             `wanted` is what is compared with it.
     """
     differing = () if against is None else _DIFFERING.get(along, (along,))
-    of_one = {column: wanted[column] for column in wanted if column in differing}
-    of_both = {column: wanted[column] for column in wanted if column not in differing}
+    wanted_of_compared = {column: wanted[column] for column in wanted if column in differing}
+    wanted_of_both = {column: wanted[column] for column in wanted if column not in differing}
 
     def compute(tables: Tables) -> pd.DataFrame:
         if isinstance(source, str):
@@ -313,13 +313,13 @@ def score(
             settings = [column for column in by if column != "panel" and column not in table]
             if not settings:
                 settings = ["batch_size"]
-            frame = rows(tables, source, at, settings, **of_both)
+            frame = rows(tables, source, at, settings, **wanted_of_both)
         else:
-            frame = select(source(tables), **of_both)
+            frame = select(source(tables), **wanted_of_both)
         if against is not None:
             # What differs between both sides is selected afterwards: the reference has other values there.
             pairs = paired(frame, value, against, along=along, matching=matching, ratio=ratio)
-            frame = select(pairs, **of_one)
+            frame = select(pairs, **wanted_of_compared)
         return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
 
     return compute

@@ -55,10 +55,10 @@ def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
     groups = doubled.groupby([*keys], dropna=False, sort=False)
     same = doubled[groups.ngroup() == 0]
     # Measured values differ in nearly all rows, and would not say which key tells the rows apart.
-    places = [str(column) for column in same if same[column].dtype != float or _is_key(str(column))]
-    differing = list_differences(same, places) or "their numbers only"
+    candidates = [str(column) for column in same if same[column].dtype != float or _is_key(str(column))]
+    differing = list_differences(same, candidates) or "their numbers only"
     # A name is a hash of the settings as they were given, so that one training can have two names.
-    others = list_differences(same, [place for place in places if place != "run"])
+    others = list_differences(same, [column for column in candidates if column != "run"])
     if "run" in same and not others and same["run"].nunique() > 1:
         first, second, *_ = same["run"].unique()
         raise UserError(
@@ -143,11 +143,11 @@ def interval(
         sample = _group(sample, [*by, "seed"])[value].mean().reset_index()
 
     # Without `by`, the index is only the number that `_group` has made up.
-    found = _group(sample, by)[value].agg(["mean", "std", "count", "nunique"]).reset_index(drop=not by)
-    mean = found["mean"]
-    n = found["count"]
+    statistics = _group(sample, by)[value].agg(["mean", "std", "count", "nunique"]).reset_index(drop=not by)
+    mean = statistics["mean"]
+    n = statistics["count"]
     # Of equal values, as of logarithms of 0, the deviation may be rounding, which a test would take for spread.
-    deviation = found["std"].where(found["nunique"] != 1, 0.0)
+    deviation = statistics["std"].where(statistics["nunique"] != 1, 0.0)
     error = (deviation / n**0.5).where(n > 1)
     # Student's t by `scipy.special`: importing `scipy.stats` would take half a second of each report.
     half = special.stdtrit(n - 1, 0.975) * error
@@ -175,7 +175,7 @@ def interval(
         high = high.clip(least, most)
 
     bounds = {"mean": mean, "low": low, "high": high}
-    return found[[*by]].assign(**bounds, n=n, error=error, log=geometric, share=is_share)
+    return statistics[[*by]].assign(**bounds, n=n, error=error, log=geometric, share=is_share)
 
 
 def _has_shares(frame: pd.DataFrame, value: str) -> bool:
@@ -224,7 +224,10 @@ def average_gap(gaps: pd.DataFrame, value: str = "mean_gap") -> pd.DataFrame:
     keys = _list_statistics(gaps, [value])
     chosen = average_networks(gaps, value, keys)
 
-    columns = [*keys, "epoch", value] if "epoch" in chosen else [*keys, value]
+    columns = [*keys]
+    if "epoch" in chosen:
+        columns.append("epoch")
+    columns.append(value)
     return chosen[columns].reset_index(drop=True)
 
 
@@ -265,8 +268,8 @@ def select_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd
     measured = frame.dropna(subset=value)
     measured = measured.reset_index(drop=True)
     groups = measured.groupby(keys, dropna=False, sort=False)
-    places = groups[value].idxmax()
-    largest = measured.loc[places]
+    labels = groups[value].idxmax()
+    largest = measured.loc[labels]
 
     def name_commonest(depths: pd.Series) -> str:
         counts = depths.value_counts()
@@ -285,9 +288,9 @@ def _list_statistics(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     """List what tells statistics apart, of a frame that has one row for each of them and layer, and these columns."""
     require_columns(frame, [*columns, "depth"])
     keys = [key for key in _STATISTICS if key in frame]
-    places = [*keys, "depth"]
+    row_keys = [*keys, "depth"]
     # Some tables have several rows for a layer, one for each channel.
     if "channel" in frame:
-        places.append("channel")
-    require_one_row(frame, places)
+        row_keys.append("channel")
+    require_one_row(frame, row_keys)
     return keys

@@ -305,31 +305,33 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, af
     Shares are said in percent, and of `points gained` only `points`. For `after_one` see `wording.say_numbers`.
     """
     numbers = cells[["mean", "low", "high"]]
-    words = " " + re.sub("^points .*", "points", unit) if unit else ""
+    unit_words = ""
+    if unit:
+        unit_words = " " + re.sub("^points .*", "points", unit)
     if unit in _IN_PERCENT:
         # Student's interval may reach below 0 or above 100%, where no share can be.
         numbers = (100 * numbers).clip(0, 100)
-        words = "%"
+        unit_words = "%"
     numbers = sign * numbers
 
     means = []
     bounds = []
-    for mean, *ends in numbers.itertuples(index=False):
+    for mean, one_bound, other_bound in numbers.itertuples(index=False):
         # With sign=-1 the bounds have changed places.
-        low, high = sorted(ends)
+        low, high = sorted((one_bound, other_bound))
         if has_interval:
-            said, *interval = say_numbers(mean, low, high, after_one)
-            means.append(said)
-            bounds += interval
+            rounded = say_numbers(mean, low, high, after_one)
+            means.append(rounded[0])
+            bounds += rounded[1:]  # none where there is no interval
         else:
             means.append(say_mean(mean, low, high))
     # They are kept as words, which are rounded already, but ordered as numbers.
     means.sort(key=float)
     bounds.sort(key=float)
 
-    ends_of_range = dict.fromkeys([means[0], means[-1]])
-    span = " to ".join(ends_of_range)
+    smallest_and_largest = dict.fromkeys([means[0], means[-1]])
+    range_of_means = " to ".join(smallest_and_largest)
     is_certain = len({*bounds, *means}) == 1  # as what is counted
     if not bounds or is_certain:
-        return f"{span}{words}"
-    return f"{span}{words} [{bounds[0]}, {bounds[-1]}]"
+        return f"{range_of_means}{unit_words}"
+    return f"{range_of_means}{unit_words} [{bounds[0]}, {bounds[-1]}]"

@@ -110,25 +110,27 @@ def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> 
     runs = tables["runs"]
     settings = _find_varied(runs)
     networks = runs[[*dict.fromkeys(["run", "seed", "status", "steps", *settings])]]
+    measure_by_table = {"gaps": _measure_gaps, "evaluations": _measure_predictions}
     measures = []
-    for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_predictions), strict=True):
+    for table in OVERVIEWED:
         if len(tables.get(table, ())):
+            measure_rows = measure_by_table[table]
             measures += measure_rows(tables[table], networks, settings)
     epochs = runs.set_index("run")["epochs"] / runs.set_index("run")["steps"]  # of an update
-    of_own = {}
+    own_measures = {}
     for name, described in (own or {}).items():
         rows = tables[name]
         # A user's table need not have epochs, which figures over the training have across.
         rows = rows.assign(epoch=rows["step"] * rows["run"].map(epochs))
-        of_own[name] = _measure_own(name, rows, described, networks, settings)
-    if not measures and not any(of_own.values()) and not runs["status"].isin(["diverged", "failed"]).any():
+        own_measures[name] = _measure_own(name, rows, described, networks, settings)
+    if not measures and not any(own_measures.values()) and not runs["status"].isin(["diverged", "failed"]).any():
         raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(OVERVIEWED)}]")
 
     figures: dict[str, Figure] = {}
-    for measure in itertools.chain(measures, *of_own.values()):
+    for measure in itertools.chain(measures, *own_measures.values()):
         figures |= _declare_figures(measure)
     sentences = [describe_networks(runs), *_name_current_code(runs)]
-    own_tables = {name: _write_table(each, networks, settings) for name, each in of_own.items() if each}
+    own_tables = {name: _write_table(each, networks, settings) for name, each in own_measures.items() if each}
     return Overview(" ".join(sentences), figures, _write_table(measures, networks, settings), own_tables)
 
 
@@ -238,14 +240,14 @@ def _measure_losses(accuracy: _Measure) -> list[_Measure]:
     if not is_compared.any():
         return []
 
-    of = "" if population == "train" else f", measured on {population}"
+    measured_on = "" if population == "train" else f", measured on {population}"
     losses = replace(
         accuracy,
         name="accuracy_lost",
         axis=_LOST,
         frame=paired(frame[is_compared], "accuracy"),
         scale=-100,
-        caption=f"Against exact statistics of the same weights{of}.",
+        caption=f"Against exact statistics of the same weights{measured_on}.",
     )
     return [losses]
 
@@ -264,45 +266,84 @@ def _declare_figures(measure: _Measure) -> dict[str, Figure]:
     return figures
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where a figure shows what was varied.
+
+    Attributes:
+        across: the column across; empty: means stand one below the other.
+        lines: the settings that tell its lines apart, one at most; without any, estimators do.
+        panels: the settings that tell its panels apart.
+    """
+
+    across: str
+    lines: list[str]
+    panels: list[str]
+
+
 def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = "") -> Figure:
     """Declare a figure of means; what is across may be given."""
+    layout = _choose_layout(measure, means, across)
+    named = means.assign(line=_name_lines(measure, means, layout))
+    named["panel"] = _name_rows(named, layout.panels)
+
+    has_estimators = bool(means["estimator"].any())
+    caption = measure.caption
+    # Where the legend names settings alone, the caption names the statistics.
+    if layout.across and layout.lines and has_estimators:
+        caption += f" Statistics: {_name_statistics(means, layout)}."
+    panels = named["panel"].unique()
+    if len(panels) > _PANELS:
+        caption += f" The first {_PANELS} of {len(panels)} panels are drawn; sweep fewer values to see others."
+        named = select(named, panel=panels[:_PANELS])
+
+    axis = measure.axis
+    if axis.linear:
+        axis = _reach_zero(axis, named)
+    plot: Plot = Forest("line", axis)
+    if layout.across:
+        by = "line" if layout.lines or not has_estimators else "estimator"
+        plot = Curves(layout.across, by, axis, across=_choose_axis(layout.across, named[layout.across]))
+    title = f"{measure.name.replace('_', ' ').capitalize()} {when}"
+    return Figure(title, caption.strip(), lambda tables: named, plot)
+
+
+def _choose_layout(measure: _Measure, means: pd.DataFrame, given: str) -> _Layout:
+    """Choose what is across, unless that is given, and which settings make lines and panels."""
     varied = [column for column in measure.settings if means[column].nunique(dropna=False) > 1]
-    across = across or _choose_across(means, varied)
+    across = given or _choose_across(means, varied)
     others = [column for column in varied if column != across]
 
-    by_estimator = ["estimator"] if means["estimator"].any() else []
     statistics = means[["estimator", "momentum"]].drop_duplicates()
     if across == "momentum":
         # Momenta that stand across are no lines of their own.
         statistics = statistics.drop_duplicates("estimator")
     # Colours tell one thing apart: estimators or, where there is a single one, the first other setting. Where
     # nothing is across, the setting is listed with the estimators. What is left makes panels.
-    lines = [] if across and len(statistics) > 1 else others[:1]
-    panels_by = others[len(lines) :]
-    caption = measure.caption
-    if across and lines:
-        first = means.iloc[0]
-        # The legend names settings here, so the caption names the statistics.
-        momentum = math.nan if across == "momentum" else first["momentum"]
-        if by_estimator:
-            caption += f" Statistics: {estimator_label(first['estimator'], momentum)}."
-        means["line"] = _name_rows(means, lines)
-    else:
-        means["line"] = _name_rows(means, [*lines, *by_estimator]) if lines or by_estimator else measure.value
-    means["panel"] = _name_rows(means, panels_by)
+    lines = others[:1]
+    if across and len(statistics) > 1:
+        lines = []
+    return _Layout(across, lines, panels=others[len(lines) :])
 
-    panels = means["panel"].unique()
-    if len(panels) > _PANELS:
-        caption += f" The first {_PANELS} of {len(panels)} panels are drawn; sweep fewer values to see others."
-        means = select(means, panel=panels[:_PANELS])
 
-    axis = _reach_zero(measure.axis, means) if measure.axis.linear else measure.axis
-    plot: Plot = Forest("line", axis)
-    if across:
-        by = "line" if lines or not by_estimator else "estimator"
-        plot = Curves(across, by, axis, across=_choose_axis(across, means[across]))
-    title = f"{measure.name.replace('_', ' ').capitalize()} {when}"
-    return Figure(title, caption.strip(), lambda tables: means, plot)
+def _name_lines(measure: _Measure, means: pd.DataFrame, layout: _Layout) -> str | list[str]:
+    """Name the line of each row, by settings, estimators or both; the measured column where nothing tells lines apart.
+
+    Lines across a setting have one statistic, which the caption names.
+    """
+    columns = [*layout.lines]
+    if means["estimator"].any() and not (layout.across and layout.lines):
+        columns.append("estimator")
+    if not columns:
+        return measure.value
+    return _name_rows(means, columns)
+
+
+def _name_statistics(means: pd.DataFrame, layout: _Layout) -> str:
+    """Name the statistics that all lines have, without a momentum where momenta are across."""
+    first = means.iloc[0]
+    momentum = math.nan if layout.across == "momentum" else first["momentum"]
+    return estimator_label(first["estimator"], momentum)
 
 
 def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
@@ -331,19 +372,21 @@ def _reach_zero(axis: Axis, means: pd.DataFrame) -> Axis:
 
 
 def _name_rows(frame: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Name each row by its values, as `batch size 32, norm group`; an estimator with its momentum."""
+    """Name each row by its values, as `batch size 32, norm group`."""
     names = []
     for row in frame.to_dict("records"):
-        words = []
-        for column in columns:
-            if column == "estimator":
-                words.append(estimator_label(row["estimator"], row["momentum"]))
-            elif pd.isna(row[column]):
-                words.append(f"no {name_setting(column)}")
-            else:
-                words.append(name_value(column, write_value(row[column])))
+        words = [_name_cell(row, column) for column in columns]
         names.append(", ".join(words))
     return names
+
+
+def _name_cell(row: Mapping[Any, Any], column: str) -> str:
+    """Name the value that a row has in a column; an estimator by itself and by the row's momentum."""
+    if column == "estimator":
+        return estimator_label(row["estimator"], row["momentum"])
+    if pd.isna(row[column]):
+        return f"no {name_setting(column)}"
+    return name_value(column, write_value(row[column]))
 
 
 def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
@@ -366,7 +409,9 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
     has_statistics = is_measured & (table["estimator"] != "")
     written.loc[has_statistics, "statistics"] = _name_rows(table[has_statistics], ["estimator"])
     for column in results:
-        written[column] = table[column].where(is_measured, table["ends"]) if column in table else table["ends"]
+        written[column] = table["ends"]
+        if column in table:
+            written[column] = table[column].where(is_measured, table["ends"])
     written["n"] = [_write_count(*row) for row in table[["n", "left_out", "ends"]].itertuples(index=False)]
     if not has_statistics.any() and is_measured.any():
         written = written.drop(columns="statistics")
@@ -391,8 +436,11 @@ def _write_means(measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
     if measures:
         table["n"] = table[[*counts.values()]].max(axis=1)
     for label, count in counts.items():
-        written = table[[label, count, "n"]].itertuples(index=False)
-        table[label] = [f"{mean} (n = {own:.0f})" if own < most else mean for mean, own, most in written]
+        cells = []
+        for mean, n, largest_n in table[[label, count, "n"]].itertuples(index=False):
+            has_fewer = n < largest_n
+            cells.append(f"{mean} (n = {n:.0f})" if has_fewer else mean)
+        table[label] = cells
     return table
 
 
@@ -417,4 +465,6 @@ def _write_count(n: float, left_out: float, ends: str) -> int | str:
     """Write of how many networks a mean is, with those that it does not have."""
     if pd.isna(n):
         return int(left_out)
-    return int(n) if pd.isna(left_out) else f"{n:.0f} ({left_out:.0f} {ends})"
+    if pd.isna(left_out):
+        return int(n)
+    return f"{n:.0f} ({left_out:.0f} {ends})"

@@ -105,12 +105,13 @@ def write_answers(
 
     known = {outcome.experiment.name: outcome for outcome in outcomes}
     # A folder of results may lack experiments that an answer quotes.
-    quoted = {number: [known[name] for name in prose.quoted if name in known] for number, prose in questions.items()}
+    quoted = {}
     bases = {}
     for number, prose in questions.items():
-        for name in prose.quoted:
-            if name in known:
-                bases[number, name] = say_basis(known[name].data, prose.seeds.get(name, ()))
+        names = [name for name in prose.quoted if name in known]
+        quoted[number] = [known[name] for name in names]
+        for name in names:
+            bases[number, name] = say_basis(known[name].data, prose.seeds.get(name, ()))
     answers = render(
         "answers.md",
         first=fill_paragraphs(catalogue.first, outcomes, after_one=2),

@@ -42,7 +42,8 @@ MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
 _GREYS = ("#4d4d4d", "#8c8c8c", "#b3b3b3")  # of numbers that a paper prints
 _LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _SPARSE = 4  # times fewer places than the longest series has
-_OPACITY, _CLEAR = 0.15, 4  # of a band; so many lie above each other before they are made fainter
+_OPACITY = 0.15  # of a band
+_CLEAR = 4  # so many bands lie above each other before they are made fainter
 _ABOVE = 3.0  # other lines lie at 2
 
 
@@ -127,15 +128,16 @@ class Curves(Plot):
         # Looks come from the rows of all panels, so that a series looks the same in each.
         named, looks = choose_looks(frame, self.by, self.x)
         if "printed" in named:
-            for place, name in enumerate(named["series"].unique()):
-                looks[name] = {"color": _GREYS[place % 3], "linestyle": "-", "marker": "os^Dv"[place % 5]}
+            for number, name in enumerate(named["series"].unique()):
+                looks[name] = {"color": _GREYS[number % 3], "linestyle": "-", "marker": "os^Dv"[number % 5]}
         require_one_row(named, ["panel", "series", self.x])
-        places = named[self.x]
+        x_values = named[self.x]
+        positions = x_values
         words: list[Any] = []
-        if not pd.api.types.is_numeric_dtype(places):
-            words = list(places.dropna().unique())  # they stand at 0, 1, ...
-            places = places.map({word: place for place, word in enumerate(words)})
-        placed = named.assign(x=places.astype(float))
+        if not pd.api.types.is_numeric_dtype(x_values):
+            words = list(x_values.dropna().unique())  # they stand at 0, 1, ...
+            positions = x_values.map({word: position for position, word in enumerate(words)})
+        placed = named.assign(x=positions.astype(float))
 
         # Series that have a line in any panel. The others are levels only, and enter the legend as such.
         lines = {*placed.loc[placed["x"].notna(), "series"]}
@@ -242,8 +244,8 @@ class Forest(Plot):
 
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
         """Draw the rows of each panel, see `Plot.draw`; all panels have the same horizontal axis and names."""
-        told_apart = [self.series] if self.series else []
-        require_one_row(frame, ["panel", self.by, *told_apart])
+        series_columns = [self.series] if self.series else []
+        require_one_row(frame, ["panel", self.by, *series_columns])
         ours = SERIES if self.series else SERIES[1:2]
         colours = _GREYS if "printed" in frame else ours
         names = list(frame[self.by].unique())
@@ -257,15 +259,18 @@ class Forest(Plot):
                 ax.sharex(first)
             set_axes(ax, self.x, Axis(""), frame["mean"])  # of all panels: a shared axis has the same ticks in each
             _draw_mark(ax, self.mark)
-            for place, value in enumerate(series):
-                rows = panel[panel[self.series] == value] if self.series else panel
-                label = name_value(self.series, value) if self.series else None
+            for number, value in enumerate(series):
+                rows = panel
+                label = None
+                if self.series:
+                    rows = panel[panel[self.series] == value]
+                    label = name_value(self.series, value)
                 # Series lie around the height of their name, the first on top. A quarter of the distance to
                 # the next name stays empty, so that it is seen which points belong to which name.
-                shift = 0.75 * (place - (len(series) - 1) / 2) / len(series)
+                shift = 0.75 * (number - (len(series) - 1) / 2) / len(series)
                 heights = rows[self.by].map(height_of_name).astype(float) + shift
-                marker = "os^DvP"[place % 6]
-                colour = colours[place % len(colours)]
+                marker = "os^DvP"[number % 6]
+                colour = colours[number % len(colours)]
                 bars = _measure_bars(rows)
                 ax.errorbar(rows["mean"], heights, xerr=bars, fmt=marker, color=colour, capsize=2, label=label)
 
@@ -276,9 +281,9 @@ class Forest(Plot):
     def count_lines(self, frame: pd.DataFrame) -> float:
         """Count the lines that names take, or points below each other, with a gap between names."""
         names = frame[self.by].unique()
-        of_a_name = max(len(textwrap.wrap(str(name), 24)) for name in names)
-        of_points = 0.55 * len(self._list_series(frame)) + 0.3
-        return 1 + len(names) * (max(of_a_name, of_points) + 0.3)
+        lines_of_longest_name = max(len(textwrap.wrap(str(name), 24)) for name in names)
+        lines_of_points = 0.55 * len(self._list_series(frame)) + 0.3
+        return 1 + len(names) * (max(lines_of_longest_name, lines_of_points) + 0.3)
 
     def _list_series(self, frame: pd.DataFrame) -> list[Any]:
         """List the values that have a colour each: numbers, and words in order of appearance."""

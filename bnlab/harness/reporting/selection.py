@@ -36,11 +36,11 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
             values = [values]
 
         known = [each for each in values if each is not None]
-        is_found = frame[column].isin(known)
+        is_listed = frame[column].isin(known)
         if len(known) < len(values):
             # `isin` tells None from NaN, but both are null.
-            is_found |= frame[column].isna()
-        frame = frame[~is_found if is_unwanted else is_found]
+            is_listed |= frame[column].isna()
+        frame = frame[~is_listed if is_unwanted else is_listed]
     return frame
 
 
@@ -56,8 +56,8 @@ def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
 def put_in_order(frame: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:
     """Put the rows in the order in which `values` has those of a column; rows with another value come last."""
     require_columns(frame, [column])
-    places = {value: place for place, value in enumerate(values)}
-    return frame.sort_values(column, key=lambda cells: cells.map(places), kind="stable")
+    rank_of_value = {value: rank for rank, value in enumerate(values)}
+    return frame.sort_values(column, key=lambda cells: cells.map(rank_of_value), kind="stable")
 
 
 def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
@@ -77,8 +77,8 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
         estimator = EstimatorName.parse(text)
         is_wanted = of in ("", estimator.base)
         values.append(estimator.parameters.get(name) if is_wanted else None)
-    found = pd.Series(values, frame.index, dtype=object)
-    numbers = pd.to_numeric(found, errors="coerce")
+    parameters = pd.Series(values, frame.index, dtype=object)
+    numbers = pd.to_numeric(parameters, errors="coerce")
     return numbers.astype(float)
 
 

@@ -108,7 +108,8 @@ def read_tables(name: str, results: str | Path = "results") -> LoadedTables:
         return _read_current(folder) or _put_together(folder).tables
     # Committed results have tables only, without the requests that they were put together from.
     if (folder / "tables").is_dir():
-        return LoadedTables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
+        paths = sorted((folder / "tables").glob("*.parquet"))
+        return LoadedTables({path.stem: read_frame(path) for path in paths})
     where = [] if str(results) == "results" else [f"results={results}"]
     command = shlex.join(["bnlab", "sweep", f"name={name}", *where])
     raise UserError(
@@ -204,39 +205,52 @@ def _put_together(folder: Path) -> _Together:
     frames = {"runs": _finish(pd.DataFrame(list(newest.values())), columns)}
     schemas = {"runs": columns}
 
-    modules = {
-        module
-        for request in requests
-        for selection in request.selections.values()
-        for code in selection.code.values()
-        for module in code
-    }
+    modules = _list_modules(requests)
     now = digest_files(modules)
 
     is_whole = True
-    notes: dict[tuple[str, str], list[str]] = {}  # estimator and sentence → tables
-    for name in dict.fromkeys(name for request in requests for name in request.selections):
+    tables_by_note: dict[tuple[str, str], list[str]] = {}  # a note is the name of an estimator and a sentence
+    for name in _list_tables(requests):
         parts, has_all = _read_parts(folder.parent, name, requests)
         is_whole = is_whole and has_all
-        if parts:
-            whole = pa.concat_tables(parts)
-            selections = [request.selections.get(name, Selection()) for request in requests]
-            # The version of the code is chosen before the newest rows: these may be of another version, and
-            # their keys would be lost with them.
-            selected = _select_rows(whole.to_pandas(), selections)
-            of_one, said = _keep_one_version(selected, name, requests, now, folder)
-            rows = _keep_newest(of_one, read_key(whole.schema))
-            schemas[name] = whole.drop_columns([ORIGIN, _REQUEST]).schema
-            frames[name] = _finish(rows, schemas[name])
-            for about in said:
-                notes.setdefault(about, []).append(name)
+        if not parts:
+            continue
+        whole = pa.concat_tables(parts)
+        selections = [request.selections.get(name, Selection()) for request in requests]
+        # The version of the code is chosen before the newest rows: these may be of another version, and
+        # their keys would be lost with them.
+        selected = _select_rows(whole.to_pandas(), selections)
+        one_version, notes = _keep_one_version(selected, name, requests, now, folder)
+        rows = _keep_newest(one_version, read_key(whole.schema))
+        schemas[name] = whole.drop_columns([ORIGIN, _REQUEST]).schema
+        frames[name] = _finish(rows, schemas[name])
+        for note in notes:
+            tables_by_note.setdefault(note, []).append(name)
     sentences = []
-    for (estimator, sentence), names in notes.items():
+    for (estimator, sentence), names in tables_by_note.items():
         of_estimator = f"{estimator} in " if estimator else ""
         sentences.append(f"{of_estimator}{', '.join(names)}: {sentence}")
     own = {name: _describe_own(schemas[name]) for name in frames if _is_own(name, requests)}
     tables = LoadedTables(frames, sentences, own)
     return _Together(tables, schemas, {module: now.get(module) for module in modules}, is_whole)
+
+
+def _list_modules(requests: Iterable[Request]) -> set[str]:
+    """List the modules of the user's code that measured what was asked for."""
+    modules = set[str]()
+    for request in requests:
+        for selection in request.selections.values():
+            for code in selection.code.values():
+                modules.update(code)
+    return modules
+
+
+def _list_tables(requests: Iterable[Request]) -> list[str]:
+    """List the tables of which rows were asked for, in the order of the first request for each."""
+    names: dict[str, None] = {}
+    for request in requests:
+        names |= dict.fromkeys(request.selections)
+    return list(names)
 
 
 def _is_own(table: str, requests: Iterable[Request]) -> bool:
@@ -248,10 +262,12 @@ def _describe_own(schema: pa.Schema) -> OwnTable:
     """Describe a table of the user's own by the schema of its files."""
     key = read_key(schema)
     meanings = read_meanings(schema)
-    numbers = [
-        field.name for field in schema if field.name not in (*key, "epoch") and not pa.types.is_string(field.type)
-    ]
-    return OwnTable(key, {name: meanings[name] for name in numbers})
+    numbers = {}
+    for field in schema:
+        is_number = not pa.types.is_string(field.type)
+        if is_number and field.name not in (*key, "epoch"):
+            numbers[field.name] = meanings[field.name]
+    return OwnTable(key, numbers)
 
 
 def _finish(rows: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
@@ -380,15 +396,21 @@ def _explain(versions: Sequence[Code], now: Code) -> str:
     That is so where the user's files cannot be found, as from another folder, and for rows of earlier versions of
     bnlab, which did not note the code.
     """
-    # A version of which no file is found says nothing: its files lie in another folder, most likely.
-    changed = {file for code in versions if not now.keys().isdisjoint(code) for file in _list_changed(code, now)}
-    return f"{say_changed(sorted(changed))} since they were measured" if changed else ""
+    changed = set[str]()
+    for code in versions:
+        # A version of which no file is found says nothing: its files lie in another folder, most likely.
+        if not now.keys().isdisjoint(code):
+            changed.update(_list_changed(code, now))
+    if not changed:
+        return ""
+    return f"{say_changed(sorted(changed))} since they were measured"
 
 
 def _say_outdated(reason: str, left_out: int, has_current: bool, commands: Iterable[str]) -> str:
     """Say which rows are outdated, and how they are measured again."""
     because = f" ({reason})" if reason else ""
-    networks = f"{left_out:,} network{'' if left_out == 1 else 's'}"
+    noun = "network" if left_out == 1 else "networks"
+    networks = f"{left_out:,} {noun}"
     if has_current:
         text = f"rows of {networks} are of earlier code and left out{because}"
     elif left_out:

@@ -100,9 +100,9 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
     rows = frame.to_dict("records")
     untested = [_decide_without_test(row, margin) for row in rows]
     p = np.full((len(rows), 2), np.nan)  # what is not tested has no part in the correction
-    for place, row in enumerate(rows):
-        if untested[place] is None:
-            p[place] = compute_p_values(row, margin)
+    for row_number, row in enumerate(rows):
+        if untested[row_number] is None:
+            p[row_number] = compute_p_values(row, margin)
     holds, fails = p.T
     corrected_holds = holds
     if not margin.together:
@@ -111,13 +111,16 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
     corrected_fails = holm(fails)
 
     judged = []
-    for place, known in enumerate(untested):
-        if known is not None:
-            judged.append(known)
+    for row_number, decided in enumerate(untested):
+        if decided is not None:
+            judged.append(decided)
             continue
-        verdict = _choose_verdict(corrected_holds[place], corrected_fails[place])
-        alone = _choose_verdict(holds[place], fails[place])
-        judged.append((verdict, "" if alone == verdict else f"{alone} by itself"))
+        verdict = _choose_verdict(corrected_holds[row_number], corrected_fails[row_number])
+        uncorrected = _choose_verdict(holds[row_number], fails[row_number])
+        note = ""
+        if uncorrected != verdict:
+            note = f"{uncorrected} by itself"
+        judged.append((verdict, note))
     return pd.DataFrame(judged, columns=["verdict", "note"])
 
 
@@ -137,7 +140,10 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
         # If neither no hit nor all hits would be significant, no count is.
         of_none = compute_p_values({**row, "mean": 0.0}, margin)
         of_all = compute_p_values({**row, "mean": 1.0}, margin)
-        return None if min(*of_none, *of_all) <= LEVEL else (NOT_TESTED, "")
+        smallest = min(*of_none, *of_all)
+        if smallest <= LEVEL:
+            return None
+        return NOT_TESTED, ""
 
     mean = row["mean"]
     # Seeds that all have the same value may still have an error that is left by rounding. It is relative to
@@ -212,9 +218,9 @@ def holm(p: np.ndarray) -> np.ndarray:
     [0.03, 0.06, nan, 0.06]
     """
     is_test = ~np.isnan(p)
-    places = np.arange(len(p))
+    ranks = np.arange(len(p))
     count = is_test.sum()
-    factors = np.maximum(count - places, 1)
+    factors = np.maximum(count - ranks, 1)
 
     # NaN is sorted last, so that `accumulate` carries it into no test.
     order = np.argsort(p)

@@ -97,7 +97,8 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     left_out = len(means) - len(finite)
     means["mean"] = means["mean"].where(np.isfinite(means["mean"]))
     label = "points lost" if are_shares else "lost, in the metric's unit"
-    axis = Axis(label, (1.1 * low, 1.1 * high) if low < high else None)
+    limits = (1.1 * low, 1.1 * high) if low < high else None
+    axis = Axis(label, limits)
     unit = "points" if are_shares else "the metric's unit"
     return Figure(
         "Lost under running averages, in watched trainings",
@@ -113,4 +114,5 @@ def _say_left_out(count: int) -> str:
     """Say how many validations cannot be drawn; empty for none."""
     if not count:
         return ""
-    return f" {count} validation{'' if count == 1 else 's'} under running averages gave no finite number: not drawn."
+    noun = "validation" if count == 1 else "validations"
+    return f" {count} {noun} under running averages gave no finite number: not drawn."
