@@ -91,22 +91,22 @@ def check(config: Config) -> None:
 
 
 def _check_statistics(config: Config, images: int) -> None:
-    """UserError for more images than there are, or averages of a network that reads its own while it is trained."""
+    """UserError for more images than there are, or other averages than the network reads while it is trained."""
     if config.population_images is not None:
         require_within("population_images", config.population_images, 2, images)
 
-    own = config.norm.own_average()
+    expected = config.norm.get_training_average()
     key = f"norm={config.norm.name}"
     if config.freeze_at is not None:
         # Frozen layers normalize with their buffers, which tables list as this running average.
-        own = EMA(MOMENTUM)
+        expected = EMA(MOMENTUM)
         key = "freeze_at"
     for subject in list_subjects(config):
-        if own and subject.running_average not in (None, own):
+        if expected is not None and subject.running_average not in (None, expected):
             raise UserError(
                 f"estimator={subject.estimator}, momentum={subject.momentum}: a network with {key} reads its running "
                 "averages while it is trained, so a different average would mean a different training run; use ema "
-                f"with momentum={own.momentum}, or statistics of a checkpoint (exact, precise)"
+                f"with momentum={expected.momentum}, or statistics of a checkpoint (exact, precise)"
             )
         statistic = subject.statistic
         if isinstance(statistic, Measured) and statistic.images is not None:

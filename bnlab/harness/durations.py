@@ -19,9 +19,8 @@ from bnlab.harness.measurements.estimates import EXACT, measure_at
 from bnlab.harness.measurements.subjects import Subject, list_subjects
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
 
-_STEPS = 4  # updates of the trial; it is not measured at the last one, where all images are
-_WARM_UP = (2, 16)  # a step of it, and images, at which what is imported or allocated once is not timed
-_TIMED = (3, 512)
+_STEPS = 4  # updates of a trial; it is not measured at the last one, where all images are
+_MEASURED_STEP = 3  # of these updates
 _REPLAYED = 100  # batches over which running averages are tried
 
 
@@ -60,8 +59,11 @@ class Durations:
         seconds = run.steps * self.replay
         for measurement in _list_covering(run):
             cost = self.tables[measurement.name]
-            steps = {*measurement.reads(run, subjects)} or {run.steps}  # a table such as the log reads no checkpoint
-            seconds += sum(cost.seconds * (_count_predicted(run, step) if cost.is_by_split else 1) for step in steps)
+            steps = {*measurement.reads(run, subjects)}
+            if not steps:  # a table such as the log reads no checkpoint
+                steps = {run.steps}
+            times = [_count_predicted(run, step) if cost.is_by_split else 1 for step in steps]
+            seconds += sum(cost.seconds * count for count in times)
             # Statistics of a checkpoint are kept, so that several tables at one step take the time of one.
             if cost.has_statistics:
                 with_statistics |= steps
@@ -70,37 +72,52 @@ class Durations:
 
 
 def estimate_durations(run: Run, update: float) -> Durations:
-    """Try what a job on this network costs, in a folder that is removed again.
+    """Try what a job on this network costs, in folders that are removed again.
 
     Args:
         run: the network, of which nothing has to be there.
         update: seconds that an update takes.
     """
-    # At this rate nothing diverges, so that the trial always leaves a network that can be measured.
-    optimizer = replace(run.config.optimizer, lr=LEAST_RATE)
-    config = replace(run.config, optimizer=optimizer, steps=_STEPS, quiet=True, log="none")
+    # The times of a first trial do not count: what is imported, or allocated once, takes part of them. A process makes
+    # many networks, and only the first of them waits for that.
+    _try_job(run, update, images=16)
+    return _try_job(run, update, images=512)
+
+
+def _try_job(run: Run, update: float, images: int) -> Durations:
+    """Train and measure a network of a few updates, on so many images at one step, and time it."""
+    config = replace(
+        run.config,
+        # At this rate nothing diverges, so that the trial always leaves a network that can be measured.
+        optimizer=replace(run.config.optimizer, lr=LEAST_RATE),
+        steps=_STEPS,
+        evaluate_at=[_MEASURED_STEP],
+        accuracy_at="all",
+        population_images=min(images, len(run.dataset.train.labels)),
+        quiet=True,
+        log="none",
+    )
+    durations = Durations()
+    # A folder of its own, so that each trial trains a network, and measures what is kept with it.
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder:
-        found = Durations()
-        for step, images in (_WARM_UP, _TIMED):
-            population = min(images, len(run.dataset.train.labels))
-            measured = replace(config, evaluate_at=[step], accuracy_at="all", population_images=population)
-            trial = Run(replace(measured, results=folder))
-            trial.dataset = run.dataset  # which is read once: the trial would load it again
-            trained = _time(partial(ensure_trained, trial, list_needed_checkpoints))
-            # A checkpoint of the second step takes another training, which is no part of the estimate.
-            if not found.overhead:
-                found.overhead = max(0.0, trained - _STEPS * update)
-            _time_measuring(trial, step, found)
-    return found
+        trial = Run(replace(config, results=folder))
+        trial.dataset = run.dataset  # which is read once: the trial would load it again
+        trained = _time(partial(ensure_trained, trial, list_needed_checkpoints))
+        durations.overhead = max(0.0, trained - _STEPS * update)
+        _time_measuring(trial, _MEASURED_STEP, durations)
+    return durations
 
 
-def _time_measuring(trial: Run, step: int, found: Durations) -> None:
+def _time_measuring(trial: Run, step: int, durations: Durations) -> None:
     """Time all that is measured at the only step of a trial."""
     subjects = list_subjects(trial.config)
     measurements = _list_covering(trial)
     # A table without estimators has None in place of a subject.
-    scopes = {each.name: [subject for subject in each.scope(trial, subjects) if subject] for each in measurements}
-    needed = dict.fromkeys(subject for scope in scopes.values() for subject in scope)
+    scopes: dict[str, list[Subject]] = {}
+    needed: dict[Subject, None] = {}
+    for each in measurements:
+        scopes[each.name] = [subject for subject in each.scope(trial, subjects) if subject]
+        needed |= dict.fromkeys(scopes[each.name])
 
     # Statistics are kept in the trial's folder. Measured first, they are no part of the time of the tables that read
     # them.
@@ -108,22 +125,23 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
         # Gaps are distances to exact statistics, which are needed whether or not they are asked for.
         measured = [subject for subject in {EXACT: None, **needed} if subject.running_average is None]
         drawn = [subject for subject in measured if getattr(subject.statistic, "images", None)]
-        found.drawn = _time_statistics(trial, step, drawn)
+        durations.drawn = _time_statistics(trial, step, drawn)
         others = [subject for subject in measured if subject not in drawn]
         # `limit_at` gives None only at the last step, at which a trial is not measured.
-        found.statistics = _time_statistics(trial, step, others) / (trial.limit_at(step) or 1)
+        durations.statistics = _time_statistics(trial, step, others) / (trial.limit_at(step) or 1)
 
     replays: list[Estimator] = []
     for measurement in measurements:
         seconds = _time(partial(complete_rows, trial, measurement, subjects, {}))
         if measurement.is_by_split:
             seconds /= _count_predicted(trial, step)
-        found.tables[measurement.name] = TableCost(seconds, measurement.is_by_split, bool(scopes[measurement.name]))
+        durations.tables[measurement.name] = TableCost(seconds, measurement.is_by_split, bool(scopes[measurement.name]))
         # A table of predictions replays the running averages again for each split and shift.
         averages = [each.running_average for each in scopes[measurement.name] if each.running_average is not None]
-        replays += averages * (len(trial.predicted_images) if measurement.is_by_split else 1)
+        times = len(trial.predicted_images) if measurement.is_by_split else 1
+        replays += averages * times
     if replays and trial.has_trace:
-        found.replay = _time_replay(trial.trace, replays)
+        durations.replay = _time_replay(trial.trace, replays)
 
 
 def _time_statistics(trial: Run, step: int, subjects: Sequence[Subject]) -> float:
@@ -155,7 +173,9 @@ def _count_predicted(run: Run, step: int) -> int:
     """Count the images that are predicted at a step, in all splits and under all shifts."""
     limit = run.limit_at(step)
     counts = [len(run.dataset.images_of(split).labels) for split, _ in run.predicted_images]
-    return sum(count if limit is None else min(limit, count) for count in counts)
+    if limit is not None:
+        counts = [min(limit, count) for count in counts]
+    return sum(counts)
 
 
 def _time(action: Callable[[], object]) -> float:

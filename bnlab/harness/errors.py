@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-# Folders whose files are not the user's: bnlab and the standard library.
-_OTHERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+# Folders of bnlab and the standard library.
+_NOT_OF_USER = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
 _INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, of any environment
 
 
@@ -56,19 +56,24 @@ def find_network(beginning: str, names: Iterable[str], where: str) -> str:
     """Find the one network that is called so, or whose name alone begins so; UserError unless there is one."""
     known = list(names)
     # The whole name comes first: seed_1 is a network, and also the beginning of seed_10.
-    found = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
-    if len(found) == 1:
-        return found[0]
-    networks = f"{len(found)} networks, such as {found[0]}," if found else "no network"
+    if beginning in known:
+        return beginning
+    matching = [name for name in known if name.startswith(beginning)]
+    if len(matching) == 1:
+        return matching[0]
+    networks = f"{len(matching)} networks, such as {matching[0]}," if matching else "no network"
     raise UserError(f"{beginning}: names {networks} {where}")
 
 
 def where_raised(error: BaseException) -> str:
     """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
-    own = list_own_lines(error)
     # In one line, and without the colon that an error with an empty message leaves.
     message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return f"{shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
+    lines = list_own_lines(error)
+    if not lines:
+        return message
+    file, line = lines[-1]
+    return f"{shorten(file)}:{line}: {message}"
 
 
 def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
@@ -88,7 +93,7 @@ def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
 def is_of_user(file: Path) -> bool:
     """Return whether a file is the user's: not bnlab's, the standard library's or an installed package's."""
     is_installed = not _INSTALLED.isdisjoint(file.parts)
-    return not is_installed and not any(file.is_relative_to(folder) for folder in _OTHERS)
+    return not is_installed and not any(file.is_relative_to(folder) for folder in _NOT_OF_USER)
 
 
 def shorten(path: Path) -> Path:

@@ -26,7 +26,7 @@ from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
-from bnlab.harness.own import digest_of_own
+from bnlab.harness.own import digest_user_code
 from bnlab.harness.progress import Progress, remove_progress, say, say_problem, write_progress
 from bnlab.harness.requests import (
     MEASURED_WITH,
@@ -77,7 +77,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     settings = [getattr(run.config, name) for name in MEASURED_WITH]
     # When the user's code changes, the same settings ask for other rows.
     code = [subject.code for subject in list_subjects(run.config)]
-    code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
+    code += [digest_user_code(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
     return json.dumps([settings, images, code, VERSION, sorted(failed)], default=list)
 
@@ -303,6 +303,8 @@ def _describe_run(run: Run) -> dict[str, object]:
     status = run.status or _UNTRAINED
     # Before the end of its training, a network may have no environment.json to read.
     environment = run.environment if run.finished else describe_environment(run.device)
+    # `run.unseen` builds the network, which may be what has failed.
+    unseen = run.unseen if run.finished else []
     images = config.data.count_training()
     # What comes last counts: values that were used take the place of settings that were left open.
     values = {
@@ -319,8 +321,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         "steps": run.steps,
         "status": "failed" if locate_failure_of(run).exists() else status["status"],
         "last_step": status["step"],
-        # `run.unseen` builds the network, which may be what has failed.
-        "unseen": ", ".join(run.unseen) or None if run.finished else None,
+        "unseen": ", ".join(unseen) or None,
         "settings": json.dumps(run.settings, sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),
     }

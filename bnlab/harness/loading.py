@@ -48,8 +48,8 @@ def load_model(
     >>> model.training  # doctest: +SKIP
     False
     """
-    found = open_run(_find_run(name, run, results), results)
-    return build_network(found, step, statistics)
+    full_name = _find_run(name, run, results)
+    return build_network(open_run(full_name, results), step, statistics)
 
 
 def load_images(name: str, run: str, *, split: str = "test", results: str | Path = "results") -> tuple[Tensor, Tensor]:
@@ -74,7 +74,8 @@ def load_images(name: str, run: str, *, split: str = "test", results: str | Path
     torch.Size([1, 8, 8])
     """
     require_one_of("split", split, ("train", "val", "test"))
-    dataset = open_run(_find_run(name, run, results), results).dataset
+    full_name = _find_run(name, run, results)
+    dataset = open_run(full_name, results).dataset
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
     return chosen.images, chosen.labels
 
@@ -123,8 +124,9 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
 
     if not run.has_trace:
         raise UserError(f"{run.id}: norm={run.config.norm.name} has no statistics to choose; leave statistics out")
-    subject, *others = parse_subjects([statistics], [_MOMENTUM], "train")
-    if others or subject.is_rule:
+    # A single name with one momentum and one population is a single subject.
+    (subject,) = parse_subjects([statistics], [_MOMENTUM], "train")
+    if subject.is_rule:
         raise UserError(f"statistics={statistics}: is computed from the images that are predicted; choose another")
     values = flat_statistics(run, [subject], [wanted])[0, 0]
     chosen = run.trace.layout.unflatten(values)

@@ -60,7 +60,7 @@ class Own(Component):
 
     def digest(self) -> dict[str, str]:
         """Digest what its results are known by, as a column of the table `runs`: its code."""
-        return {SOURCE: digest_of_code(import_object(self.group, self.name), self.name)}
+        return {SOURCE: digest_code_or_text(import_object(self.group, self.name), self.name)}
 
     def identify(self) -> dict[str, Any]:
         return super().identify() | self.digest()
@@ -180,15 +180,15 @@ def find_code(obj: Any, path: str = "") -> Code:
     return code
 
 
-def digest_of_code(obj: Any, path: str = "") -> str:
+def digest_code_or_text(obj: Any, path: str = "") -> str:
     """Digest the code of a user's class or function, see `find_code`; of bnlab's own questions the text."""
     code = find_code(obj, path)
     return digest_whole(code) if code else _digest_text(obj)
 
 
-def digest_of_own(cls: type) -> str:
+def digest_user_code(cls: type) -> str:
     """Digest the code of a user's class; empty for bnlab's."""
-    return digest_of_code(cls) if find_code(cls) else ""
+    return digest_code_or_text(cls) if find_code(cls) else ""
 
 
 @cache

@@ -41,10 +41,13 @@ def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
         state = f"{trained} trained already"
     lines = [f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"]
 
-    changes = Counter(tuple(files) for files in find_changes([run.config for run in untrained]) if files)
-    for files, count in changes.items():
-        are_trained = f"{_count(count, 'network')} {'is' if count == 1 else 'are'} trained again"
-        lines.append(f"{say_changed(files)}: {are_trained}, beside those of the earlier code")
+    changed = find_changes([run.config for run in untrained])
+    counts = Counter(tuple(files) for files in changed if files)
+    for files, count in counts.items():
+        verb = "is" if count == 1 else "are"
+        lines.append(
+            f"{say_changed(files)}: {_count(count, 'network')} {verb} trained again, beside those of the earlier code"
+        )
 
     for run in untrained:
         config = run.config
@@ -90,8 +93,8 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
         processes: how many networks are trained at a time.
         start: seconds until the processes have begun with their first jobs.
     """
-    first, *small_batches = outline(configs, waiting)
-    yield first
+    summary, *remarks = outline(configs, waiting)
+    yield summary
     if not waiting:
         yield "nothing is left to be measured"
         return
@@ -113,7 +116,9 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
     read = _count(sum(len(_list_needed(run)) for run in jobs), "checkpoint")
 
     # `start` is left whole: it already counts what the processes do side by side.
-    training, measuring, overhead = [seconds / processes for seconds in (training, measuring, overhead)]
+    training /= processes
+    measuring /= processes
+    overhead /= processes
     if math.isnan(training):
         yield "training   takes a time that is not known, as a loss is not finite in the first updates"
     else:
@@ -129,7 +134,7 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
     else:
         yield f"in all     about {format_seconds(whole)}, {at_a_time}, {speed}"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
-    yield from small_batches
+    yield from remarks
     yield from trials.list_warnings()
 
 

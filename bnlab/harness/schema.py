@@ -80,8 +80,8 @@ def common(names: str) -> dict[str, Column]:
 
 def read_key(schema: pa.Schema) -> list[str]:
     """The key of the table that a file is of; empty where the file does not say it."""
-    found: list[str] = json.loads((schema.metadata or {}).get(_KEY, b"[]"))
-    return found
+    key: list[str] = json.loads((schema.metadata or {}).get(_KEY, b"[]"))
+    return key
 
 
 def read_meanings(schema: pa.Schema) -> dict[str, str]:
@@ -122,12 +122,13 @@ def _find_type(values: pd.Series, expected: pa.DataType | None) -> pa.DataType:
     if known.empty:
         return expected or pa.float64()
     try:
-        found = pa.Array.from_pandas(known, type=expected).type
+        inferred = pa.Array.from_pandas(known, type=expected).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return pa.string()
+    if inferred in (pa.bool_(), pa.int64(), pa.float64()):
+        return inferred
     # Others, such as lists and dates, become text.
-    is_simple = found in (pa.bool_(), pa.int64(), pa.float64())
-    return found if is_simple else expected or pa.string()
+    return expected or pa.string()
 
 
 def empty(schema: pa.Schema) -> pd.DataFrame:

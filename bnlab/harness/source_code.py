@@ -31,7 +31,7 @@ SOURCE = "source"
 
 _OURS = ("bnlab", "experiments")  # packages that are not the user's, wherever they lie
 _DIGITS = 10
-_AS_IMPORTED: dict[str, tuple[Any, tuple[str, list[str]]]] = {}  # module → its spec, and what `_read_module` has found
+_AS_IMPORTED: dict[str, tuple[Any, tuple[str, list[str]]]] = {}  # module → its spec, and what `_read_module` returns
 
 
 def read_code(*modules: str) -> dict[str, str]:
@@ -71,10 +71,11 @@ def _read_module(name: str, file: Path) -> tuple[str, list[str]]:
 
     tree = _parse(file.read_bytes())
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    found = _digest_tree(tree), [*_list_imports(tree, package)]
+    imports = [*_list_imports(tree, package)]
+    digest_and_imports = _digest_tree(tree), imports
     if spec is not None:
-        _AS_IMPORTED[name] = spec, found
-    return found
+        _AS_IMPORTED[name] = spec, digest_and_imports
+    return digest_and_imports
 
 
 def digest_files(modules: Iterable[str]) -> Code:
@@ -122,7 +123,8 @@ def say_changed(files: Iterable[str]) -> str:
     ('layers.py has changed', 'layers.py, net.py have changed')
     """
     names = [*files]
-    return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed"
+    verb = "has" if len(names) == 1 else "have"
+    return f"{', '.join(names)} {verb} changed"
 
 
 def name_file(module: str) -> str:
@@ -140,9 +142,9 @@ def _find_file(module: str) -> Path | None:
     if sys.modules.get(module) is not None:
         files = [getattr(sys.modules[module], "__file__", None) or ""]
     elif package:
-        files = [
-            f"{folder}/{file}" for folder in _find_folders(package) for file in (f"{name}/__init__.py", f"{name}.py")
-        ]
+        files = []
+        for folder in _find_folders(package):
+            files += [f"{folder}/{name}/__init__.py", f"{folder}/{name}.py"]
     else:
         spec = importlib.util.find_spec(module)
         files = [spec.origin or ""] if spec is not None else []

@@ -16,7 +16,8 @@ from bnlab.inference import TestTimeStatistics
 from bnlab.model.layers import Extract
 from bnlab.statistics.network import Statistics
 
-Given = Mapping[Any, Extract] | None
+LayerInputs = Mapping[Any, Extract] | None
+"""What layers normalize, as `population_statistics` takes it."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,8 @@ class Measured(Named, ABC):
         return self.name if self.images is None else super().label
 
     @abstractmethod
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
-        """Measure the statistics of frozen weights; `memory` bytes may be used beside the network and the images.
-
-        `inputs` says what layers normalize, as `population_statistics` takes it.
-        """
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
+        """Measure the statistics of frozen weights; `memory` bytes may be used beside the network and the images."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Exact(Measured):
     look: ClassVar[Look] = Look("exact statistics", "black", "dashed")
     depends_on_batch_size: ClassVar[bool] = False
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
         return bnlab.population_statistics(model, batches, memory=memory, inputs=inputs)
 
 
@@ -69,7 +67,7 @@ class Precise(Measured):
     name: ClassVar[str] = "precise"
     look: ClassVar[Look] = Look("precise BN", "green")
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
         return bnlab.population_statistics(model, batches, statistic="precise", memory=memory, inputs=inputs)
 
 
@@ -81,7 +79,7 @@ class UpdateBN(Measured):
     look: ClassVar[Look] = Look("batches averaged (update_bn)", "green", "dashed")
     estimator: ClassVar[Estimator] = Cumulative()
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
         trace = bnlab.record_frozen(model, batches, inputs=inputs)
         return bnlab.replay(trace, self.estimator, [trace.last_step])[trace.last_step]
 

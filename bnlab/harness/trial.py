@@ -1,4 +1,4 @@
-"""The trial of a network: an update before it is trained, or a second of them, and what its own batch norms average."""
+"""The trial of a network: an update before it is trained, or a second of them, and what its batch norms average."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     except UserError:
         raise
     except UserWarning as error:
-        found, _, _ = str(error).removeprefix("record: ").partition(": they were written")
-        raise UserError(f"{_name_own(config)}: {found}; {_REMEDY}") from error
+        problem, _, _ = str(error).removeprefix("record: ").partition(": they were written")
+        raise UserError(f"{_name_norm_or_model(config)}: {problem}; {_REMEDY}") from error
     except Exception as error:  # the user's code may raise any
         given = f"images {list(images.shape[1:])} and {classes} classes of data={config.data.name}"
         raise UserError(
@@ -113,17 +113,17 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
 
 def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor) -> None:
     """UserError unless the user's own optimizer can make an update, and its state be written after it."""
-    own = f"optimizer={run.config.optimizer.name}"
+    name = f"optimizer={run.config.optimizer.name}"
     # Any loss will do, as long as it gives the weights gradients.
     logits.square().mean().backward()
     try:
         optimizer.step()
     except Exception as error:  # the user's code may raise any
-        raise UserError(f"{own}: cannot make an update, {where_raised(error)}") from error
+        raise UserError(f"{name}: cannot make an update, {where_raised(error)}") from error
     try:
         divide_state(optimizer)
     except TypeError as error:
-        raise UserError(f"{own}: {error}, so that no killed training could go on; let it keep these alone") from error
+        raise UserError(f"{name}: {error}, so that no killed training could go on; let it keep these alone") from error
 
 
 def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
@@ -141,7 +141,7 @@ def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
     return math.nan
 
 
-def _name_own(config: Config) -> str:
+def _name_norm_or_model(config: Config) -> str:
     """Name the user's own norm, or else the model, as it was chosen."""
     chosen = config.norm if config.norm.is_own else config.model
     return f"{chosen.group}={chosen.name}"
@@ -155,9 +155,10 @@ def _compute_logits(run: Run, model: nn.Module) -> Tensor:
     logits = compute_logits(model, images, "float32")
     if not isinstance(logits, Tensor):
         mode = "train" if model.training else "eval"
+        name = _name_norm_or_model(run.config)
         raise UserError(
-            f"{_name_own(run.config)}: gives a {type(logits).__name__} in {mode} mode, but the loss takes logits "
-            "[N, classes]; let its forward return these alone, or put it into a module that does"
+            f"{name}: gives a {type(logits).__name__} in {mode} mode, but the loss takes logits [N, classes]; let its "
+            "forward return these alone, or put it into a module that does"
         )
     if logits.shape != (len(images), run.dataset.classes):
         expected = [len(images), run.dataset.classes]
@@ -173,30 +174,30 @@ def _are_probabilities(logits: Tensor) -> bool:
 
 def _list_warnings(run: Run, logits: Tensor) -> Iterator[str]:
     """Say what a user should know before the network is trained."""
-    own = _name_own(run.config)
+    name = _name_norm_or_model(run.config)
     if run.unseen:
-        yield f"{own}: an evaluation does not call {join_names(run.unseen)}; no table has rows of such batch norms"
+        yield f"{name}: an evaluation does not call {join_names(run.unseen)}; no table has rows of such batch norms"
     if _are_probabilities(logits):
         yield (
-            f"{own}: its outputs are probabilities, but the loss is a cross entropy of logits: leave the softmax out, "
+            f"{name}: its outputs are probabilities, but the loss is a cross entropy of logits: leave the softmax out, "
             "or the network learns slowly and its loss stays high"
         )
 
 
 def _require_training(run: Run, model: nn.Module) -> None:
     """UserError unless a batch norm is called in evaluations, and all of these average what they normalize."""
-    own = _name_own(run.config)
-    layers = {name: layer for name, layer in model.named_modules() if is_batch_norm(layer)}
-    evaluated = {name: layer for name, layer in layers.items() if name not in run.unseen}
+    name = _name_norm_or_model(run.config)
+    layers = {path: layer for path, layer in model.named_modules() if is_batch_norm(layer)}
+    evaluated = {path: layer for path, layer in layers.items() if path not in run.unseen}
     if layers and not evaluated:
         raise UserError(
-            f"{own}: an evaluation calls none of its batch norms ({join_names(layers)}), so that there is nothing to "
+            f"{name}: an evaluation calls none of its batch norms ({join_names(layers)}), so that there is nothing to "
             "measure; call them in eval mode too"
         )
-    frozen = [name for name, layer in evaluated.items() if not layer.training]
+    frozen = [path for path, layer in evaluated.items() if not layer.training]
     if frozen:
         raise UserError(
-            f"{own}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
+            f"{name}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
             "running average to measure; leave them in train mode, freeze all of them later by freeze_at=0.5, or let "
             "those that stay constant be torchvision.ops.FrozenBatchNorm2d"
         )
@@ -204,16 +205,16 @@ def _require_training(run: Run, model: nn.Module) -> None:
 
 def _require_statistics(run: Run, model: nn.Module) -> None:
     """UserError without batch norms, or if one has no statistics in eval mode but those of the images it is given."""
-    own = _name_own(run.config)
-    for name, layer in model.named_modules():
+    name = _name_norm_or_model(run.config)
+    for layer_name, layer in model.named_modules():
         if isinstance(layer, BatchNorm) and not is_batch_norm(layer):
             raise UserError(
-                f"{own}: layer {name!r} keeps no running statistics, so that what it computes in eval "
+                f"{name}: layer {layer_name!r} keeps no running statistics, so that what it computes in eval "
                 "mode depends on the images that are predicted together; let it keep them, and choose "
                 "estimator=test_batch for statistics of these images"
             )
     if run.has_trace and not any(map(is_batch_norm, model.modules())):
         raise UserError(
-            f"{own}: has no batch norm, nn.BatchNorm2d or another one with running_mean and running_var, and "
+            f"{name}: has no batch norm, nn.BatchNorm2d or another one with running_mean and running_var, and "
             "statistics of batch norms are what a sweep measures; put one into it"
         )

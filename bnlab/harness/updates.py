@@ -21,12 +21,15 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "constant":
         return 1.0
     if schedule == "step":
-        # A comparison counts as 1 where it is true.
-        return 0.1 ** ((done >= 0.5) + (done >= 0.75))
+        if done < 0.5:
+            return 1.0
+        return 0.1 if done < 0.75 else 0.1**2
     if schedule == "cosine":
         return _follow_cosine(step, steps)
     rise = 0.2
-    return 0.05 + 0.95 * done / rise if done < rise else (1 - done) / (1 - rise)
+    if done < rise:
+        return 0.05 + 0.95 * done / rise
+    return (1 - done) / (1 - rise)
 
 
 def _follow_cosine(step: int, steps: int) -> float:

@@ -34,13 +34,13 @@ class Attributes:
         return ""
 
     def _find_owner(self, name: tuple[str | None, str]) -> Any:
-        owner, _ = name
-        return self._optimizer if owner is None else self._model.get_submodule(owner)
+        owner_name, _ = name
+        return self._optimizer if owner_name is None else self._model.get_submodule(owner_name)
 
     def _list(self) -> Iterator[tuple[tuple[str | None, str], Any]]:
-        """List attributes by the name of their module, None for the optimizer, and their own."""
+        """List attributes by the name of their module, None for the optimizer, and their name in it."""
         owners: list[tuple[str | None, Any]] = [(None, self._optimizer), *self._model.named_modules()]
-        for place, owner in owners:
+        for owner_name, owner in owners:
             if type(owner).__module__.startswith("torch."):
                 continue
             computed = _list_computed(owner) if isinstance(owner, nn.Module) else set()
@@ -48,7 +48,7 @@ class Attributes:
                 is_kept = isinstance(value, bool | int | float | str) or _is_plain(value)
                 # `training` is the mode, which a continued training sets again by itself.
                 if is_kept and name != "training" and name not in computed:
-                    yield (place, name), value
+                    yield (owner_name, name), value
 
 
 def _list_computed(module: nn.Module) -> set[str]:
@@ -69,10 +69,10 @@ def _copy(value: Any) -> Any:
 
 def _is_same(before: Any, now: Any) -> bool:
     if isinstance(before, Tensor) and isinstance(now, Tensor):
-        is_alike = before.shape == now.shape and before.dtype == now.dtype
-        return is_alike and are_equal(
-            before, now.detach().to(before.device)
-        )  # it may have been moved to another device
+        if before.shape != now.shape or before.dtype != now.dtype:
+            return False
+        # It may have been moved to another device.
+        return are_equal(before, now.detach().to(before.device))
     if type(before) is not type(now):
         return False
     return bool(before == now) or bool(before != before and now != now)  # NaN differs from itself

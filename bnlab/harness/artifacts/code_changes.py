@@ -36,18 +36,22 @@ def find_changes(configs: Sequence[Config]) -> list[list[str]]:
     """
     # Empty for a network without a user's code, which cannot have changed.
     described = [_describe_but_code(config) if list_code(config) else "" for config in configs]
+    if not any(described):
+        return [[] for _ in configs]
     paths = {own.name for config in configs for own in list_own(config).values()}
     results = {config.results for config in configs}
     ended = [path for folder in results for path in Path(folder, "runs").glob("*/seed_*/status.json")]
 
     newest: dict[str, Path] = {}
     # The newest network of each description comes last, and takes the place of the others.
-    for path in sorted(ended, key=lambda path: path.stat().st_mtime) if any(described) else ():
+    for path in sorted(ended, key=lambda path: path.stat().st_mtime):
         newest[_describe_trained(path.parent, paths)] = path.parent
-    return [
-        list_changes(config, newest[words]) if words and words in newest else []
-        for config, words in zip(configs, described, strict=True)
-    ]
+
+    changes = []
+    for config, words in zip(configs, described, strict=True):
+        is_known = words != "" and words in newest
+        changes.append(list_changes(config, newest[words]) if is_known else [])
+    return changes
 
 
 def _read_code(folder: Path) -> Mapping[str, Code]:

@@ -222,13 +222,14 @@ def list_code(config: Config) -> dict[str, Code]:
 
 def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
     """List the arguments of the user's functions that are settings, and the digests in the settings that name it."""
-    own: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for key, chosen in list_own(config).items():
         digests = {name: settings[key][name] for name in ("content", SOURCE) if name in settings[key]}
         if key not in GROUPS:
-            own[key] = chosen.name
-        own |= {f"{key}.{name}": value for name, value in {**chosen.arguments, **digests}.items()}
-    return own
+            columns[key] = chosen.name
+        for name, value in {**chosen.arguments, **digests}.items():
+            columns[f"{key}.{name}"] = value
+    return columns
 
 
 def restore_config(values: Mapping[str, Any]) -> Config:

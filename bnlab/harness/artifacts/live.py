@@ -33,8 +33,8 @@ from bnlab.statistics.network import Statistics, using
 _IMAGES_AT_ONCE = 256  # for exact statistics and predictions, which do not depend on it
 _UPDATE = ("step", "learning rate", "loss of the batch", "accuracy of the batch")
 
-Measured = Mapping[str, float]
-"""What was measured at a step, by its name."""
+Scores = Mapping[str, float]
+"""The numbers that were measured at a step, by name."""
 
 
 class _Log(Protocol):
@@ -43,10 +43,10 @@ class _Log(Protocol):
     def write_updates(self, updates: pd.DataFrame) -> None:
         """Write all updates so far, with the columns `_UPDATE`."""
 
-    def write_measured(self, step: int, measured: Measured) -> None:
+    def write_scores(self, step: int, scores: Scores) -> None:
         """Write what was measured at a step."""
 
-    def close(self, measured: Measured) -> None:
+    def close(self, scores: Scores) -> None:
         """Write the settings, with what was measured last."""
 
 
@@ -62,7 +62,7 @@ class LiveLog:
     def __init__(self, run: Run, step: int) -> None:
         self._run = run
         self._log: _Log = _TensorBoard(run, step) if run.config.log == "tensorboard" else _Csv(run, step)
-        self._measured: Measured = {}
+        self._scores: Scores = {}  # of the last step that was measured
 
     def write_updates(self, state: TrainingState) -> None:
         """Bring the updates that have been read to disk."""
@@ -79,14 +79,14 @@ class LiveLog:
         run = self._run
         # The log is no part of a network's name, so that it must not change what training draws.
         with keep_random_state(state.model):
-            # A copy, because training has changed its own layers, as for recording.
+            # A copy, because training has changed the model's layers, as for recording.
             model = run.new_model()
-            model.load_state_dict(state.measured.state_dict())
-            measured = _validate(model, run, "running averages")
+            model.load_state_dict(state.evaluated_model.state_dict())
+            scores = _validate(model, run, "running averages")
             if run.has_trace:
-                measured |= self._compare_with_exact(model, state.step)
-        self._measured = measured
-        self._log.write_measured(state.step, measured)
+                scores |= self._compare_with_exact(model, state.step)
+        self._scores = scores
+        self._log.write_scores(state.step, scores)
 
     def _compare_with_exact(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure the gap to exact statistics of the training split, and validation under these."""
@@ -104,14 +104,15 @@ class LiveLog:
 
     def close(self) -> None:
         """Write the settings; the training has ended."""
-        self._log.close(self._measured)
+        self._log.close(self._scores)
 
 
 def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | None = None) -> dict[str, float]:
     """Compute loss and accuracy of the validation images, under running averages unless statistics are given."""
     split = run.dataset.val
     model.eval()
-    with torch.no_grad(), nullcontext() if statistics is None else using(model, statistics):
+    chosen_statistics = nullcontext() if statistics is None else using(model, statistics)
+    with torch.no_grad(), chosen_statistics:
         logits = torch.cat([model(images) for images in split.images.split(_IMAGES_AT_ONCE)])
     is_right = logits.argmax(1) == split.labels
     return {
@@ -137,14 +138,14 @@ class _TensorBoard:
             self._written = step
         self._writer.flush()
 
-    def write_measured(self, step: int, measured: Measured) -> None:
-        for name, value in measured.items():
+    def write_scores(self, step: int, scores: Scores) -> None:
+        for name, value in scores.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self, measured: Measured) -> None:
+    def close(self, scores: Scores) -> None:
         # Under other names than the curves, to which they would add a second point at the last step. Without
         # `run_name` torch writes into a new folder, which TensorBoard shows as a run of its own.
-        last = {f"last {name}": value for name, value in measured.items()}
+        last = {f"last {name}": value for name, value in scores.items()}
         self._writer.add_hparams(_list_settings(self._run), last, run_name=".", global_step=self._written)
         self._writer.close()
 
@@ -159,17 +160,17 @@ class _Csv:
         path = self._folder / "measured.csv"
         before = pd.read_csv(path) if path.exists() else pd.DataFrame({"step": []})
         # Later steps were measured after the saved state, and are measured again.
-        self._measured = before[before["step"] <= step].to_dict("records")
+        self._rows = before[before["step"] <= step].to_dict("records")
 
     def write_updates(self, updates: pd.DataFrame) -> None:
         self._write("updates.csv", updates)
 
-    def write_measured(self, step: int, measured: Measured) -> None:
-        row: dict[Any, Any] = {"step": step, **measured}
-        self._measured.append(row)
-        self._write("measured.csv", pd.DataFrame(self._measured))
+    def write_scores(self, step: int, scores: Scores) -> None:
+        row: dict[Any, Any] = {"step": step, **scores}
+        self._rows.append(row)
+        self._write("measured.csv", pd.DataFrame(self._rows))
 
-    def close(self, measured: Measured) -> None:
+    def close(self, scores: Scores) -> None:
         settings = _list_settings(self._run)
         self._write("settings.csv", pd.DataFrame({"setting": [*settings], "value": [*settings.values()]}))
 
@@ -180,6 +181,10 @@ class _Csv:
 def _list_settings(run: Run) -> dict[str, Any]:
     """List the settings of a network as columns of `runs`, with its seed; those that are off are left out."""
     settings = {"seed": run.config.seed, **flatten_settings(asdict(run.config))}
-    # TensorBoard refuses lists and tuples.
-    written = {key: str(value) if isinstance(value, list | tuple) else value for key, value in settings.items()}
-    return {key: value for key, value in written.items() if value is not None}
+    written: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, list | tuple):
+            written[key] = str(value)  # TensorBoard refuses lists and tuples
+        elif value is not None:
+            written[key] = value
+    return written

@@ -104,8 +104,8 @@ class OwnOptimizer(Own, Optimizer):
         # A list, because a user's function may go through the weights more than once.
         optimizer = call_own("optimizer", self.name, [*weights], lr=lr, **self.arguments)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            found = type(optimizer).__name__
-            raise UserError(f"optimizer={self.name}: has to give a torch.optim.Optimizer, found a {found}")
+            kind = type(optimizer).__name__
+            raise UserError(f"optimizer={self.name}: has to give a torch.optim.Optimizer, found a {kind}")
         return optimizer
 
 
@@ -127,7 +127,7 @@ def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, 
                 numbers["state"].setdefault(index, {})[name] = value
             elif value is not None:  # as of an optimizer without momentum
                 raise TypeError(f"its state {name!r} is a {type(value).__name__}, neither a tensor nor a number")
-    # What else a group holds is built anew from the settings, see `restore_state`.
+    # What else a group holds is built again from the settings, see `restore_state`.
     for index, group in enumerate(state["param_groups"]):
         numbers["groups"].append({key: value for key, value in group.items() if isinstance(value, bool | int | float)})
         of_group = {key: value for key, value in group.items() if isinstance(value, Tensor)}
@@ -145,23 +145,28 @@ def restore_state(
     for group, values in groups.items():
         if group.startswith("optimizer/"):
             state.setdefault(int(group.partition("/")[2]), {}).update(values)
-    # What is neither a number nor a tensor, such as the list of parameters, is of the optimizer that was built anew.
-    of_groups = []
-    for index, (fresh, values) in enumerate(
-        zip(optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)
-    ):
-        kept = groups.get(f"optimizer_group/{index}", {})
-        # What is added while training, as `peak_lr`, belongs where the rate is.
-        place = fresh["lr"].device if isinstance(fresh.get("lr"), Tensor) else None
-        for name, value in kept.items():
-            kept[name] = value.to(fresh[name].device if isinstance(fresh.get(name), Tensor) else place)
-        of_groups.append({**fresh, **values, **kept})
-    optimizer.load_state_dict({"state": state, "param_groups": of_groups})
+    # What is neither a number nor a tensor, such as the list of parameters, is of the optimizer that was built again.
+    param_groups = []
+    built_groups = optimizer.state_dict()["param_groups"]
+    for index, (built, values) in enumerate(zip(built_groups, numbers["groups"], strict=True)):
+        saved = groups.get(f"optimizer_group/{index}", {})
+        tensors = {name: _move_into(built, name, value) for name, value in saved.items()}
+        param_groups.append({**built, **values, **tensors})
+    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
 
-    # torch has given most tensors the type of their weights, which would round an own optimizer's float64 ones.
+    # torch has given most tensors the type of their weights, which would round float64 ones of a user's optimizer.
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for index, values in state.items():
         restored = optimizer.state[weights[index]]
         for name, value in values.items():
             if isinstance(value, Tensor) and restored[name].dtype != value.dtype:
                 restored[name] = value.to(restored[name].device)
+
+
+def _move_into(group: Mapping[str, Any], name: str, value: Tensor) -> Tensor:
+    """Move a saved tensor of a group of parameters to the device on which the group was built."""
+    built = group.get(name)
+    if not isinstance(built, Tensor):
+        # What is added while training, as `peak_lr`, belongs where the rate is.
+        built = group.get("lr")
+    return value.to(built.device) if isinstance(built, Tensor) else value

@@ -199,10 +199,10 @@ class Run:
         if path is None:
             return None
         layers = batch_norm_layers(model, caller="inputs")
-        own = [name for name, layer in layers.items() if has_own_forward(layer)]
-        if not own:
+        names = [name for name, layer in layers.items() if has_own_forward(layer)]
+        if not names:
             raise UserError(f"inputs={path}: no batch norm of this network has a forward of its own; leave it out")
-        return dict.fromkeys(own, import_object("inputs", path))
+        return dict.fromkeys(names, import_object("inputs", path))
 
     @cached_property
     def unseen(self) -> list[str]:

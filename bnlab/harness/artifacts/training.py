@@ -149,7 +149,7 @@ class TrainingState:
     step: int
     log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and accuracy before it
     average: AveragedModel | None = None  # of weights and buffers
-    kept_beside: dict[float, AveragedModel] = field(default_factory=dict)  # likewise, by their decay
+    weight_averages: dict[float, AveragedModel] = field(default_factory=dict)  # likewise, by their decay
     precision: str = "float32"  # of forward passes; or bfloat16
     # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
     _unread: list[Tensor] = field(default_factory=list)
@@ -160,7 +160,7 @@ class TrainingState:
         return self.log[-1][1] if self.log else math.nan
 
     @property
-    def measured(self) -> nn.Module:
+    def evaluated_model(self) -> nn.Module:
         """The network that checkpoints keep: the average once it has taken weights, before that the model."""
         if self.average is None or not self.average.n_averaged:
             return self.model

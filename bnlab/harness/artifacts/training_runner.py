@@ -41,10 +41,12 @@ from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 
 STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much training
+# averaging=swa: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407,
+# take one of each epoch).
 _SWA_FROM = 0.75  # share of the training
-_EMA_DECAY = 0.99
+_EMA_DECAY = 0.99  # averaging=ema
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
-_TRAININGS = 3  # of a network that diverges, each time at another step
+_MOST_TRAININGS = 3  # of a network that diverges, each time at another step
 _STATE = "bnlab.state/2"
 _NUMBERED = ("averages", "optimizer", "optimizer_group")  # groups of tensors in a state of which there are several
 
@@ -61,19 +63,19 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
         while not run.is_complete(wanted := {*list_checkpoints(run)}):
             # What is wanted depends on where training diverges, which is known only afterwards and may differ
             # from one training to the next. After two that end at the same step a third would change nothing.
-            if len(ends) == _TRAININGS or (len(ends) > 1 and ends[-1] == ends[-2]):
+            if len(ends) == _MOST_TRAININGS or (len(ends) > 1 and ends[-1] == ends[-2]):
                 _require_reached(run, wanted - {*run.list_checkpoints()})
             _require_reached(run, [step for step in wanted if not 1 <= step <= run.steps])
             # The status says where an earlier training diverged: if this one does so too, the last steps
             # before that are wanted. They are listed here, because the status is removed below.
-            if_it_diverges = {*wanted, *run.list_kept()}
+            steps_if_diverged = {*wanted, *run.list_kept()}
             # A run without a status goes on after a kill; with one, it would count as finished.
             (run.folder / "status.json").unlink(missing_ok=True)
             # Without a status this lists the steps of a whole training. Checkpoints that exist are written
             # again too: after a kill no status lists them, and all of them have to come from one training.
-            if_it_finishes = {*list_checkpoints(run), *run.list_checkpoints()}
+            steps_if_finished = {*list_checkpoints(run), *run.list_checkpoints()}
             # The last step is always kept: `load_model` takes it unless another one is asked for.
-            _train(run, {*if_it_diverges, *if_it_finishes, run.steps})
+            _train(run, {*steps_if_diverged, *steps_if_finished, run.steps})
             ends.append(run.status["step"] if run.status else 0)
         _write_where_images_are(run)
 
@@ -116,8 +118,8 @@ def _train(run: Run, kept: set[int]) -> None:
     if live is not None:
         live.close()
     if status == "finished":
-        come = f"{run.id}  step {state.step:,} of {run.steps:,}  loss {state.loss:.3f}"
-        say_off_terminal(f"{come}  trained in {format_seconds(seconds)}", run.config.quiet)
+        progress = f"{run.id}  step {state.step:,} of {run.steps:,}  loss {state.loss:.3f}"
+        say_off_terminal(f"{progress}  trained in {format_seconds(seconds)}", run.config.quiet)
 
     # An earlier training of this network may have gone further than one that has diverged. What it left behind belongs
     # to other updates.
@@ -185,10 +187,10 @@ def _finish_update(run: Run, state: TrainingState, kept: set[int], live: LiveLog
     freeze_and_average(run, state)
     if state.step in kept:
         state.read_log()  # no weights of a network that has diverged
-        # First: a step whose checkpoint is there counts as kept.
-        for decay, average in state.kept_beside.items():
+        # Averages first: a checkpoint alone would count as complete.
+        for decay, average in state.weight_averages.items():
             run.save_average(decay, state.step, average.module)
-        run.save_checkpoint(state.step, state.measured)
+        run.save_checkpoint(state.step, state.evaluated_model)
     if live is not None and state.step in run.measured_steps:
         state.read_log()  # nothing is measured on a network that has diverged
         live.measure(state)
@@ -265,17 +267,19 @@ def start_training(run: Run) -> TrainingState:
     random.seed(run.config.seed)
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
-    averages = {
-        # All weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
-        # one of each epoch).
-        "swa": get_swa_avg_fn(),
-        "ema": get_ema_avg_fn(_EMA_DECAY),
-    }
-    kind = run.config.averaging
-    average = None if kind == "none" else _begin_average(averages[kind], model)
-    kept_beside = {decay: _begin_average(get_ema_avg_fn(decay), model) for decay in run.config.decays}
-    precision = run.config.precision
-    return TrainingState(model, optimizer, step=0, average=average, kept_beside=kept_beside, precision=precision)
+    average = None
+    if run.config.averaging == "swa":
+        average = _begin_average(get_swa_avg_fn(), model)
+    elif run.config.averaging == "ema":
+        average = _begin_average(get_ema_avg_fn(_EMA_DECAY), model)
+    return TrainingState(
+        model,
+        optimizer,
+        step=0,
+        average=average,
+        weight_averages={decay: _begin_average(get_ema_avg_fn(decay), model) for decay in run.config.decays},
+        precision=run.config.precision,
+    )
 
 
 def _begin_average(average: Callable[[Tensor, Tensor, Tensor | int], Tensor], model: nn.Module) -> AveragedModel:
@@ -311,16 +315,16 @@ def freeze_and_average(run: Run, state: TrainingState) -> None:
             inputs = run.inputs_of(state.model)
             exact = bnlab.population_statistics(state.model, batches, memory=run.memory, inputs=inputs)
             exact.write_to(state.model)
-        _stop_averages(state.model)
+        _freeze_batch_norm(state.model)
 
     first = max(1, round(_SWA_FROM * run.steps)) if run.config.averaging == "swa" else 1
     if state.average is not None and state.step >= first:
         state.average.update_parameters(state.model)
-    for average in state.kept_beside.values():
+    for average in state.weight_averages.values():
         average.update_parameters(state.model)
 
 
-def _stop_averages(model: nn.Module) -> None:
+def _freeze_batch_norm(model: nn.Module) -> None:
     """Put batch norm into eval mode, in which it normalizes with its buffers."""
     for layer in batch_norm_layers(model, caller="freeze_at").values():
         layer.eval()
@@ -331,7 +335,7 @@ def _save_state(run: Run, state: TrainingState, seconds: float) -> None:
     groups = {"model": state.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
     if state.average is not None:
         groups["average"] = state.average.state_dict()
-    for decay, average in state.kept_beside.items():
+    for decay, average in state.weight_averages.items():
         groups[f"averages/{name_decay(decay)}"] = average.state_dict()
     of_optimizer, numbers = divide_state(state.optimizer)
     groups |= of_optimizer
@@ -376,7 +380,7 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         state.model.load_state_dict(groups["model"])
         if state.average is not None:
             state.average.load_state_dict(groups["average"])
-        for decay, average in state.kept_beside.items():
+        for decay, average in state.weight_averages.items():
             average.load_state_dict(groups[f"averages/{name_decay(decay)}"])
         numbers = json.loads(metadata["optimizer"])
         if not run.config.optimizer.is_own:
@@ -396,7 +400,7 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         _restore_own_optimizer(run, state, groups, numbers)
     # A state dict does not hold the modes of layers.
     if run.frozen_from is not None and state.step >= run.frozen_from:
-        _stop_averages(state.model)
+        _freeze_batch_norm(state.model)
     return float(metadata["seconds"])
 
 

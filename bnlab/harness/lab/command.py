@@ -47,7 +47,7 @@ def run_command(
             return 0
         for word in words:
             if word.startswith("-") and word.partition("=")[0] not in options:
-                known = " and ".join(filter(None, (", ".join(options), "--help")))
+                known = f"{', '.join(options)} and --help" if options else "--help"
                 print(f"error: {word}: no such option; there is {known}", file=sys.stderr)
                 return 2
         return command(words)
@@ -62,9 +62,7 @@ def run_command(
     except MemoryError:
         print("error: out of memory; what is finished is kept", file=sys.stderr)
         return 2
-    except ValueError as error:
-        if not isinstance(error, UserError):
-            raise
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

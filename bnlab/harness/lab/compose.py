@@ -34,7 +34,7 @@ from bnlab.harness.own import KINDS, forget_code, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _TEXTS = ("name", "results", "data.root")  # keys of texts, which Hydra would take for numbers, lists and the like
-_MET: set[tuple[str, str]] = set()  # group and import path of each function of the user's that Hydra knows
+_REGISTERED: set[tuple[str, str]] = set()  # group and import path of each function of the user's that Hydra knows
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -72,11 +72,11 @@ class Sweep:
         return [job.config for job in self.jobs]
 
 
-def _tell_nobody(phase: str) -> None:
-    """Stand for who would be told what takes long."""
+def _ignore_phase(phase: str) -> None:
+    """Do nothing: `begin` of a caller who shows no progress."""
 
 
-def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str], object] = _tell_nobody) -> Sweep:
+def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str], object] = _ignore_phase) -> Sweep:
     """Plan every job that these overrides stand for; UserError names the word or file, the value and what is allowed.
 
     With `multirun`, or where an experiment's file says so, comma lists are swept. `begin` is told what takes long.
@@ -101,8 +101,8 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
         chosen_words = [str(override.input_line) for override in job]
-        own = [word for word in chosen_words if not word.startswith(_SAME_FOR_ALL)]
-        heading = f"job {number}  {' '.join(own)}" if len(grid) > 1 else ""
+        distinguishing = [word for word in chosen_words if not word.startswith(_SAME_FOR_ALL)]
+        heading = f"job {number}  {' '.join(distinguishing)}" if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
 
     launcher: Any = OmegaConf.to_container(chosen.launcher)
@@ -184,7 +184,7 @@ def _forget() -> None:
     _compose.cache_clear()
     forget_code()
     forget_own()
-    for group, name in _MET:
+    for group, name in _REGISTERED:
         # One that cannot be made any more is reported where a word chooses it.
         with contextlib.suppress(UserError):
             ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
@@ -200,7 +200,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         if group in KINDS and "." in name:
             # A name with a dot is an import path, whose function becomes a choice of the group.
             ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
-            _MET.add((group, name))
+            _REGISTERED.add((group, name))
             # Hydra knows the function from now on.
             return _compose(choices)
         if not error.options:
@@ -239,8 +239,8 @@ def _read_word(word: str) -> Override:
 def _quote_text(word: str) -> str:
     """Put the text that a word gives in quotes, unless it has some: unquoted, Hydra reads few letters."""
     key, _, text = word.partition("=")
-    is_none = key == "name" and not re.fullmatch(r"[\w.-]+", text, re.ASCII)  # is refused as it stands
-    if key not in _TEXTS or is_none or text.startswith(("'", '"')):
+    is_invalid_name = key == "name" and not re.fullmatch(r"[\w.-]+", text, re.ASCII)  # is refused as it stands
+    if key not in _TEXTS or is_invalid_name or text.startswith(("'", '"')):
         return word
     return f"{key}={quote(text)}"
 

@@ -53,22 +53,23 @@ def explain_unknown(key: str, settings: Mapping[Any, Any]) -> str:
     else:
         meant = _find_meant(name, meanings)
         known = "--help lists them"
-    return f"there is no setting {key}; {f'did you mean {meant}?' if meant else known}"
+    hint = f"did you mean {meant}?" if meant else known
+    return f"there is no setting {key}; {hint}"
 
 
 def explain_value(error: BaseException, settings: Mapping[Any, Any]) -> str:
     """Say of a value of another type what can be given."""
     line = first_line(error)
     key = str(getattr(error, "full_key", None) or "")
-    found = _OTHER_TYPE.match(line)
+    misfit = _OTHER_TYPE.match(line)
     meaning = _list_meanings(settings).get(key)
     if "is not Optional" in line:
         return f"{key}=null: needs a value; leave the word out for the default"
-    if found is None:
+    if misfit is None:
         return f"{key}: {line}".removeprefix(": ")
 
-    value, misfit = found.groups()
-    allowed = _KINDS[misfit]
+    value, reason = misfit.groups()
+    allowed = _KINDS[reason]
     if meaning is not None and meaning.at_least is not None:
         most = "" if meaning.at_most is None else f" and at most {meaning.at_most:g}"
         allowed += f", at least {meaning.at_least:g}{most}"

@@ -199,8 +199,8 @@ def _is_written(cell: Any, text: str) -> bool:
 
 def _list_other_requests(run: str, folder: Path) -> list[Path]:
     """List what jobs of other sweeps asked for of a network."""
-    folders = [path.parent for path in folder.parent.glob("*/requests")]
-    return [path for other in folders if other != folder for path in list_requests(other, run)]
+    others = [path.parent for path in folder.parent.glob("*/requests") if path.parent != folder]
+    return [path for other in others for path in list_requests(other, run)]
 
 
 def _describe(forgotten: pd.DataFrame, runs: pd.DataFrame, others: Mapping[str, Sequence[str]], name: str) -> None:

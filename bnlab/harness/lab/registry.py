@@ -26,7 +26,7 @@ CONF = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "conf"
 REFERENCE = _PACKAGE.parent / "results" / "reference"
 """The results that are committed, in a clone."""
 _SHIPPED = "experiments"  # the package of bnlab's own questions
-_OWN = "questions"
+_FOLDER = "questions"  # of the user's, in the current folder
 
 
 def import_shipped() -> None:
@@ -41,11 +41,11 @@ def find_experiment(name: str) -> Experiment:
     known = _find_modules()
     if name not in known:
         raise UserError(f"no question {name!r}: {suggest(name, known)}")
-    found: Experiment = import_object("experiment", f"{known[name]}.EXPERIMENT")
+    experiment: Experiment = import_object("experiment", f"{known[name]}.EXPERIMENT")
     module = importlib.import_module(known[name])
     # The first paragraph asks the question, and those below say where it comes from.
     question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
-    return replace(found, name=name, question=question, source=" ".join(source.split()))
+    return replace(experiment, name=name, question=question, source=" ".join(source.split()))
 
 
 def list_questions() -> list[str]:
@@ -73,8 +73,8 @@ def _find_modules() -> dict[str, str]:
     """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
     shipped = f"{_SHIPPED}.questions"
     # Absolute, because Python caches what a path leads to, and the current folder may change.
-    own = Path(_OWN).resolve()
-    packages = {shipped: list(importlib.import_module(shipped).__path__), _OWN: [str(own)]}
+    folder = Path(_FOLDER).resolve()
+    packages = {shipped: list(importlib.import_module(shipped).__path__), _FOLDER: [str(folder)]}
     modules = {}
     for package, folders in packages.items():
         for module in pkgutil.iter_modules(folders):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -103,17 +104,26 @@ def _read_paper_file(given: dict[str, str]) -> PaperFile | None:
     form = words.get("figure.format", "pdf")
     if form not in FORMATS:
         raise UserError(f"figure.format={form}: must be one of {', '.join(FORMATS)}")
-    width = words.get("figure.width")
-    try:
-        inches = None if width is None else float(width)
-    except ValueError:
-        inches = 0.0
-    if inches is not None and not _LEAST_WIDTH <= inches <= _MOST_WIDTH:
-        raise UserError(f"figure.width={width}: must be inches, from {_LEAST_WIDTH:g} to {_MOST_WIDTH:g}")
-    style = words.get("figure.style")
-    file = PaperFile(inches, form, None if style is None else Path(style))
+    inches = None
+    if "figure.width" in words:
+        inches = _parse_width(words["figure.width"])
+    style = None
+    if "figure.style" in words:
+        style = Path(words["figure.style"])
+    file = PaperFile(inches, form, style)
     file.read_settings()  # now, before anything is drawn
     return file
+
+
+def _parse_width(width: str) -> float:
+    """Parse the width of a figure; UserError unless it is a number of inches within the limits."""
+    try:
+        inches = float(width)
+    except ValueError:
+        inches = math.nan  # which is within no limits
+    if not _LEAST_WIDTH <= inches <= _MOST_WIDTH:
+        raise UserError(f"figure.width={width}: must be inches, from {_LEAST_WIDTH:g} to {_MOST_WIDTH:g}")
+    return inches
 
 
 def _report_all(results: Path, file: PaperFile | None) -> int:
@@ -139,7 +149,8 @@ def _report_all(results: Path, file: PaperFile | None) -> int:
             outcome, failed = _report_question(name, name, results, file)
         except UserError as error:
             # A question that has not been measured is no failure.
-            failures += not isinstance(error, NoRows)
+            if not isinstance(error, NoRows):
+                failures += 1
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         outcomes.append(outcome)
@@ -280,8 +291,8 @@ def _report_watched(words: str, results: Path, file: PaperFile | None) -> int:
         figure = find_experiment(_MAPPED).figures["map"]
         maps, failed = _draw_figures(_MAPPED, {"map": figure}, tables, folder / "figures", file)
         failures += failed
-        # The page says so only if `maps` is empty.
-        no_map = f"The map of {_MAPPED} is left out: it cannot be drawn."
+        if not maps:
+            no_map = f"The map of {_MAPPED} is left out: it cannot be drawn."
 
     command = write_command("report", f"watch={words}", results)
     values = {"figures": figures, "map": maps.get("map"), "no_map": no_map, "command": command}
@@ -312,11 +323,13 @@ def _draw_figures(
     drawn: dict[str, Figure] = {}
     failed = 0
     is_committed = folder.resolve().is_relative_to(REFERENCE)
+    paper_file = file
     # Committed figures are PNGs alone, others have a PDF beside them.
-    written = file or (None if is_committed else drawing.PaperFile())
+    if file is None and not is_committed:
+        paper_file = drawing.PaperFile()
     for key, figure in figures.items():
         try:
-            drawn[key] = drawing.write(key, figure, tables, folder, written)
+            drawn[key] = drawing.write(key, figure, tables, folder, paper_file)
         except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
         except (Exception, SystemExit) as error:  # the code of a question may raise either

@@ -122,14 +122,15 @@ def _make_margin(declared: Mapping[str, Any], where: str) -> Margin:
 def _make_score(declared: Mapping[str, Any], where: str) -> Score:
     if "source" not in declared:
         raise UserError(f"{where}: its score needs a source, a table or a function")
-    given = {}
+    given: dict[str, Any] = {}
     for name, value in declared.items():
-        given[name] = value
         if isinstance(value, Mapping):
             # In a file, {not: VALUE} stands for all values but this one.
             given[name] = OtherThan(value["not"])
         elif isinstance(value, list):
             given[name] = tuple(value)
+        else:
+            given[name] = value
     source = given.pop("source")
 
     def compute(tables: Tables) -> pd.DataFrame:
@@ -160,12 +161,18 @@ def _make_figure(paper: Paper, key: str) -> Figure:
             raise UserError(f"{where}: it needs a score, or marks")
         return Figure(declared.title, caption, printed.score, printed.plot)
 
+    named: Curves | Forest
+    if isinstance(plot, Forest):
+        coloured = plot.series
+        named = replace(plot, series="words")
+    else:
+        coloured = plot.by
+        named = replace(plot, by="words")
     # Values that have colours give way to their names, if the file gives them names.
-    told_apart = plot.series if isinstance(plot, Forest) else plot.by
-    if told_apart in declared.names:
-        plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
+    if coloured in declared.names:
+        plot = named
     spans = [_make_span(mark) for mark in marks if mark.span]
-    ours = _name_ours(declared, told_apart, where)
+    ours = _name_ours(declared, coloured, where)
     return Figure(declared.title, caption, ours, plot, below=printed, spans=spans)
 
 
@@ -221,10 +228,10 @@ def _make_span(mark: Number) -> Span:
     return Span(low, high, f"{THEIRS}: {numbers} {mark.unit}")
 
 
-def _name_ours(declared: DeclaredFigure, told_apart: str, where: str) -> Score:
+def _name_ours(declared: DeclaredFigure, coloured: str, where: str) -> Score:
     """Make the score of our panels, with names of values and panels.
 
-    Names of the column whose values have colours become the column `words`, which a legend shows as it is.
+    Names of the column `coloured`, whose values have colours, become the column `words`, which a legend shows as it is.
     """
     compute = _make_score(declared.score or {}, where)
 
@@ -233,7 +240,7 @@ def _name_ours(declared: DeclaredFigure, told_apart: str, where: str) -> Score:
         for column, names in declared.names.items():
             frame = put_in_order(frame, column, names)
             frame[column] = frame[column].replace(dict(names))
-            if column == told_apart:
+            if column == coloured:
                 frame["words"] = frame[column]
 
         # An empty list asks for a single panel. Without a list, the panels of the score stay.

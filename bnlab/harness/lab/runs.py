@@ -44,24 +44,16 @@ def _dispatch(words: list[str]) -> int:
     """Do what the first word says; the exit code."""
     # The file of an export is no setting, also where its name or that of its folder has an equals sign.
     given = [word for word in words if "=" in word and not word.endswith(".safetensors")]
+    settings = _parse_settings(given)
     options = [word for word in words if word in _OPTIONS]
-    settings: dict[str, str] = {}
-    for word in given:
-        key, _, value = word.partition("=")
-        if key in settings:
-            raise UserError(f"{word}: {key} is given twice; name several values with commas, as {key}=1,2")
-        settings[key] = value
     results = Path(settings.pop("results", "results"))
     names = [word for word in words if word and word not in given and word not in _OPTIONS]
     # name= belongs to rm alone. Beside other words it stays among the settings, which are refused below.
     name = settings.pop("name", "") if names == ["rm"] else ""
-    # --networks goes with rm name=NAME alone, --yes also with rm RUN, where a word may stand for several
-    # seeds.
-    if options and not name and (names[:1] != ["rm"] or options != ["--yes"]):
-        wrong = next(option for option in options if names[:1] != ["rm"] or option != "--yes")
-        raise UserError(f"{wrong}: goes with rm name=NAME; see --help")
-    if settings and not name and names[:1] != ["export"]:
-        raise UserError(f"{next(iter(settings))}: settings stand beside rm name=NAME, or export; see --help")
+    # rm name=NAME takes all options and settings.
+    if not name:
+        verb = names[0] if names else ""
+        _require_fitting(verb, options, settings)
     match names:
         case ["list"]:
             _list(results)
@@ -76,21 +68,43 @@ def _dispatch(words: list[str]) -> int:
             forget(name, settings, results, is_sure="--yes" in options, with_networks="--networks" in options)
         case ["rm", run, *more]:
             _remove([run, *more], results, is_sure="--yes" in options)
-        case ["show" | "export" | "rm" as verb]:
+        case ["show" | "export" | "rm"]:
             command = write_command("runs", "list", results)
-            raise UserError(f"{verb}: name a network; {command} shows them")
-        case found:
+            raise UserError(f"{names[0]}: name a network; {command} shows them")
+        case _:
             raise UserError(
-                f"cannot read {' '.join(found)!r}; there are list, show RUN, rm RUN..., rm name=NAME and export RUN "
+                f"cannot read {' '.join(names)!r}; there are list, show RUN, rm RUN..., rm name=NAME and export RUN "
                 "FILE, see --help"
             )
     return 0
 
 
+def _parse_settings(words: list[str]) -> dict[str, str]:
+    """Parse words such as batch_size=32; UserError for a setting that is given twice."""
+    settings: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in settings:
+            raise UserError(f"{word}: {key} is given twice; name several values with commas, as {key}=1,2")
+        settings[key] = value
+    return settings
+
+
+def _require_fitting(verb: str, options: list[str], settings: dict[str, str]) -> None:
+    """Raise UserError for options and settings that do not go with a command other than rm name=NAME."""
+    for option in options:
+        # A word after rm may stand for several seeds, which --yes removes.
+        if verb != "rm" or option != "--yes":
+            raise UserError(f"{option}: goes with rm name=NAME; see --help")
+    if settings and verb != "export":
+        raise UserError(f"{next(iter(settings))}: settings stand beside rm name=NAME, or export; see --help")
+
+
 def _remove(runs: list[str], results: Path, is_sure: bool) -> None:
     """Remove networks; where a word stands for several seeds, only list them unless `is_sure`."""
-    found = [_find_seeds(results, run) for run in runs]
-    folders = [folder for of_word in found for folder in of_word]
+    folders: list[Path] = []
+    for run in runs:
+        folders += _find_seeds(results, run)
     if len(folders) > len(runs) and not is_sure:
         for folder in folders:
             print(_id(folder))

@@ -38,10 +38,15 @@ def _sweep(words: list[str]) -> int:
     parts = []
     for word in words:
         # Hydra takes `--cfg=job` as well as `--cfg job`.
-        parts += word.split("=", 1) if word.startswith("--cfg=") else [word]
+        if word.startswith("--cfg="):
+            parts += word.split("=", 1)
+        else:
+            parts.append(word)
     if "--cfg" in parts:
-        place = parts.index("--cfg")
-        _print_settings(parts[place + 1 : place + 2], [*parts[:place], *parts[place + 2 :]])
+        index = parts.index("--cfg")
+        kind = parts[index + 1 : index + 2]
+        others = [*parts[:index], *parts[index + 2 :]]
+        _print_settings(kind, others)
         return 0
     with Display(quiet="quiet=true" in words) as display:
         code, _ = plan_and_run(words, display)
@@ -85,9 +90,7 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
     if configs[0].dry_run:
         processes = _count_processes(waiting, launcher)
         display.begin("trying networks")
-        # Joblib's processes import torch side by side, in the time of one import. Other launchers start a
-        # process for each job.
-        starts = {"basic": 0, "joblib": int(processes > 1)}.get(launcher.name, len(waiting))
+        starts = _count_starts(waiting, launcher, processes)
         for line in plan(configs, waiting, processes, starts * imported):
             say(line)
         return 0, configs[0]
@@ -107,8 +110,11 @@ def _prepare(configs: list[Config], launcher: Launcher, words: list[str], displa
     from bnlab.harness.jobs import prepare
 
     display.begin("reading data, and trying an update of each kind of network")
-    # The machine that sends jobs to a cluster need not have the devices on which they run.
-    prepare([replace(config, device="cpu") for config in configs] if launcher.is_cluster else configs)
+    tried = configs
+    if launcher.is_cluster:
+        # The machine that sends jobs to a cluster need not have the devices on which they run.
+        tried = [replace(config, device="cpu") for config in configs]
+    prepare(tried)
     # The command is kept only now, because a sweep that `prepare` refuses makes no tables.
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
     keep_command(configs[0].folder, shlex.join(["bnlab", "sweep", *ordered]))
@@ -151,24 +157,35 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
     return max(1, min(effective_n_jobs(launcher.settings["n_jobs"]), len(networks)))
 
 
+def _count_starts(waiting: list[Config], launcher: Launcher, processes: int) -> int:
+    """Count the times that a sweep waits until torch has been imported by new processes."""
+    if launcher.name == "basic":
+        return 0
+    if launcher.name == "joblib":
+        # Joblib's processes import torch side by side, in the time of one import.
+        return 1 if processes > 1 else 0
+    # Other launchers start a process for each job.
+    return len(waiting)
+
+
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], display: Display, started: float) -> int:
     """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
     from bnlab.harness.reporting.tables import write_tables
 
     first = planned[0]
-    found = write_tables(first.folder)
+    tables = write_tables(first.folder)
     display.print(f"done in {time.perf_counter() - started:.0f} s; {first.folder}/tables/")
-    for name, frame in found.items():
+    for name, frame in tables.items():
         if len(frame):
             display.print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
-    for note in found.notes:
+    for note in tables.notes:
         say(note, first.quiet)
-    if "runs" in found:  # else each job was ended from outside before it left anything
-        _say_diverged(planned, found["runs"])
+    if "runs" in tables:  # else each job was ended from outside before it left anything
+        _say_diverged(planned, tables["runs"])
 
     are_all_done = _say_unfinished(waiting)
     report = _name_report(first, words)
-    if _has_figures(found, report):
+    if _has_figures(tables, report):
         display.print(f"next: bnlab report {shlex.join(report)}")
     return 0 if are_all_done else 1
 
@@ -197,11 +214,11 @@ def _say_unfinished(waiting: list[Config]) -> bool:
     return not failed and not missing
 
 
-def _has_figures(found: Mapping[str, pd.DataFrame], report: list[str]) -> bool:
+def _has_figures(tables: Mapping[str, pd.DataFrame], report: list[str]) -> bool:
     """Return whether a report would draw something: of a question any table, else those by which any sweep is drawn."""
     from bnlab.harness.reporting.frames import OVERVIEWED
 
-    measured = [name for name, frame in found.items() if name != "runs" and len(frame)]
+    measured = [name for name, frame in tables.items() if name != "runs" and len(frame)]
     is_of_question = report[0].startswith("experiment=")
     return any(is_of_question or name in OVERVIEWED for name in measured)
 
@@ -210,8 +227,11 @@ def _name_report(config: Config, words: list[str]) -> list[str]:
     """Name the report of the tables in words: of the question that was swept, if there is one, and of its name."""
     experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     questions = [name for name in (config.name, *experiments) if name in list_questions()]
-    report = [f"experiment={name}" for name in questions[:1]]
-    if config.name not in questions[:1]:
+    question = questions[0] if questions else ""
+    report = []
+    if question:
+        report.append(f"experiment={question}")
+    if config.name != question:
         report.append(f"name={config.name}")
     if config.results != "results":
         report.append(f"results={config.results}")

@@ -20,8 +20,10 @@ if TYPE_CHECKING:  # mistakes are answered before these are imported
     from bnlab.harness.schema import Table
 
 _TABLES = f"{__package__}.tables"
-_OF_NETWORKS = ("seed", "status", "batch_size", "steps")  # columns of `runs` that reports read beside others
-_OF_MEANS = ("mean", "low", "high", "n", "error", "log", "share", "count", "std", "nunique")  # columns beside keys
+# Columns of `runs` that reports read beside those of a table.
+_RESERVED_RUN_COLUMNS = ("seed", "status", "batch_size", "steps")
+# Columns that means over seeds have beside the table's key.
+_RESERVED_MEAN_COLUMNS = ("mean", "low", "high", "n", "error", "log", "share", "count", "std", "nunique")
 
 
 @dataclass(unsafe_hash=True)
@@ -98,12 +100,12 @@ def find_measurement(name: str) -> Measurement:
             'rows; write name = "...", table = Table(about, key=common("run step ..."), others=...) and '
             "measure(self, run, subjects, steps) into the class"
         )
-    taken = [column for column in cls.table.columns if column in _OF_NETWORKS]
+    taken = [column for column in cls.table.columns if column in _RESERVED_RUN_COLUMNS]
     if taken:
         raise UserError(
             f"measurements={name}: the table runs has a column {taken[0]!r} already, of the network; call it otherwise"
         )
-    clashing = [column for column in cls.table.key if column in _OF_MEANS]
+    clashing = [column for column in cls.table.key if column in _RESERVED_MEAN_COLUMNS]
     if clashing:
         raise UserError(
             f"measurements={name}: means over seeds have a column {clashing[0]!r} already; call it otherwise"

@@ -16,7 +16,7 @@ from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import estimates
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.own import digest_of_own, find_code
+from bnlab.harness.own import digest_user_code, find_code
 from bnlab.harness.requests import Selection
 from bnlab.harness.schema import ORIGIN, Table, find_fault, read_frame, write_rows
 from bnlab.harness.source_code import Code
@@ -40,7 +40,8 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
 
     selected = []
     # A table without splits is measured once, with `()` in place of a split and a shift.
-    for images in run.predicted_images if measurement.is_by_split else [()]:
+    all_images: Sequence[tuple[str, ...]] = run.predicted_images if measurement.is_by_split else [()]
+    for images in all_images:
         missing: dict[tuple[int, ...], list[Subject | None]] = {}
         for subject, steps in chosen.items():
             described = _describe_rows(run, measurement, subject, images)
@@ -56,7 +57,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     wanted = {(*columns.values(), step) for columns, steps in selected for step in steps}
     # The other files hold other steps and estimators, or rows of an earlier origin.
     holding = [file for file, keys in files.items() if keys & wanted]
-    is_own = bool(digest_of_own(type(measurement)))
+    is_own = bool(digest_user_code(type(measurement)))
     return Selection(holding, selected, _list_code(measurement, chosen), is_own)
 
 
@@ -67,7 +68,9 @@ def _list_code(measurement: Measurement, subjects: Iterable[Subject | None]) -> 
         kinds: list[type] = [type(measurement)]
         if subject is not None:
             kinds.append(type(subject.statistic))
-        code = dict(each for kind in kinds for each in find_code(kind).items())
+        code: Code = {}
+        for kind in kinds:
+            code |= find_code(kind)
         if code:
             codes[subject.statistic.name if subject else ""] = code
     return codes
@@ -78,7 +81,11 @@ def _choose_key(measurement: Measurement, *, has_subjects: bool) -> list[str]:
 
     A user's table may lack the momentum, say, or have a column of this name although it is about no estimators.
     """
-    names = [*(_OF_SUBJECTS if has_subjects else ()), *(("split", "shift") if measurement.is_by_split else ())]
+    names: list[str] = []
+    if has_subjects:
+        names += _OF_SUBJECTS
+    if measurement.is_by_split:
+        names += ("split", "shift")
     if has_subjects and "estimator" not in measurement.table.key:
         raise UserError(
             f"measurements={measurement.name}: its `scope` chooses estimators, which its rows have to tell apart; "
@@ -110,9 +117,9 @@ def _describe_rows(
     # These two are added only where there is something to add, so that all other rows keep their origin.
     if run.config.population_images is not None:
         made_from.append(run.config.population_images)
-    own = digest_of_own(type(measurement))
-    if own:
-        made_from.append(own)
+    code = digest_user_code(type(measurement))
+    if code:
+        made_from.append(code)
 
     columns: dict[str, Any] = {ORIGIN: digest(json.dumps(made_from), digits=10)}
     if subject is not None:
@@ -147,12 +154,15 @@ def _measure(
             failures[estimators[0]] = where_raised(error), traceback.format_exc()
             return []
         # One estimator has failed, and nobody knows which. Measured one by one, the others keep their rows.
-        groups = ([each for each in subjects if each and each.estimator == name] for name in estimators)
-        return [path for group in groups for path in _measure(run, measurement, [*group], steps, failures, images)]
+        paths: list[Path] = []
+        for name in estimators:
+            of_estimator: list[Subject | None] = [each for each in subjects if each and each.estimator == name]
+            paths += _measure(run, measurement, of_estimator, steps, failures, images)
+        return paths
 
     described = [_describe_rows(run, measurement, subject, images) for subject in subjects]
     fault = _fill_in(frame, run, measurement) or _find_other_rows(frame, described, steps)
-    if not fault and digest_of_own(type(measurement)):
+    if not fault and digest_user_code(type(measurement)):
         fault = _find_missing_value(frame, measurement.table)
     if fault:
         failures[measurement.name] = fault, ""
@@ -162,8 +172,8 @@ def _measure(
     origins = {columns.get("estimator", ""): columns[ORIGIN] for columns in described}
     frame[ORIGIN] = frame["estimator"].map(origins) if "estimator" in frame else origins[""]
     # Named by what was asked for: if the same rows are measured again, they take the place of the old file.
-    measured = digest(repr((described, steps)), digits=10)
-    path = run.folder / "measurements" / measurement.name / f"{measured}.parquet"
+    file_name = digest(repr((described, steps)), digits=10)
+    path = run.folder / "measurements" / measurement.name / f"{file_name}.parquet"
     write_rows(path, measurement.table, frame)
     return [path]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.common.files import digest
+from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.subjects import Subject
@@ -35,11 +36,13 @@ def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> 
     """
     layout = run.trace.layout
     values = torch.empty(len(subjects), len(steps), 2, sum(layout.channels), dtype=torch.float64)
-    averages = {place: each.running_average for place, each in enumerate(subjects) if each.running_average is not None}
-    for place, subject in enumerate(subjects):
-        if place not in averages:
-            for k, step in enumerate(steps):
-                values[place, k] = layout.flatten(measure_at(run, step, subject))
+    averages: dict[int, Estimator] = {}
+    for s, subject in enumerate(subjects):
+        if subject.running_average is not None:
+            averages[s] = subject.running_average
+            continue
+        for k, step in enumerate(steps):
+            values[s, k] = layout.flatten(measure_at(run, step, subject))
     if not averages:
         return values
 
@@ -135,9 +138,9 @@ def tabulate(
     `values` are arrays of the shape [steps, subjects, *axes], or that broadcast to it; along `layer`, the last axis,
     the column `depth` counts from 1.
     """
-    places = {"step": steps, "subject": range(len(subjects)), **axes}
+    coordinates = {"step": steps, "subject": range(len(subjects)), **axes}
     # The rows are in the order of the arrays' axes, so that flat arrays fit them.
-    frame = pd.MultiIndex.from_product([*places.values()], names=[*places]).to_frame(index=False)
+    frame = pd.MultiIndex.from_product([*coordinates.values()], names=[*coordinates]).to_frame(index=False)
     described = {
         "estimator": [subject.estimator for subject in subjects],
         "momentum": np.array([subject.momentum for subject in subjects], dtype=float),
@@ -145,7 +148,7 @@ def tabulate(
     }
     frame = frame.join(pd.DataFrame(described), on="subject").drop(columns="subject")
 
-    shape = [len(each) for each in places.values()]
+    shape = [len(each) for each in coordinates.values()]
     if "layer" in axes:
         values = {"depth": np.arange(1, shape[-1] + 1), **values}
     for name, value in values.items():

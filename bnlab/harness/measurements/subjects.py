@@ -14,7 +14,7 @@ from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.lookup import import_estimator
 from bnlab.harness.artifacts.job_settings import Config, as_list
 from bnlab.harness.errors import UserError, suggest, where_raised
-from bnlab.harness.own import digest_of_own, import_object
+from bnlab.harness.own import digest_user_code, import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
 from bnlab.inference import TestTimeStatistics
 
@@ -57,7 +57,7 @@ class Subject:
     @property
     def code(self) -> str:
         """Digest of the module of a user's own estimator or rule; empty for bnlab's."""
-        return digest_of_own(type(self.statistic))
+        return digest_user_code(type(self.statistic))
 
 
 def list_subjects(config: Config) -> list[Subject]:
@@ -117,10 +117,12 @@ def _find_class(base: str) -> type[Any]:
     cls = import_estimator(base)
     # A class without a @dataclass of its own has the fields of its base only, and cannot take its parameters.
     parameters = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
-    undeclared = [name for name in parameters if name not in {each.name for each in fields(cls)}]
+    declared = {each.name for each in fields(cls)}
+    undeclared = [name for name in parameters if name not in declared]
     if undeclared:
-        found = f"{undeclared[0]} is no parameter yet"
-        raise ValueError(f"{found}; write @dataclass(frozen=True) above class {cls.__name__}")
+        raise ValueError(
+            f"{undeclared[0]} is no parameter yet; write @dataclass(frozen=True) above class {cls.__name__}"
+        )
     if list_statistics().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")
     return cls

@@ -29,7 +29,7 @@ from bnlab.harness.artifacts.data.pixels import (
 from bnlab.harness.artifacts.seeding import seed_generators
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import Own, call_own, digest_of_code, import_object, make_own, own
+from bnlab.harness.own import Own, call_own, digest_code_or_text, import_object, make_own, own
 from bnlab.harness.source_code import SOURCE, Code
 
 _EXPECTED = (
@@ -152,7 +152,7 @@ def _digest_parts(parts: Parts, path: str, arguments: Mapping[str, Any]) -> Part
     some = torch.tensor(_spread(len(labels)))
     digests.append(digest_pixels(parts.augmented(some, 0), labels[some]))
     function = import_object("data", path)
-    code = digest_of_code(function, path)
+    code = digest_code_or_text(function, path)
     defaults = make_own("data", path).arguments
     chosen = {key: value for key, value in arguments.items() if key not in OwnData.usual and value != defaults[key]}
     source = digest(code, json.dumps(chosen, sort_keys=True), digits=10) if chosen else code

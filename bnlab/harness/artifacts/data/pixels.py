@@ -33,10 +33,10 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     images = []
     labels = []
     for index in chosen:
-        with _naming(part, index, where):
+        with _name_failed_item(part, index, where):
             item = part[index]
         image, label = item
-        with _naming(part, index, where):  # PIL reads some files only now
+        with _name_failed_item(part, index, where):  # PIL reads some files only now
             images.append(_read_image(image, where))
         if isinstance(label, Tensor | np.ndarray):
             label = label.tolist()
@@ -52,8 +52,8 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
 
 
 @contextlib.contextmanager
-def _naming(part: Any, index: int, where: str) -> Iterator[None]:
-    """Whatever fails in the block, as at a file that is cut off: UserError, which names the item of the data set.
+def _name_failed_item(part: Any, index: int, where: str) -> Iterator[None]:
+    """Raise UserError, which names the item of the data set, for whatever fails in the block: a file that is cut off.
 
     It names its file, too, where the data set lists these as torchvision's folders do.
     """
@@ -105,8 +105,8 @@ def _read_image(image: Any, where: str) -> Tensor:
     tensor = image if isinstance(image, Tensor) else torch.as_tensor(np.array(image))
     if tensor.dim() == 2:
         return tensor[None]
-    is_of_channels = isinstance(image, Tensor) or tensor.dim() != 3
-    return tensor if is_of_channels else tensor.permute(2, 0, 1)
+    has_channels_last = tensor.dim() == 3 and not isinstance(image, Tensor)
+    return tensor.permute(2, 0, 1) if has_channels_last else tensor
 
 
 def _check_pixels(images: Tensor, labels: Any, where: str) -> Pixels:

@@ -63,7 +63,7 @@ class Norm(Component):
         """Count the images that are normalized together, as far as a batch can be divided so; None: each alone."""
         return batch_size if self.uses_batch else None
 
-    def own_average(self) -> EMA | None:
+    def get_training_average(self) -> EMA | None:
         """Return the running average that the network reads while it is trained, if there is one."""
         return None
 

@@ -26,7 +26,7 @@ class Renorm(Norm):
         0.01, "weight of the new batch in the running averages that the network reads in training", is_weight=True
     )
 
-    def own_average(self) -> EMA:
+    def get_training_average(self) -> EMA:
         return EMA(self.momentum)
 
     def build(self, site: Site) -> nn.Module:

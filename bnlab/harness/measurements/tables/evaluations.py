@@ -114,14 +114,16 @@ class Evaluations(Measurement):
         for k, step in enumerate(steps):
             images = every.sample(run.limit_at(step))
             model = run.model_at(step).eval()
-            exact = predict(model, images, measure_at(run, step, EXACT) if run.has_trace else None)
+            exact_statistics = measure_at(run, step, EXACT) if run.has_trace else None
+            reference = predict(model, images, exact_statistics)
             for s, subject in enumerate(subjects):
                 # Exact statistics, and a network that has none to choose, are predicted already.
-                logits = exact
+                logits = reference
                 if subject not in (EXACT, _NO_STATISTICS):
                     logits = predict(model, images, run.trace.layout.unflatten(estimates[s, k]), subject)
                 counts = {"images": len(images.labels), "stat_images": count_images(run, subject, step)}
-                rows.append({**counts, **score_logits(logits, images.labels, exact if run.has_trace else None)})
+                scores = score_logits(logits, images.labels, reference if run.has_trace else None)
+                rows.append({**counts, **scores})
 
         # Joined by position: `tabulate` has steps and subjects in the order in which rows were appended.
         frame = tabulate(subjects, steps, {"split": split, "shift": shift})
@@ -200,7 +202,10 @@ def count_images(run: Run, subject: Subject, step: int) -> int:
         return subject.at_once
     if isinstance(subject.statistic, Measured):
         size = len(find_population(run, subject).labels)
-        return min(subject.statistic.images or run.limit_at(step) or size, size)
+        count = subject.statistic.images
+        if count is None:
+            count = run.limit_at(step)
+        return size if count is None else min(count, size)
 
     images = len(run.dataset.train.labels)
     last = min(step, run.frozen_from or step)

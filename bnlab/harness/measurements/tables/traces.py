@@ -47,9 +47,11 @@ class Traces(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose 120 steps and those of `evaluate_at` for running averages, the latter for all others but rules."""
-        # Where a training diverged at once no step is measured, but `geomspace` needs an end all the same.
-        points = np.geomspace(1, max([1, *run.measured_steps]), _POINTS)
-        often = sorted({*run.measured_steps, *(round(point) for point in points)}) if run.measured_steps else []
+        often: list[int] = []
+        if run.measured_steps:  # none where a training diverged at once
+            points = np.geomspace(1, max(run.measured_steps), _POINTS)
+            often = sorted({*run.measured_steps, *(round(point) for point in points)})
+
         chosen = [each for each in subjects if not each.is_rule]
         return {each: often if each.running_average else run.measured_steps for each in chosen}
 
