@@ -125,7 +125,7 @@ def _time_commands(networks: int, words: Sequence[str], folder: str) -> Iterator
     what = f"{networks:,} networks"
     sweep = (*_BNLAB, "sweep", "-m", *words)
     # Only once: after it the tables are written, and a further sweep finds nothing missing.
-    yield _time(what, "sweep, tables put together", sweep, 1, None)
+    yield _time(what, "sweep, tables put together", sweep, rounds=1, limit=None)
 
     part = (*_BNLAB, "sweep", "-m", *_COMMON, *_SWEPT, "optimizer.weight_decay=0", "seed=0", "name=part", results)
     _run_python(part)
@@ -137,7 +137,7 @@ def _time_commands(networks: int, words: Sequence[str], folder: str) -> Iterator
         "report of all": (*_BNLAB, "report", "name=store", results),
     }
     for side, command in commands.items():
-        yield _time(what, side, command, ROUNDS, 1.0)
+        yield _time(what, side, command, rounds=ROUNDS, limit=1.0)
 
 
 def _time(what: str, side: str, command: Sequence[str], rounds: int, limit: float | None) -> Result:

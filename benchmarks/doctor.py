@@ -14,7 +14,8 @@ from benchmarks.timing import Result, alternate
 from bnlab.doctor.evidence.sample import MOST_IMAGES
 
 ROUNDS = 5
-_IMAGES, _BATCH = 2000, 64
+_IMAGES = 2000
+_BATCH = 64
 _MOST = 6.0  # plain forwards of a network whose averages fit
 _TRIED = 2.0 * MOST_IMAGES / _IMAGES  # plain forwards for each undo
 

@@ -31,7 +31,9 @@ _SEEN_IMAGES = 1024  # by the doctor
 _OTHER_IMAGES = 3072
 _AWAY_FROM_CHANCE = 2  # times the share of the commonest class
 _RATE = 0.05
-_USUAL_MOMENTUM, _MANY_UPDATES = 0.1, 1000  # of networks that a fault is put into
+# Of networks that a fault is put into.
+_USUAL_MOMENTUM = 0.1
+_MANY_UPDATES = 1000
 
 _STEPS = {8: 400, 16: 300, 32: 250, 64: 200, 128: 120, 256: 80}  # by batch size
 _MOMENTA = (0.01, 0.03, 0.1, 0.3)

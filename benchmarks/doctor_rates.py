@@ -118,12 +118,12 @@ def main() -> None:
     done = {outcome.seed for outcome in outcomes}
     missing = [seed for seed in _SEEDS if seed not in done]
     examine = delayed(examine_seed)
-    for found in Parallel(n_jobs=-1, return_as="generator_unordered")(examine(seed) for seed in missing):
-        outcomes += found
+    for examined in Parallel(n_jobs=-1, return_as="generator_unordered")(examine(seed) for seed in missing):
+        outcomes += examined
         outcomes.sort(key=lambda outcome: outcome.seed)
         pd.DataFrame([asdict(outcome) for outcome in outcomes]).to_csv(_ROWS, index=False)
         _ROWS.with_suffix(".md").write_text(write_page(outcomes), encoding="utf-8")
-        print(f"seed {found[0].seed} is done", file=sys.stderr, flush=True)
+        print(f"seed {examined[0].seed} is done", file=sys.stderr, flush=True)
 
 
 def read_outcomes() -> list[ExaminedNetwork]:
@@ -180,8 +180,11 @@ def _note(
     codes: Sequence[str],
     diagnosis: Diagnosis | None,
 ) -> ExaminedNetwork:
-    faults = () if diagnosis is None else diagnosis.faults
-    above = [finding.cause.code for finding in faults if finding.severity != "note"]
+    verdict = ""
+    above: list[str] = []
+    if diagnosis is not None:
+        verdict = diagnosis.verdict or ""
+        above = [finding.cause.code for finding in diagnosis.faults if finding.severity != "note"]
     rate = "constant" if training.is_constant else "one-cycle"
     return ExaminedNetwork(
         training.seed,
@@ -193,7 +196,7 @@ def _note(
         lost.low,
         lost.high,
         " ".join(codes),
-        "" if diagnosis is None else diagnosis.verdict or "",
+        verdict,
         above[0] if above else "",
     )
 

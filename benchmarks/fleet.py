@@ -25,7 +25,8 @@ from benchmarks.training import build_cnn
 
 ROUNDS = 5
 _NETWORKS = 8
-_MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
+_MOMENTUM = 0.9
+_WEIGHT_DECAY = 5e-4
 
 Tensors = Mapping[str, Tensor]
 

@@ -27,7 +27,9 @@ from bnlab.nn import SelfTuned
 from bnlab.recording.trace import MomentTrace, replay_bank
 
 ROUNDS = 7
-_BATCH, _STEPS, _SHIFT = 128, 80, 4
+_BATCH = 128
+_STEPS = 80
+_SHIFT = 4  # pixels
 
 
 @dataclass(frozen=True)

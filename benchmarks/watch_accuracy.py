@@ -22,7 +22,8 @@ from bnlab.harness.artifacts.data import Dataset, augment, load_dataset
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from bnlab.harness.updates import lr_factor
 
-_BATCH, _SHIFT = 128, 4
+_BATCH = 128
+_SHIFT = 4  # pixels
 _VALIDATIONS = 10
 _EXACT_IMAGES = 5000
 _TEST_IMAGES = 5000

@@ -34,7 +34,7 @@ def write_codes() -> str:
 
     A heading is the code alone, so that links to it stay when a title changes.
     """
-    found = list_causes()
+    causes = list_causes()
     lines = [
         "# Codes of the doctor",
         "",
@@ -44,14 +44,14 @@ def write_codes() -> str:
         "| code | what it is | what it needs beside the model |",
         "|---|---|---|",
     ]
-    for cause in found:
+    for cause in causes:
         # A bar would end the cell of the table.
         title = cause.title.replace("|", "\\|")
         needs = ", ".join(NEEDS[need] for need in cause.needs)
         lines.append(f"| [{cause.code}](#{cause.code.lower()}) | {title} | {needs} |")
     merged = [f"{code} is part of [{now}](#{now.lower()})." for code, now in ALIASES.items()]
     lines += ["", f"Codes of earlier versions: {' '.join(merged)}", ""]
-    return "\n".join([*lines, *(_write_code(cause) for cause in found)])
+    return "\n".join([*lines, *(_write_code(cause) for cause in causes)])
 
 
 def _write_code(cause: Cause) -> str:

@@ -185,7 +185,9 @@ def adapt_links(text: str, page: str) -> str:
     pages = {path: name for name, path in shown.items()}
     pages[ROOT / "README.md"] = "index"
     pages[REFERENCE / "README.md"] = "experiments/index"
-    pages |= {source: f"reference/{name}" for name in MODULES for source in list_sources(name)}
+    for name in MODULES:
+        for source in list_sources(name):
+            pages[source] = f"reference/{name}"
 
     # Links are relative to the file that is shown, which lies in another folder than its page.
     at = (DOCS / f"{page}.md").parent

@@ -15,8 +15,12 @@ from xml.sax.saxutils import escape
 RECORDING = Path(__file__).with_name("static") / "doctor.svg"
 COMMAND = ("bnlab", "doctor", "--demo")
 SECONDS = 7  # that a part is shown
-AT_REST = 2  # the part that is shown where nothing moves: introduction, healthy network, first fault
-_COLUMNS, _LETTER, _LINE, _EDGE = 104, 7.3, 17, 14  # a line of the demo has 103 letters at most
+NETWORK_AT_REST = 1  # from 0, the one that is shown where nothing moves: after the healthy one the first with a fault
+_COLUMNS = 104  # letters in a line of the terminal; one of the demo has 103 at most
+# In pixels.
+_LETTER_WIDTH = 7.3
+_LINE_HEIGHT = 17
+_EDGE = 14
 
 # Filled in by `str.format`, so that the braces of CSS are doubled. With steps(1, end) a part stays fully
 # visible until its share of the time is over, instead of fading.
@@ -50,9 +54,9 @@ def list_parts(printed: str) -> list[list[str]]:
     >>> list_parts("A network.\\n\\n0. Whole\\n   healthy\\n\\n1. Broken\\n   off\\n\\nNext\\n  go on\\n")
     [['A network.'], ['0. Whole', '   healthy'], ['1. Broken', '   off']]
     """
-    told, _, _ = printed.partition("\nNext\n")
+    introduction_and_networks, _, _ = printed.partition("\nNext\n")
     parts: list[list[str]] = [[]]
-    for line in told.splitlines():
+    for line in introduction_and_networks.splitlines():
         # The first line of a network begins with its number, and all others of it with spaces.
         if line[:1].isdigit():
             parts.append([])
@@ -64,10 +68,10 @@ def draw(parts: Sequence[Sequence[str]]) -> str:
     """Draw a terminal that shows the command, and below it each part in turn."""
     introduction, *networks = parts
     shown = [[*introduction, "", *network] for network in networks]
-    most = max(map(len, shown))
-    width = round(_COLUMNS * _LETTER + 2 * _EDGE)
+    most_lines = max(map(len, shown))
+    width = round(_COLUMNS * _LETTER_WIDTH + 2 * _EDGE)
     # Two more lines: the command, and an empty one below it.
-    height = (most + 2) * _LINE + 2 * _EDGE
+    height = (most_lines + 2) * _LINE_HEIGHT + 2 * _EDGE
     share = 10000 // len(shown) / 100  # rounded down, so that a part is gone when the next one comes
     style = _STYLE.format(whole=SECONDS * len(shown), share=share)
 
@@ -78,11 +82,10 @@ def draw(parts: Sequence[Sequence[str]]) -> str:
         f'<rect width="{width}" height="{height}" rx="8" fill="#1d2126"/>',
         _write(0, f"$ {' '.join(COMMAND)}", "command"),
     ]
-    for place, part in enumerate(shown):
-        # AT_REST also counts the introduction, which is not one of these parts.
-        rest = " rest" if place == AT_REST - 1 else ""
+    for number, part in enumerate(shown):
+        rest = " rest" if number == NETWORK_AT_REST else ""
         # Negative, because what waits for a positive delay is not shown by the animation but as it rests.
-        turn = (place + 1 - AT_REST) % len(shown)  # the part that rests comes first
+        turn = (number - NETWORK_AT_REST) % len(shown)  # the part that rests comes first
         delay = SECONDS * (turn - len(shown))
         lines.append(f'<g class="part{rest}" style="animation-delay: {delay}s">')
         for row, line in enumerate(part, start=2):
@@ -96,10 +99,10 @@ def _write(row: int, line: str, kind: str) -> str:
     """Write a line of the terminal; `textLength` keeps columns where another font is wider."""
     named = f' class="{kind}"' if kind else ""
     text = line.lstrip(" ")
-    x = _EDGE + _LETTER * (len(line) - len(text))
+    x = _EDGE + _LETTER_WIDTH * (len(line) - len(text))
     # SVG places text by its baseline: a font of 12 pixels reaches up from there.
-    y = _EDGE + _LINE * row + 12
-    length = f'textLength="{_LETTER * len(text):.1f}" lengthAdjust="spacingAndGlyphs"'
+    y = _EDGE + _LINE_HEIGHT * row + 12
+    length = f'textLength="{_LETTER_WIDTH * len(text):.1f}" lengthAdjust="spacingAndGlyphs"'
     return f'<text x="{x:.1f}" y="{y}"{named} {length}>{escape(text)}</text>'
 
 

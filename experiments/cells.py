@@ -120,10 +120,10 @@ def find_certain(frame: pd.DataFrame) -> list[bool]:
     """
     # Rows without a test stay NaN, which `holm` leaves out of the correction.
     p = np.full(len(frame), np.nan)
-    for place, row in enumerate(frame.to_dict("records")):
+    for row_number, row in enumerate(frame.to_dict("records")):
         if row["n"] > 1:
             # A two-sided p-value is twice the smaller one of two one-sided tests.
-            p[place] = min(1.0, 2 * min(compute_p_values(row, above(0.0))))
+            p[row_number] = min(1.0, 2 * min(compute_p_values(row, above(0.0))))
     return [bool(adjusted <= _LEVEL) for adjusted in holm(p)]
 
 

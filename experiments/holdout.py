@@ -50,7 +50,8 @@ FROM_THE_START = {
 def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSeeds:
     """Describe what the added seeds decide alone, over all experiments in `EXTENDED`, at least one, and for each."""
     rows = []
-    for experiment in (outcome.experiment for outcome in outcomes):
+    for outcome in outcomes:
+        experiment = outcome.experiment
         if experiment.name in EXTENDED:
             verdicts = hold_out(experiment, load(experiment.name, results))
             rows.append({"experiment": experiment.name, **count_changes(verdicts)})
@@ -74,8 +75,8 @@ def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
         A row for each condition that has a verdict all three times, in the columns `first`, `added` and `with_all`.
     """
     # A second look cannot have changed the verdicts of these claims.
-    begun_with_all = FROM_THE_START.get(experiment.name, ())
-    claims = {key: claim for key, claim in experiment.claims.items() if key not in begun_with_all}
+    had_all_seeds = FROM_THE_START.get(experiment.name, ())
+    claims = {key: claim for key, claim in experiment.claims.items() if key not in had_all_seeds}
     runs = tables["runs"]
     parts = {
         "first": runs[runs["seed"] < FIRST_SEEDS],

@@ -148,8 +148,9 @@ def write_page(outcomes: Sequence[Outcome]) -> str:
         filled = fill_paragraphs(finding.lines.get("here", ""), outcomes)
         # `fill_paragraphs` silently leaves out a sentence that was written for another verdict.
         if "here" in finding.lines and not filled:
-            found = f"{finding.number}: a quoted claim has another verdict"
-            raise UserError(f"{found}; judge again, in experiments/{TEXT.name}")
+            raise UserError(
+                f"{finding.number}: a quoted claim has another verdict; judge again, in experiments/{TEXT.name}"
+            )
         shown[finding.number] = "".join(filled)
         claims[finding.number] = _list_claims(finding, outcomes)
     introduction = introduction.replace("{counts}", counts)
@@ -177,9 +178,9 @@ def _list_claims(finding: LiteratureFinding, outcomes: Iterable[Outcome]) -> lis
     for name, claims in verdicts.items():
         declared = known[name].experiment.claims
         quoted = []
-        for claim, found in claims.items():
+        for claim, quoted_verdicts in claims.items():
             mark = POST_HOC if declared[claim].post_hoc else ""
-            quoted.append(f"`{claim}`{mark} {' and '.join(found)}")
+            quoted.append(f"`{claim}`{mark} {' and '.join(quoted_verdicts)}")
         folder = f"papers/{name}" if name in list_papers() else name
         listed.append(f"[{name}]({_LINK.format(folder)}) ({known[name].basis}): {', '.join(quoted)}")
     return listed

@@ -63,8 +63,8 @@ def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line:
     named = named[named[line].notna()]
     # `paired` along a line would match rows by estimator and momentum, too. Lines of two estimators would
     # have no pairs.
-    told_apart = named.drop(columns=["estimator", "momentum", "statistics_split"], errors="ignore")
-    return put_in_order(told_apart, line, names.values())
+    by_name_alone = named.drop(columns=["estimator", "momentum", "statistics_split"], errors="ignore")
+    return put_in_order(by_name_alone, line, names.values())
 
 
 def compute_gaps(

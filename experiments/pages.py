@@ -19,7 +19,7 @@ from experiments.holdout import describe_added_seeds
 
 FIGURES = tuple(f"F{number}" for number in range(1, 22))
 """Numbers of the literature's figures that questions may bear on."""
-_PAIRS = REFERENCE / "devices.csv"  # networks that were trained on a CPU and on a GPU; tables of some are no more
+_PAIRS = REFERENCE / "devices.csv"  # networks that were trained on a CPU and on a GPU; some are in no table any more
 _STATISTICS = {"exact": "exact statistics", "ema": "running averages", "none": "no statistics"}
 
 

@@ -90,8 +90,8 @@ def select_complete(tables: Tables, accuracies: pd.DataFrame, by: Sequence[str],
     ended = select(tables["runs"], status=("finished", "diverged"))
     counts = ended.groupby([*by], dropna=False)[RATE].nunique()
     complete = counts.index[counts == rates]
-    places = pd.MultiIndex.from_frame(accuracies[[*by]])
-    return accuracies[places.isin(complete)]
+    groups = pd.MultiIndex.from_frame(accuracies[[*by]])
+    return accuracies[groups.isin(complete)]
 
 
 def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
@@ -103,8 +103,8 @@ def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """
     # `idxmax` takes the first of equal values, which is now that of the smallest rate.
     ordered = accuracies.sort_values(RATE, kind="stable").reset_index(drop=True)
-    places = ordered.groupby([*by])["accuracy"].idxmax()
-    picked = ordered.loc[places]
+    labels = ordered.groupby([*by])["accuracy"].idxmax()
+    picked = ordered.loc[labels]
     # `mode` sorts: of rates that are picked equally often, the smallest is taken.
     return picked.groupby(SCHEDULE)[RATE].agg(lambda rates: rates.mode().iloc[0])
 
@@ -130,8 +130,8 @@ def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     picks = {}
     for line in (RUNNING, EXACT):
         candidates = select(on_validation, line=line).reset_index(drop=True)
-        places = candidates.groupby([*by], dropna=False, sort=False)["accuracy"].idxmax()
-        picked = candidates.loc[places]
+        labels = candidates.groupby([*by], dropna=False, sort=False)["accuracy"].idxmax()
+        picked = candidates.loc[labels]
         picked = picked.join(tested.rename("tested"), on=["run", "step"])
         picks[line] = picked.set_index([*by])
 

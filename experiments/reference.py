@@ -37,7 +37,10 @@ def _update(folders: list[str]) -> int:
 
 def _list_tables(folder: Path) -> list[Path]:
     """List the tables of all questions in a folder of results."""
-    return [path for name in list_questions() for path in sorted((folder / name / "tables").glob("*.parquet"))]
+    paths: list[Path] = []
+    for name in list_questions():
+        paths += sorted((folder / name / "tables").glob("*.parquet"))
+    return paths
 
 
 def add_rows(path: Path, target: Path) -> None:
@@ -76,9 +79,9 @@ def shorten_all() -> None:
 def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     """Leave out measured values that the question does not read, and give the others seven digits."""
     # These say where a value was measured. Rounded, a momentum would no longer be found by its value.
-    places = [*table.key, "epoch"]
+    key_columns = [*table.key, "epoch"]
     read = find_experiment(path.parts[-3]).columns
-    measured = [str(column) for column in frame if column not in places and frame[column].dtype == "float64"]
+    measured = [str(column) for column in frame if column not in key_columns and frame[column].dtype == "float64"]
     left_out = [column for column in measured if column not in read]
     left_out += [str(column) for column in frame if column not in table.columns]  # which are no longer measured
 

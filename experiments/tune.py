@@ -75,7 +75,8 @@ def _tune(words: list[str]) -> int:
 
         missing = [job for lack in lacks for job in lack.jobs]
         if first.dry_run:
-            outlook = [*missing, *(job for lack in lacks for job in lack.later)]
+            later = [job for lack in lacks for job in lack.later]
+            outlook = [*missing, *later]
             if outlook:
                 print("\n".join(plan(outlook, outlook, cpu_count())))
             return 0
@@ -126,8 +127,10 @@ def _list_cells(words: list[str]) -> list[list[Config]]:
 def _describe_cell(cell: Sequence[Config]) -> str:
     """Say what the networks of a cell have in common."""
     config = cell[0]
-    own = config.norm.own_average()
-    norm = config.norm.name if own is None else f"{config.norm.name}({own})"
+    momentum = config.norm.get_training_average()
+    norm = config.norm.name
+    if momentum is not None:
+        norm = f"{norm}({momentum})"
     return f"{norm}, batch size {config.batch_size}, {config.optimizer.schedule}, {config.steps} updates"
 
 
@@ -170,7 +173,8 @@ def list_lacking(cell: Sequence[Config], committed: Collection[str], validated: 
 
         missing = [job for job in jobs if Run(job).id not in validated]
         if missing:
-            lacking = [f"{rate:g}" for rate in rates if any(job.optimizer.lr == rate for job in missing)]
+            missing_rates = {job.optimizer.lr for job in missing}
+            lacking = [f"{rate:g}" for rate in rates if rate in missing_rates]
             # For the time that training takes, any rate will do: the best one is not known yet.
             later = _set_rate(cell, FIRST_RATES[1])
             description = f"{len(missing)} networks at rates {', '.join(lacking)}, then {len(later)} at the best"
@@ -198,7 +202,7 @@ def list_tuning(cell: Sequence[Config], rate: float) -> list[Config]:
     # with a running average is refused with another momentum than its own.
     light = replace(
         first,
-        momentum=0.1 if first.norm.own_average() is None else first.momentum,
+        momentum=0.1 if first.norm.get_training_average() is None else first.momentum,
         estimator=["ema", "exact"],
         evaluate_at="final",
         accuracy_at="final",

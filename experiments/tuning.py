@@ -22,8 +22,9 @@ VALIDATED = Axis("validation accuracy (%)")
 TUNING_SEEDS = (100, 101, 102)
 FIRST_RATES = (0.025, 0.1, 0.4)
 FACTOR = 4.0  # between two rates
-_DIGITS = 9  # of a rate
-_ACCURACY_DIGITS = 5  # that count: committed tables have seven, and three thousand images tell apart no more
+_RATE_DECIMALS = 9
+# Committed tables have seven digits, and three thousand images tell apart no more than these.
+_ACCURACY_DECIMALS = 5
 
 
 def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
@@ -38,16 +39,16 @@ def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
     """
     # Committed accuracies are rounded, and must lead to the same rate as those that are not. `max` takes the first of
     # equal values, so that the rates are sorted.
-    rounded = {rate: round(accuracies[rate], _ACCURACY_DIGITS) for rate in sorted(accuracies)}
+    rounded = {rate: round(accuracies[rate], _ACCURACY_DECIMALS) for rate in sorted(accuracies)}
     best = max(rounded, key=lambda rate: rounded[rate])
     # Where three rates give the same, such as chance, the search would go on to ever smaller ones.
     if len(rounded) > 2 and len({*rounded.values()}) == 1:
         return best, None
     # At an edge, a better rate may lie beyond it.
     if best == max(accuracies):
-        return best, round(best * FACTOR, _DIGITS)
+        return best, round(best * FACTOR, _RATE_DECIMALS)
     if best == min(accuracies):
-        return best, round(best / FACTOR, _DIGITS)
+        return best, round(best / FACTOR, _RATE_DECIMALS)
     return best, None
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from docs.recording import AT_REST, RECORDING, call_demo, draw, list_parts
+from docs.recording import NETWORK_AT_REST, RECORDING, call_demo, draw, list_parts
 
 SVG = "{http://www.w3.org/2000/svg}"
 PRINTED = (
@@ -50,7 +50,7 @@ def test_the_committed_recording_is_small_and_has_a_part_that_rests() -> None:
     assert len(svg) < 300_000
     assert "<script" not in svg and "href" not in svg
     parts = ElementTree.fromstring(svg).findall(f"{SVG}g")
-    assert [part.get("class") for part in parts].index("part rest") == AT_REST - 1
+    assert [part.get("class") for part in parts].index("part rest") == NETWORK_AT_REST
 
 
 @pytest.mark.slow  # the demo examines six networks

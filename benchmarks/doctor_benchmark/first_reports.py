@@ -185,6 +185,14 @@ def _draw_task(images: Tensor, labels: Tensor, classes: Tensor, shots: int) -> t
     return images[torch.cat(chosen)], torch.arange(5).repeat_interleave(shots)
 
 
+def _adapt_in(is_training: bool, model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
+    """Copy a model, and adapt the copy to a task's few images, in train mode or in eval mode."""
+    adapted = copy.deepcopy(model).train(is_training)
+    weights = _adapt(adapted, dict(adapted.named_parameters()), images, labels)
+    adapted.load_state_dict({name: value.detach() for name, value in weights.items()}, strict=False)
+    return adapted
+
+
 def learn_to_learn() -> Given:
     """A network learns to learn five classes from few images each; buffers of its patched copies are thrown away."""
     pixels, labels = glyphs(9000, 36, "dejavu", seed=0)
@@ -217,14 +225,15 @@ def learn_to_learn() -> Given:
     few = torch.arange(625) % 125 < 5
     order = torch.randperm(600)
     batches = cut(inputs[~few][order], targets[~few][order], 50)
-    scores = {}
-    # Eval mode comes last, so that its adapted network is the one that is asked about.
-    for mode in (True, False):
-        tested = copy.deepcopy(model).train(mode)
-        adapted = _adapt(tested, dict(tested.named_parameters()), inputs[few], targets[few])
-        tested.load_state_dict({name: value.detach() for name, value in adapted.items()}, strict=False)
-        scores["train mode" if mode else "eval mode"] = score(copy.deepcopy(tested), batches)
-    return Given(tested, batches, scores={**scores, **measure(tested, batches, batches)})
+    in_train_mode = _adapt_in(True, model, inputs[few], targets[few])
+    in_eval_mode = _adapt_in(False, model, inputs[few], targets[few])
+    scores = {
+        # On copies, because a forward in train mode moves the averages.
+        "train mode": score(copy.deepcopy(in_train_mode), batches),
+        "eval mode": score(copy.deepcopy(in_eval_mode), batches),
+        **measure(in_eval_mode, batches, batches),
+    }
+    return Given(in_eval_mode, batches, scores=scores)
 
 
 def _darken(images: Tensor) -> Tensor:

@@ -30,16 +30,16 @@ Wants = Callable[[str, str], bool]
 
 def list_frozen(wants: Wants) -> Iterator[Problem]:
     """List faults of committed networks: all in the gallery's, and those that any network can have in the digits'."""
-    yield from _plant(FROZEN, "gallery", make_healthy(), wants, is_own=True)
+    yield from _plant(FROZEN, "gallery", make_healthy(), wants, is_gallery=True)
     for seed in range(4):
-        yield from _plant(FROZEN, f"digits {seed}", _load_digits(seed), wants, is_own=False)
+        yield from _plant(FROZEN, f"digits {seed}", _load_digits(seed), wants, is_gallery=False)
 
 
 def list_fresh(networks: int, wants: Wants) -> Iterator[Problem]:
     """List faults of so many networks that are trained for it, unless they are near chance."""
     for trained in islice(_train(), networks):
         name = f"{trained.training.architecture} {trained.training.seed}"
-        yield from _plant(FRESH, name, make_healthy_from(trained, trained.batches), wants, is_own=False)
+        yield from _plant(FRESH, name, make_healthy_from(trained, trained.batches), wants, is_gallery=False)
 
 
 def _train() -> Iterator[Trained]:
@@ -63,15 +63,17 @@ def _load_digits(seed: int) -> Healthy:
     return Healthy(model, images, labels, batches, accuracy, history.before, history.trace)
 
 
-def _plant(part: str, network: str, healthy: Healthy, wants: Wants, is_own: bool) -> Iterator[Problem]:
+def _plant(part: str, network: str, healthy: Healthy, wants: Wants, is_gallery: bool) -> Iterator[Problem]:
     """Plant each fault at its middle strength; the network without any comes first."""
     few = healthy.batches[: _IMAGES // len(healthy.batches[0][1])]
     if wants(HEALTHY, network):
         yield Problem(HEALTHY, network, network, lambda: Given(healthy.copy_model(), few), ("healthy",), ())
     for fault in FAULTS.values():
-        if not (is_own or fault.is_portable) or not wants(part, _name(fault, network)):
+        is_possible = is_gallery or fault.is_portable
+        if not is_possible or not wants(part, _name(fault, network)):
             continue
-        specimen = fault.spoil(healthy, fault.strengths[1] if fault.strengths else None)
+        strength = fault.strengths[1] if fault.strengths else None
+        specimen = fault.spoil(healthy, strength)
         if _costs_enough(fault, specimen):
             yield _make_problem(part, network, fault, specimen)
 

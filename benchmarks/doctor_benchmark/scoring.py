@@ -38,10 +38,10 @@ def ask(problem: Problem, tool: Tool) -> Answer:
     """Ask a tool once, and once more with what its answer asks for, as far as it can be given."""
     given = problem.make()
     answer = tool(given.model, given.batches, **given.arguments)
-    further = {name: given.on_request[name] for name in answer.asks if name in given.on_request}
-    if not further:
+    requested = {name: given.on_request[name] for name in answer.asks if name in given.on_request}
+    if not requested:
         return answer
-    return tool(given.model, given.batches, **given.arguments, **further)
+    return tool(given.model, given.batches, **given.arguments, **requested)
 
 
 def grade(problem: Problem, answer: Answer) -> Row:
@@ -120,8 +120,15 @@ def write_rows(rows: Sequence[Row]) -> str:
     """Write a table of a row for each problem."""
     lines = ["| | network | expected | verdict | causes (notes) | |", "|---|---|---|---|---|---|"]
     for row in rows:
-        grade_word = "hit" if row.is_strict else "half" if row.is_lenient else "miss"
-        causes = row.causes + (f" ({row.notes})" if row.notes else "")
-        cells = [row.name, row.network, row.expected, row.verdict, causes.strip() or "–", grade_word]
+        causes = row.causes
+        if row.notes:
+            causes = f"{causes} ({row.notes})"
+        cells = [row.name, row.network, row.expected, row.verdict, causes.strip() or "–", _name_grade(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _name_grade(row: Row) -> str:
+    if row.is_strict:
+        return "hit"
+    return "half" if row.is_lenient else "miss"

@@ -31,13 +31,13 @@ def select_blocks(tables: Tables) -> pd.DataFrame:
     settings = ("epochs", "norm", "norm.momentum")
     frame = rows(tables, "evaluations", 1.0, settings, estimator=("ema", "exact"), order="blocks:16", split="test")
     is_renorm = frame["norm"] == "renorm"
-    own = frame["norm.momentum"].where(is_renorm, 0.1)
-    # Exact statistics have no momentum. Of the running averages only those of the norm's own momentum are kept.
-    has_own = frame["momentum"].isna() | (frame["momentum"] == own)
+    norm_momentum = frame["norm.momentum"].where(is_renorm, 0.1)
+    # Exact statistics have no momentum. Of the running averages only those of the norm's momentum are kept.
+    is_kept = frame["momentum"].isna() | (frame["momentum"] == norm_momentum)
 
-    renorm = "batch renorm " + own.astype(str)
+    renorm = "batch renorm " + norm_momentum.astype(str)
     frame["line"] = renorm.where(is_renorm, "batch norm")
-    named = frame[has_own].astype({"epochs": int})
+    named = frame[is_kept].astype({"epochs": int})
     return name_panels(named, "{epochs} epochs")
 
 

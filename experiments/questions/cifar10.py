@@ -19,7 +19,11 @@ from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, paired,
 from bnlab.harness.reporting.plots import LOST, Curves
 from experiments.margins import COST_OF_EMA, COSTS_A_POINT, EACH, OVER_TIME, divide_by_best_momentum, select_largest
 
-START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
+START = 0.02
+EARLY = 0.1
+HALF = 0.5
+END = 1.0
+SHARES = (START, EARLY, HALF, END)  # of the training
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 AS_THEY_ARE: dict[str, Any] = {"statistics_split": "train"}  # not augmented
 TESTED: dict[str, Any] = {"at": END, "split": "test", **AS_THEY_ARE}

@@ -12,7 +12,8 @@ from bnlab.harness.reporting.frames import gap_over_layers, name_panels, paired,
 from bnlab.harness.reporting.plots import GAP, Curves
 
 NORMS = {"none": "batch norm everywhere", "group": "every second a group norm"}
-EVERYWHERE, RULES = NORMS["none"], {"ema": "running averages", "precise": "precise statistics"}
+EVERYWHERE = NORMS["none"]
+RULES = {"ema": "running averages", "precise": "precise statistics"}
 EACH = ("panel", "network")
 
 
@@ -22,20 +23,20 @@ def compute_gaps(tables: Tables) -> pd.DataFrame:
     `line` is the norms in words, `depth` a layer's place where batch norm is everywhere, `half` that of its network.
     """
     gaps = number_layers(tables)
-    is_behind_first = gaps["depth"] > 1
-    behind_first = gaps[is_behind_first].sort_values("depth", kind="stable")
+    is_deeper = gaps["depth"] > 1
+    deeper = gaps[is_deeper].sort_values("depth", kind="stable")
 
-    is_resnet = behind_first["model"] == "resnet"
-    layers = behind_first["model.depth"].astype(str)
+    is_resnet = deeper["model"] == "resnet"
+    layers = deeper["model.depth"].astype(str)
     resnet = "ResNet-" + layers
     network = resnet.where(is_resnet, "plain net")
 
-    depth = behind_first["depth"]
-    last = behind_first.groupby("model")["depth"].transform("max")
+    depth = deeper["depth"]
+    last = deeper.groupby("model")["depth"].transform("max")
     # Depths count from 1, so that depth − 1 layers lie before a layer.
     is_first_half = 2 * (depth - 1) < last
     half = np.where(is_first_half, "first", "second")
-    return behind_first.assign(network=network, half=half)
+    return deeper.assign(network=network, half=half)
 
 
 def number_layers(tables: Tables) -> pd.DataFrame:
@@ -46,9 +47,8 @@ def number_layers(tables: Tables) -> pd.DataFrame:
 
     # The table counts batch norms alone. Beside group norms its depth is not the place among all norms.
     everywhere = select(frame, line=EVERYWHERE)
-    layers = everywhere[["model", "layer", "depth"]]
-    places = layers.drop_duplicates()
-    return frame.drop(columns="depth").merge(places)
+    layers = everywhere[["model", "layer", "depth"]].drop_duplicates()
+    return frame.drop(columns="depth").merge(layers)
 
 
 def compute_growth(tables: Tables) -> pd.DataFrame:

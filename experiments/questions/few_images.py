@@ -12,7 +12,9 @@ from bnlab.harness.reporting.frames import OtherThan, find_parameter, name_panel
 from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Curves
 from experiments.margins import COSTS_A_POINT, HARMLESS, SIX_IMAGES
 
-EACH, TRAINING, TEST = ("batch_size",), "of training images", "of test images"
+EACH = ("batch_size",)
+TRAINING = "of training images"
+TEST = "of test images"
 SAMPLES = {"exact": TRAINING, "test_batch": TEST, "pseudo_samples": f"{TEST}, 16 pseudo-samples"}
 
 

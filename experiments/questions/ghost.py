@@ -27,7 +27,8 @@ PARTS: dict[str, Any] = {
     "estimator": "exact",
 }  # compared with other parts, from the same seed
 EMA: dict[str, Any] = {"against": "exact", "estimator": "ema", "momentum": 0.1}
-BY_A_POINT, AS_GOOD = ("points gained", A_POINT), ("points gained", AS_ACCURATE)
+BY_A_POINT = ("points gained", A_POINT)
+AS_GOOD = ("points gained", AS_ACCURATE)
 
 
 def select_accuracies(tables: Tables) -> pd.DataFrame:

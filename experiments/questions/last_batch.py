@@ -34,7 +34,10 @@ SHARES = {256: {8: "1/32", 43: "1/6", 128: "1/2", 0: FULL}, 64: {2: "1/32", 11: 
 SMALL = ("1/32", "1/6")
 # Half-way: at the end of the second of four epochs of 36 batches, and of the first of two epochs of 141.
 LAST_BATCH_AT = {256: 72, 64: 141}  # batch size → the update that the last batch makes
-BEFORE, RIGHT_AFTER, THIRTY_LATER, END = "before", "right after", "30 updates later", "at the end"
+BEFORE = "before"
+RIGHT_AFTER = "right after"
+THIRTY_LATER = "30 updates later"
+END = "at the end"
 CONSTANT: dict[str, Any] = {"optimizer.schedule": "constant"}
 ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
 EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}

@@ -13,8 +13,12 @@ from bnlab.harness.reporting.means import require_one_row
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
 from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, compute_gaps
 
-SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
-POINT, NETWORK, NOISE = (*EACH, "momentum"), (*EACH, "seed"), ("mean_drift", "mean_noise", "mean_level")
+EARLY = 0.2
+LATE = 1.0
+SHARES = (EARLY, 0.55, LATE)  # of the training
+POINT = (*EACH, "momentum")
+NETWORK = (*EACH, "seed")
+NOISE = ("mean_drift", "mean_noise", "mean_level")
 NEARLY_ONE = 0.95  # a momentum above is taken for 1, the last batch alone
 LAYER = (*NETWORK, "layer", "depth")
 MISTAKE = {**COST_OF_EMA, "momentum": 0.9, "along": "momentum", "against": 0.1}  # 0.1 in the other convention
@@ -35,16 +39,16 @@ def locate_minimum(gaps: pd.DataFrame) -> pd.DataFrame:
         measured = np.log(sweep["mean_gap"].to_numpy(float))
         smallest = int(measured.argmin())
         last = len(sweep) - 1
-        at_end = smallest in (0, last)
+        is_at_end = smallest in (0, last)
         minimum = momenta[smallest]
-        if not at_end:
+        if not is_at_end:
             near = slice(smallest - 1, smallest + 2)
             distances = momenta[near] - minimum
             # Around the smallest gap, so that the vertex is at −slope / (2 · curvature) from it.
             curvature, slope, _ = np.polyfit(distances, measured[near], 2)
             minimum -= slope / (2 * curvature)
-        place = float(np.exp(minimum))
-        minima.append((*layer, place, at_end))
+        momentum = float(np.exp(minimum))
+        minima.append((*layer, momentum, is_at_end))
     return pd.DataFrame(minima, columns=[*LAYER, "momentum", "at_end"])
 
 
@@ -64,8 +68,8 @@ def compute_factors(tables: Tables) -> pd.DataFrame:
     # Too large and too small by a factor count alike. Averaged as they are, they would cancel.
     both["factor"] = np.maximum(factor, 1 / factor)
     is_nearly_one = expected > NEARLY_ONE
-    are_at_end = both["at_end"] & is_nearly_one  # the sweep cannot decide there
-    return both[~are_at_end]
+    is_undecided = both["at_end"] & is_nearly_one  # the sweep ends there
+    return both[~is_undecided]
 
 
 def average_other_seeds(frame: pd.DataFrame, values: tuple[str, ...], by: tuple[str, ...]) -> pd.DataFrame:

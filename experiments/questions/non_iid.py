@@ -18,7 +18,8 @@ from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.wording import estimator_label
 from experiments.margins import COST_OF_EMA, name_lines
 
-SHUFFLED, *IN_ORDER = ORDERS = ("shuffled", "blocks:16", "sorted")
+SHUFFLED = "shuffled"
+IN_ORDER = ("blocks:16", "sorted")
 NORMS = {"batch": "batch norm", "renorm": "batch renorm"}
 WORDS = {"shuffled": "shuffled", "blocks:16": "blocks of 16", "sorted": "sorted"}
 SHORT, LONG = 4, 16  # epochs

@@ -19,8 +19,10 @@ from experiments.tuning import RATE, RATES, VALIDATED, compute_chance, select_co
 CELL = ("norm", "norm.momentum", "batch_size")
 EACH = ("line", "batch_size")
 NAMES = {"batch": "batch norm", "renorm": "batch renorm", "group": "group norm", "gain_control": "gain control"}
-BATCH, EXACT = NAMES["batch"], "batch norm, exact statistics"
-GROUP, GAIN = NAMES["group"], NAMES["gain_control"]
+BATCH = NAMES["batch"]
+EXACT = "batch norm, exact statistics"
+GROUP = NAMES["group"]
+GAIN = NAMES["gain_control"]
 RENORMS = ("batch renorm 0.01", "batch renorm 0.1")
 ALL, KEPT = "all networks", "without collapses"
 
@@ -54,8 +56,8 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
 
 def _name_norms(frame: pd.DataFrame) -> pd.Series:
     """Name the norm of each row, with the momentum that it trains with if it has one."""
-    own = frame["norm.momentum"].map(lambda momentum: "" if np.isnan(momentum) else f" {momentum:g}").astype(str)
-    named: pd.Series = frame["norm"].replace(NAMES) + own
+    momenta = frame["norm.momentum"].map(lambda momentum: "" if np.isnan(momentum) else f" {momentum:g}").astype(str)
+    named: pd.Series = frame["norm"].replace(NAMES) + momenta
     return named
 
 

@@ -76,8 +76,8 @@ def find_best_on_average(frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFra
     keys = [*by, "momentum"]
     # By the mean over seeds: the best momentum of each seed would profit from chance.
     means = average(frame, "accuracy", keys)
-    places = means.groupby([*by])["accuracy"].idxmax()
-    return frame.merge(means.loc[places, keys], on=keys)
+    labels = means.groupby([*by])["accuracy"].idxmax()
+    return frame.merge(means.loc[labels, keys], on=keys)
 
 
 def compute_losses(tables: Tables) -> pd.DataFrame:

@@ -35,7 +35,9 @@ from experiments.margins import (
     score_cost,
 )
 
-SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
+EARLY = 0.1
+LATE = 1.0
+SHARES = (EARLY, LATE)  # of the training
 
 
 def select_default(tables: Tables) -> pd.DataFrame:

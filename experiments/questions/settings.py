@@ -23,7 +23,9 @@ from bnlab.harness.reporting.frames import (
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT, AS_NEAR, name_lines
 
-SHARES = _, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
+MIDDLE = 0.55
+LATE = 1.0
+SHARES = (0.1, MIDDLE, LATE)  # of the training
 USUAL: dict[str, Any] = {
     "optimizer": "sgd",
     "optimizer.lr": 0.1,
@@ -36,7 +38,14 @@ SHORTER = {
     "adamw": "AdamW",
     "training images": "images",
 }
-WORDS = ("{}", "learning rate {:g}", "{} schedule", "weight decay {:g}", "training images shifted by up to {:g} pixels")
+# How another value of each setting is called.
+WORDS = {
+    "optimizer": "{}",
+    "optimizer.lr": "learning rate {:g}",
+    "optimizer.schedule": "{} schedule",
+    "optimizer.weight_decay": "weight decay {:g}",
+    "data.shift": "training images shifted by up to {:g} pixels",
+}
 STATISTICS = {"exact": "exact statistics", "ema": "running averages"}
 LITTLE = within(-1.0, 1.0, "points", A_POINT)
 
@@ -53,10 +62,10 @@ def select_changes(tables: Tables, table: str) -> pd.DataFrame:
 def name_changes(settings: dict[Any, Any]) -> str:
     """Say in what a network's settings differ from the usual training."""
     changes = []
-    for (setting, usual), words in zip(USUAL.items(), WORDS, strict=True):
+    for setting, usual in USUAL.items():
         value = settings[setting]
         if value != usual:
-            changes.append(words.format(value))
+            changes.append(WORDS[setting].format(value))
     return ", ".join(changes) or "usual"
 
 

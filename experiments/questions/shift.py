@@ -11,9 +11,11 @@ from bnlab.harness.reporting.frames import find_parameter, paired, put_in_order,
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
-KINDS, FONTS = ("contrast", "noise", "blur", "translation", "occlusion"), "fonts:stix_cm"
+KINDS = ("contrast", "noise", "blur", "translation", "occlusion")
+FONTS = "fonts:stix_cm"
 ALONE = "exact, of training images"
-SHIFTS = ("none", FONTS, *(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3)))
+CORRUPTIONS = tuple(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3))
+SHIFTS = ("none", FONTS, *CORRUPTIONS)
 # Images in a test batch and pseudo-samples beside them → what is drawn.
 DRAWN = {
     "0 and 0": ALONE,

@@ -22,7 +22,10 @@ NAMES = {
     "eval_norm": "EvalNorm",
     "example_weighing": "example weighing (0.1)",
 }
-RUNNING, EXACT, EVAL_NORM, WEIGHING = NAMES.values()
+RUNNING = NAMES["ema"]
+EXACT = NAMES["exact"]
+EVAL_NORM = NAMES["eval_norm"]
+WEIGHING = NAMES["example_weighing"]
 FROZEN = "frozen with running averages"
 
 

@@ -17,7 +17,8 @@ STATISTICS = {
     "averaged": "average of these running averages",
     "exact": "exact statistics of the weights",
 }
-EACH, AVERAGED = ("averaging",), ("swa", "ema")
+EACH = ("averaging",)
+AVERAGED = ("swa", "ema")
 
 
 def select_accuracies(tables: Tables) -> pd.DataFrame:

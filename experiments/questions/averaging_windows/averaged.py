@@ -106,9 +106,9 @@ def _measure_average(run: Run, step: int, state: dict[str, Tensor]) -> Iterator[
     recomputed = _recompute(run, model)
 
     # Recomputed statistics come first, because `compare_statistics` takes the first ones as the reference.
-    names = ("recomputed", "kept", "averaged")
-    compared = compare_statistics(model, run.dataset.test, [recomputed, kept, averaged])
-    for name, values in zip(names, compared, strict=True):
+    candidates = {"recomputed": recomputed, "kept": kept, "averaged": averaged}
+    compared = compare_statistics(model, run.dataset.test, list(candidates.values()))
+    for name, values in zip(candidates, compared, strict=True):
         yield {"statistics": name, **values}
 
 

@@ -59,11 +59,12 @@ class TrainingMemory(Measurement):
             model = run.model_at(step)
             # A slice would share the memory of all training images, which would be counted with it.
             batch = train.images[:images].clone(memory_format=torch.channels_last)
-            saved = count_saved_bytes(model, batch, train.labels[:images].clone())
-            weights = sum(parameter.nbytes for parameter in model.parameters())
+            saved_bytes = count_saved_bytes(model, batch, train.labels[:images].clone())
+            weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
             # These are the weights, their gradients, and what the optimizer keeps of each.
-            kept = weights * (2 + run.config.optimizer.count_moments())
-            rows.append({"step": step, "images": images, "saved_bytes": saved, "step_bytes": saved + kept})
+            state_bytes = weight_bytes * (2 + run.config.optimizer.count_moments())
+            step_bytes = saved_bytes + state_bytes
+            rows.append({"step": step, "images": images, "saved_bytes": saved_bytes, "step_bytes": step_bytes})
         return pd.DataFrame(rows)
 
 
@@ -72,15 +73,16 @@ def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
 
     The network is in train mode, and its running averages are updated; the images have memory of their own.
     """
-    held = [*model.parameters(), *model.buffers()]
+    tensors_of_model = [*model.parameters(), *model.buffers()]
     # Weights and buffers are there in any case, whether or not a backward pass needs them.
-    known = {tensor.untyped_storage().data_ptr() for tensor in held}
-    storages: dict[int, torch.UntypedStorage] = {}  # which they keep, so that no other one takes their address
+    addresses_of_model = {tensor.untyped_storage().data_ptr() for tensor in tensors_of_model}
+    storages: dict[int, torch.UntypedStorage] = {}  # by address; held here, so that no other one takes it
 
     def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage
+        address = storage.data_ptr()
+        if address not in addresses_of_model:
+            storages[address] = storage
 
     def refuse(_: None) -> Tensor:
         raise RuntimeError("there is no backward pass")

@@ -27,13 +27,19 @@ REMEDIES = {
     "exact:512": "exact, of 512 images",
     "precise:0": "one pass over all images",
 }
-_, AVERAGED, PRUNED, EIGHT_BITS, FOUR_BITS = NAMES.values()
+AVERAGED = NAMES["averaged"]
+PRUNED = NAMES["pruned"]
+EIGHT_BITS = NAMES["rounded:8"]
+FOUR_BITS = NAMES["rounded:4"]
 EACH = ("batch_size", "line")
 LITTLE = within(-0.3, 0.3, "points lost", SIX_IMAGES)
 # What is averaged of two networks that were trained apart.
 AVERAGES = {"none": "one network", "apart": "averaged as they are", "matched": "averaged after matching"}
-ONE, APART, MATCHED = AVERAGES.values()
-BRANCHES, TRAINED_APART = "two branches of one training", "two networks trained apart, matched"
+ONE = AVERAGES["none"]
+APART = AVERAGES["apart"]
+MATCHED = AVERAGES["matched"]
+BRANCHES = "two branches of one training"
+TRAINED_APART = "two networks trained apart, matched"
 WRECKED = "ten points are seen without any test"
 
 

@@ -76,7 +76,10 @@ class ChangedWeights(Measurement):
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the final step and the one half-way to it, from which the second network goes on."""
-        return [each for step in run.measured_steps[-1:] for each in (find_start(step), step)]
+        steps = []
+        for step in run.measured_steps[-1:]:
+            steps += [find_start(step), step]
+        return steps
 
     def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure how changed weights predict: a row for each change, kind of statistics and number of images."""

@@ -23,7 +23,11 @@ from bnlab.harness.reporting.frames import (
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import EACH, divide_by_best_momentum, name_lines
 
-START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
+START = 0.02
+EARLY = 0.1
+HALF = 0.5
+END = 1.0
+SHARES = (START, EARLY, HALF, END)  # of the training
 PLAIN = "to the images as they are"
 AUGMENTED = "to the images as training sees them"
 REFERENCES = {PLAIN: "gaps", AUGMENTED: "augmented_gaps"}  # by the name of a line, its table

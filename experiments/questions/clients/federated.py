@@ -132,8 +132,8 @@ def train_clients(
     local: list[Statistics] = []
     # The last average is taken at the end, also after fewer updates than the others.
     for end in [*range(local_steps, until, local_steps), until]:
-        for client, own in zip(clients, batches, strict=True):
-            for _ in train(client, own, run.config.optimizer, run.steps, until=end):
+        for client, client_batches in zip(clients, batches, strict=True):
+            for _ in train(client, client_batches, run.config.optimizer, run.steps, until=end):
                 pass
         models = [client.model for client in clients]
 

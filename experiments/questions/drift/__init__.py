@@ -29,7 +29,11 @@ from experiments.margins import EACH
 from experiments.questions.drift.plots import StreamPlot, Zone
 
 CHANNEL = Path(__file__).with_name("channel.csv")  # written by `channel.py` beside it
-EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
+# Shares of the training.
+EARLY = 0.1
+PEAK = 0.2  # the learning rate is highest there
+MIDDLE = 0.55
+END = 1.0
 
 
 def compute_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.DataFrame:

@@ -21,7 +21,8 @@ ROWS = Path(__file__).with_name("channel.csv")
 UPDATES = 150
 BATCH_SIZE = 32
 RATE = 0.05  # constant for 90 updates, then falling to 0
-LAYER, CHANNEL = "8", 18  # of 32 channels one in which start, lag and noise can all be seen
+LAYER = "8"
+CHANNEL = 18  # of 32 channels one in which start, lag and noise can all be seen
 DIGITS = 9  # enough for a float32, so that the running average can be checked
 
 

@@ -31,7 +31,7 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
     def copy_weights() -> None:
         if progress.step in steps:
             # Each update changes these tensors in place, so that they are copied.
-            tensors = progress.measured.state_dict()
+            tensors = progress.evaluated_model.state_dict()
             weights[progress.step] = {name: value.clone() for name, value in tensors.items()}
 
     torch.set_num_threads(run.environment["threads"])  # on which the last bits of sums depend

@@ -20,7 +20,9 @@ MODES = {
     "eval": "eval mode, old statistics",
     "eval_exact": "eval mode, statistics of new images",
 }
-TRAIN, OLD, NEW = MODES.values()
+TRAIN = MODES["train"]
+OLD = MODES["eval"]
+NEW = MODES["eval_exact"]
 ENDINGS = {"held": "as tuning left it", "recalibrated": "recalibrated"}
 TUNING = ("tuning_batch", "tuning_rate", "tuning_steps")
 LONG: dict[str, Any] = {"tuning_steps": 500, "tuning_rate": 0.01}

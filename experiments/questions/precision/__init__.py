@@ -24,7 +24,8 @@ from bnlab.harness.reporting.frames import (
 from bnlab.harness.reporting.plots import GAP, Curves
 from experiments.margins import A_POINT, EACH, FLAT, HARDLY_SEEN, PYTORCH, SIX_IMAGES
 
-SHARES = _, LATE = (0.55, 1.0)  # of the training
+LATE = 1.0
+SHARES = (0.55, LATE)  # of the training
 NETWORKS = ("batch_size", "precision")  # settings in which networks differ, beside the seed
 EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 AGAINST_FLOAT32: dict[str, Any] = {
