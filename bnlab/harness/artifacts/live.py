@@ -33,7 +33,7 @@ from bnlab.statistics.network import Statistics, using
 _IMAGES_AT_ONCE = 256  # for exact statistics and predictions, which do not depend on it
 _UPDATE = ("step", "learning rate", "loss of the batch", "accuracy of the batch")
 
-Scores = Mapping[str, float]
+LoggedScores = Mapping[str, float]
 """The numbers that were measured at a step, by name."""
 
 
@@ -43,10 +43,10 @@ class _Log(Protocol):
     def write_updates(self, updates: pd.DataFrame) -> None:
         """Write all updates so far, with the columns `_UPDATE`."""
 
-    def write_scores(self, step: int, scores: Scores) -> None:
+    def write_scores(self, step: int, scores: LoggedScores) -> None:
         """Write what was measured at a step."""
 
-    def close(self, scores: Scores) -> None:
+    def close(self, scores: LoggedScores) -> None:
         """Write the settings, with what was measured last."""
 
 
@@ -62,7 +62,7 @@ class LiveLog:
     def __init__(self, run: Run, step: int) -> None:
         self._run = run
         self._log: _Log = _TensorBoard(run, step) if run.config.log == "tensorboard" else _Csv(run, step)
-        self._scores: Scores = {}  # of the last step that was measured
+        self._scores: LoggedScores = {}  # of the last step that was measured
 
     def write_updates(self, state: TrainingState) -> None:
         """Bring the updates that have been read to disk."""
@@ -138,11 +138,11 @@ class _TensorBoard:
             self._written = step
         self._writer.flush()
 
-    def write_scores(self, step: int, scores: Scores) -> None:
+    def write_scores(self, step: int, scores: LoggedScores) -> None:
         for name, value in scores.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self, scores: Scores) -> None:
+    def close(self, scores: LoggedScores) -> None:
         # Under other names than the curves, to which they would add a second point at the last step. Without
         # `run_name` torch writes into a new folder, which TensorBoard shows as a run of its own.
         last = {f"last {name}": value for name, value in scores.items()}
@@ -165,12 +165,12 @@ class _Csv:
     def write_updates(self, updates: pd.DataFrame) -> None:
         self._write("updates.csv", updates)
 
-    def write_scores(self, step: int, scores: Scores) -> None:
+    def write_scores(self, step: int, scores: LoggedScores) -> None:
         row: dict[Any, Any] = {"step": step, **scores}
         self._rows.append(row)
         self._write("measured.csv", pd.DataFrame(self._rows))
 
-    def close(self, scores: Scores) -> None:
+    def close(self, scores: LoggedScores) -> None:
         settings = _list_settings(self._run)
         self._write("settings.csv", pd.DataFrame({"setting": [*settings], "value": [*settings.values()]}))
 
