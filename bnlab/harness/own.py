@@ -148,7 +148,7 @@ def call_own(key: str, path: str, *given: Any, **arguments: Any) -> Any:
         return function(*given, **arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's function may raise either
         sizes = [str(each) for each in given if isinstance(each, int)]  # the weights of an optimizer would fill a page
         called = f"; it was called with {', '.join(sizes)}" if sizes else ""
         raise UserError(f"{key}={path}: {where_raised(error)}{called}") from error

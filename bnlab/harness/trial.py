@@ -99,7 +99,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     except UserWarning as error:
         problem, _, _ = str(error).removeprefix("record: ").partition(": they were written")
         raise UserError(f"{_name_norm_or_model(config)}: {problem}; {_REMEDY}") from error
-    except Exception as error:  # the user's code may raise any
+    except (Exception, SystemExit) as error:  # the user's code may raise either
         given = f"images {list(images.shape[1:])} and {classes} classes of data={config.data.name}"
         raise UserError(
             f"model={config.model.name}: cannot be trained, {where_raised(error)}; it was given {given}"

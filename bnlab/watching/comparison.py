@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.evidence.scores import Scores, average_by_image, read_values
+from bnlab.doctor.evidence.scores import Scores, read_values
 from bnlab.doctor.words import describe_number, describe_score
 from bnlab.model.layers import join_names
 
@@ -162,13 +162,6 @@ def read_metrics(returned: Any) -> Metrics:
         raise TypeError(f"watch: evaluate returned None; {_ADVICE}")
     if isinstance(returned, tuple):  # a loss and an accuracy, rather than the scores of two images
         raise TypeError(f"watch: evaluate returned a tuple of {len(returned)}; {_ADVICE}")
-    # Scores [images, ...] of pixels or labels are averaged, because the interval is over images.
-    if hasattr(returned, "shape") and len(returned.shape) > 1:
-        try:
-            returned = average_by_image(torch.as_tensor(returned).cpu())
-        # A table of pandas has a shape, too, but makes no tensor.
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"watch: evaluate returned a {type(returned).__name__}; {_ADVICE}") from error
     values = read_values(returned, "watch", must_be_finite=False, advice=_ADVICE)
     return {"score": (values.clone(), True)}  # the caller may fill the same array again
 

@@ -480,6 +480,7 @@ MISTAKES = {
     "logits": ("", "nn.Linear(width, classes)", "nn.Linear(width, 4)", r"cannot be trained, .*logits \[2, 3\]"),
     "estimator": ("", "(len(stream),)", "(3,)", "estimator=half: mine.Half fails on 8 batches: "),
     "no estimator": ("", "Half(Estimator)", "Half", "estimator=mine.Half: "),
+    "data leaves": ("", "default_rng(0)", "default_rng(sys.exit(3))", r"data=mine.make_data: .*:\d+: SystemExit: 3"),
     "leaves": ("", "import sys\n", "import sys\nsys.exit(0)\n", r"mine.py:3: SystemExit: 0"),
     "arguments": ("model.widht=8", "", "", "no setting model.widht; did you mean model.width"),
     "no value": ("model=mine.make_wide", "", "", r"model\.width: has no value.*add model\.width="),

@@ -379,11 +379,13 @@ def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice:
         if values.is_complex():
             # It is caught below, where the message is made.
             raise TypeError
-        values = values.double().flatten()
+        values = values.double()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{caller}: evaluate returned a {type(returned).__name__}; {advice}") from error
-    if not len(values) or (isinstance(returned, Tensor) and returned.dim() == 0):
-        raise ValueError(f"{caller}: evaluate returned {len(values)} value(s) without an axis of images; {advice}")
+    if not values.dim() or not values.numel():
+        raise ValueError(f"{caller}: evaluate returned {values.numel()} value(s) without an axis of images; {advice}")
     if must_be_finite and not values.isfinite().all():
         raise ValueError(f"{caller}: evaluate returned values that are not finite; {advice}")
-    return values
+    # Scores [images, ...] of pixels or labels are averaged, because intervals are over images. Nested lists are taken
+    # for the scores of batches, one list each.
+    return average_by_image(values) if hasattr(returned, "shape") else values.flatten()

@@ -284,8 +284,8 @@ class _Layout:
 def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = "") -> Figure:
     """Declare a figure of means; what is across may be given."""
     layout = _choose_layout(measure, means, across)
-    named = means.assign(line=_name_lines(measure, means, layout))
-    named["panel"] = _name_rows(named, layout.panels)
+    # Both are named from the means as they are: a user's table may have a column `line` itself.
+    named = means.assign(line=_name_lines(measure, means, layout), panel=_name_rows(means, layout.panels))
 
     has_estimators = bool(means["estimator"].any())
     caption = measure.caption

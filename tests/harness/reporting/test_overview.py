@@ -427,6 +427,18 @@ def test_what_the_key_of_a_table_of_the_users_own_tells_apart_is_never_averaged(
     assert [*overview.figures] == ["mine_size"]
 
 
+def test_a_table_of_the_users_own_may_have_a_column_line() -> None:
+    tables, _ = plant_own(batch_size=(4, 8))
+    last = tables["mine"].query("step == 10")
+    rows = [last.assign(part=part, line=line) for part, line in itertools.product("ab", ("first", "second"))]
+    described = OwnTable(["run", "step", "part", "line"], {"size": "of all weights"})
+    overview = make_overview({**tables, "mine": pd.concat(rows)}, {"mine": described})
+
+    named = overview.figures["mine_size"].score({})
+    assert sorted(named["panel"].unique()) == ["first", "second"]
+    assert sorted(named["line"].unique()) == ["part a", "part b"]
+
+
 def test_the_page_of_a_sweep_with_a_table_of_the_users_own_alone(tmp_path: Path) -> None:
     tables, own = plant_own()
     overview = make_overview(tables, own)
