@@ -240,7 +240,7 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
     if overriding:
         names = join_names(overriding)
         raise ValueError(f"{_CALLER}: {names}: with a forward of their own, which takes no other statistics")
-    with borrowed(model), contextlib.ExitStack() as stack:
+    with borrowed(model, for_caller=True), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             given = vars(layer).get("forward")
             if given is None:

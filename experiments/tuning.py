@@ -30,7 +30,7 @@ _ACCURACY_DECIMALS = 5
 def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
     """Pick the rate with the highest accuracy, of equal ones the smallest, and the rate to try beyond it.
 
-    There is none to try where a smaller and a larger rate have been, or where three rates or more are all alike.
+    There is none to try where a smaller and a larger rate have been, or where the three smallest are alike.
 
     >>> pick_rate({0.025: 0.5, 0.1: 0.7, 0.4: 0.6})
     (0.1, None)
@@ -41,8 +41,9 @@ def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
     # equal values, so that the rates are sorted.
     rounded = {rate: round(accuracies[rate], _ACCURACY_DECIMALS) for rate in sorted(accuracies)}
     best = max(rounded, key=lambda rate: rounded[rate])
-    # Where three rates give the same, such as chance, the search would go on to ever smaller ones.
-    if len(rounded) > 2 and len({*rounded.values()}) == 1:
+    # Where the three smallest give the same, such as chance, the search would go on to ever smaller ones.
+    smallest = [*rounded.values()][:3]
+    if len(smallest) == 3 and smallest == [rounded[best]] * 3:
         return best, None
     # At an edge, a better rate may lie beyond it.
     if best == max(accuracies):

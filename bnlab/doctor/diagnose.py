@@ -86,7 +86,8 @@ def diagnose(
         worth: the smallest difference of scores that matters; by default half a point (0.005) of shares, and of other
             metrics a hundredth of their spread over images. Without labels it is at least half a point.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
-            better, of the same images each time. In one of its calls batch norms, and they alone, normalize by each
+            better, of the same images each time; of an array [images, ...] each image's mean is taken. In one of its
+            calls batch norms, and they alone, normalize by each
             batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
         labels: called with a batch, returns its labels, a tensor, where they are not found as above.
         training_batches: batches as in training, to tell other data from wrong averages, and whether epochs end with a

@@ -195,7 +195,7 @@ def recalibrate(
             batch's own statistics meanwhile, as in precise batch norm. Or your own `Statistics`.
         force: write in any case.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
-            better, of the same images each time.
+            better, of the same images each time; of an array [images, ...] each image's mean is taken.
         labels: called with a batch, returns its labels, as for `diagnose`.
         training_batches: batches as in training, to tell wrong averages from a mistake that new statistics would hide,
             such as another scale of these images.

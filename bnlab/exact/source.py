@@ -55,7 +55,7 @@ class Source:
             Whether there are no further batches.
 
         Raises:
-            ValueError: a batch has no images, or those before it take more than half of the memory that was free; or
+            ValueError: a batch has no images; batches of a loader take more than half of the memory that was free; or
                 memory was refilled, and the batches cannot be read again.
         """
         is_exhausted = self._read(data, wanted, least_batches)

@@ -118,7 +118,7 @@ def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor)
     logits.square().mean().backward()
     try:
         optimizer.step()
-    except Exception as error:  # the user's code may raise any
+    except (Exception, SystemExit) as error:  # the user's code may raise either
         raise UserError(f"{name}: cannot make an update, {where_raised(error)}") from error
     try:
         divide_state(optimizer)

@@ -23,37 +23,57 @@ from bnlab.model.batches import is_dense
 # Types of what a forward sets for its batch: values that are replaced, and not written into.
 _SIMPLE = (bool, int, float, str, tuple, Tensor, type(None), enum.Enum, np.generic)
 
-_lent: list[frozenset[int]] = []  # the modules of each model that is borrowed now
+_measurements = 0  # loans in which bnlab alone calls models
+_blocks: list[frozenset[int]] = []  # of each loan in which the caller may call any model: the modules that are lent
 
 
-def identify_modules(model: nn.Module) -> frozenset[int]:
-    """Return the identities of a model's modules, by which `count_loans` knows it."""
-    return frozenset(id(module) for module in model.modules())
+def is_lent(layer: nn.Module) -> bool:
+    """Return whether calls of a layer are no training now; see `count_loans`."""
+    # Asked first, so that compiled code is not made again for the identity of each layer.
+    if not _measurements and not _blocks:
+        return False
+    return count_loans(frozenset((id(layer),))) > 0
 
 
-def count_loans(modules: frozenset[int]) -> int:
-    """Count the blocks of `borrowed` that run now on a model with any of these modules: calls in one are no training.
+def count_loans(layers: frozenset[int]) -> int:
+    """Count the loans because of which a call of layers, by their identities, is no training.
 
-    Loans of other models do not count. A student may be trained in a block that evaluates its teacher.
+    A measurement calls models only in order to measure, also another one than its own, such as the generator whose
+    images a discriminator is measured on. A block of the caller's is about the model that is lent: a student may be
+    trained in one that evaluates its teacher.
     """
-    return sum(not lent.isdisjoint(modules) for lent in _lent)
+    return _measurements + sum(layers <= lent for lent in _blocks)
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = False) -> Iterator[None]:
     """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
 
     What `restored` puts back is put back. What was compiled runs as it is written, because compiled code sees no hooks.
+
+    Args:
+        model: the model.
+        training: whether it is in train mode.
+        for_caller: whether the caller's code runs in the block, which may train other models.
     """
+    global _measurements
     with restored(model, training=training), contextlib.ExitStack() as undo:
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes longer than measuring
             undo.enter_context(torch.compiler.set_stance("force_eager"))
 
-        _lent.append(identify_modules(model))
+        if for_caller:
+            lent = frozenset(id(module) for module in model.modules())
+            _blocks.append(lent)
+            # Not `pop`: blocks may end in another order than they began.
+            undo.callback(_blocks.remove, lent)
+            yield
+            return
+
+        _measurements += 1
         try:
             yield
         finally:
-            _lent.pop()
+            _measurements -= 1
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.estimators.bank import MOMENTA
-from bnlab.model.borrow import count_loans
+from bnlab.model.borrow import is_lent
 from bnlab.model.layers import (
     AveragesByItself,
     BatchNorm,
@@ -118,7 +118,7 @@ class SelfTuned(AveragesByItself):
 
     def forward(self, input: Tensor) -> Tensor:
         # During a measurement, and for an input that torch's forward refuses, the layer is a plain batch norm.
-        if self.training and self.track_running_stats and input.dim() in self.dims and not _is_lent(self):
+        if self.training and self.track_running_stats and input.dim() in self.dims and not is_lent(self):
             # Importing torch's compiler takes seconds, so that it is left until something is compiled.
             if torch.compiler.is_compiling() and not _uncompiled:
                 _uncompiled.append(torch.compiler.disable(_train))
@@ -151,7 +151,7 @@ class SelfTuned(AveragesByItself):
         averages = self.averages
         # A measurement has borrowed the layer. What it writes into the buffers is put back, and is no reason to begin
         # again.
-        if averages is None or self.running_mean is None or _is_lent(self):
+        if averages is None or self.running_mean is None or is_lent(self):
             return
         now = _read(self)
         # Only the buffers show that something else has written them, such as load_state_dict, update_bn or an average
@@ -167,10 +167,6 @@ class SelfTuned(AveragesByItself):
             mean.data.copy_(state[0])
             var.data.copy_(state[1])
             averages.shown = _read(self)
-
-
-def _is_lent(layer: SelfTuned) -> bool:
-    return count_loans(frozenset((id(layer),))) > 0
 
 
 def _convert_layer(layer: BatchNorm) -> None:

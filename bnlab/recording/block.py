@@ -74,7 +74,7 @@ def record(
         name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps, store) for name, layer in layers.items()
     }
     trace = MomentTrace(entries, int(step))
-    counter = StepCounter(trace, model)
+    counter = StepCounter(trace, model, layers.values())
     extracts = Inputs(layers, inputs, "record").extracts
     recorders = {
         name: make_recorder(layer, entries[name], counter, extracts.get(name)) for name, layer in layers.items()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from bnlab.model.borrow import count_loans, is_lent
 from bnlab.model.layers import (
     TORCH_FORWARDS,
     AveragesByItself,
@@ -90,6 +91,9 @@ class Recorder(ABC):
         self.layer = layer
         self.entries = entries
         self.counter = counter
+        self._ids = frozenset((id(layer),))
+        # The number need not be 0: `record_frozen` records a model that it has borrowed itself.
+        self._loans = count_loans(self._ids)
         self.missed = 0
         self.is_left = False
         self.may_not_count = get_batch_count(layer) is None
@@ -110,8 +114,7 @@ class Recorder(ABC):
         """Run the layer's forward, as it is in the block."""
         layer = self.layer
         keeps_statistics = getattr(layer, "track_running_stats", True)  # norms of other classes lack it
-        # The number need not be 0: `record_frozen` records a model that it has borrowed itself.
-        is_training = layer.training and keeps_statistics and self.counter.count_loans() == self.counter.loans
+        is_training = layer.training and keeps_statistics and count_loans(self._ids) == self._loans
         if not is_training or self.is_left:
             return self.layer_forward(*args, **kwargs)
 
@@ -233,7 +236,7 @@ class OwnAveragesRecorder(TorchRecorder):
     averages_by_itself = True
 
     def run(self, input: Tensor) -> Tensor:
-        if self.counter.count_loans():  # in a measurement it does what torch's own does
+        if is_lent(self.layer):  # in a measurement it does what torch's own does
             return super().run(input)
         layer: Any = self.layer
         layer.latest = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
-from bnlab.model.borrow import count_loans, identify_modules
+from bnlab.model.borrow import count_loans
 from bnlab.recording.trace import MomentTrace
 
 
@@ -18,31 +20,27 @@ class StepCounter:
     Args:
         trace: the trace whose `last_step` is counted up.
         model: the model that is recorded.
+        layers: its batch norms.
 
     Attributes:
-        loans: how many measurements of the model ran when the block began. Forwards in others are no training.
         has_counted: whether there was an update, or a forward of the model as a whole in train mode.
         has_seen_forward: whether there was a forward of the model as a whole, in train or in eval mode.
     """
 
-    def __init__(self, trace: MomentTrace, model: nn.Module) -> None:
+    def __init__(self, trace: MomentTrace, model: nn.Module, layers: Iterable[nn.Module]) -> None:
         self._trace = trace
         self._model = model
         self._parameters = self._list_parameters()
         self._counts_updates = False
         self._is_open = False
-        self._modules = identify_modules(model)
-        self.loans = self.count_loans()
+        self._layers = frozenset(map(id, layers))
+        self._loans = count_loans(self._layers)
         self.has_counted = False
         self.has_seen_forward = False
 
-    def count_loans(self) -> int:
-        """Count the measurements of the model that run now."""
-        return count_loans(self._modules)
-
     def begin_forward(self, module: nn.Module, args: object) -> None:
         """Count a forward of the model; the hook before it."""
-        if self.count_loans() != self.loans:
+        if count_loans(self._layers) != self._loans:
             return
         self.has_seen_forward = True
         # The model may be in eval mode while its batch norms train, as in `record_frozen`.

@@ -310,7 +310,7 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
 
     # This comes before the model is borrowed, so that a mistake changes nothing.
     layers = statistics.find_layers(model, "using")
-    with borrowed(model):
+    with borrowed(model, for_caller=True):
         for name, layer in layers.items():
             # Clones: the graphs of the block save these, and not the model's own tensors, which come back.
             mean, var = get_running_buffers(layer)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_settings, list_tensors
-from bnlab.model.borrow import count_loans, identify_modules
+from bnlab.model.borrow import count_loans
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.recorders import RecordingCall
 from bnlab.watching.snapshot import Snapshot
@@ -161,7 +161,7 @@ class Keeper:
         self.is_closed = False
         self.frozen: list[BatchNorm] = []
 
-        self._ids = identify_modules(model)
+        self._ids = frozenset(map(id, self._layers))
         self._modules = _list_holders(model, self._layers)
         self._handles: list[Any] = []
         for level, module in enumerate(self._modules):

@@ -256,7 +256,8 @@ class Watch:
 
         Args:
             evaluate: called without arguments; returns a number, a dictionary of numbers, or a score for each image,
-                of which the difference has a 95% interval. It puts the model into eval mode itself.
+                of which the difference has a 95% interval; of an array [images, ...] each image's mean is taken. It
+                puts the model into eval mode itself.
             lower: whether lower is better, as of a loss; of a dictionary, the names of the metrics of which it is.
 
         Returns:

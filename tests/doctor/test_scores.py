@@ -272,6 +272,7 @@ def test_equal_values_prove_that_few_images_change(
         ([True, False, True], [1.0, 0.0, 1.0]),
         (torch.tensor([[1.0], [2.0]]), [1.0, 2.0]),
         (np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), [2.0, 5.0]),  # of two images, such as of three pixels
+        (torch.tensor([[1.0, 2.0]]), [1.0, 2.0]),
         ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),  # of two batches
         (0.9, "TypeError: f: evaluate returned one number, 0.9; return a value for each image"),
         ("good", "TypeError: f: evaluate returned a str"),

@@ -393,6 +393,7 @@ def test_nan_on_one_rank_is_a_warning() -> None:
     assert signs is not None
     assert (signs.layers, signs.severity) == (("4",), "warning")
     assert signs.evidence == "NaN or infinite on some of 2 ranks, in '4'"
+    assert RanksDiffer().look(replace(case, ranks=[other, other])) is None
 
 
 @pytest.mark.slow

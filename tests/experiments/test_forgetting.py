@@ -162,7 +162,7 @@ MISTAKES = {
     "rm name=adhoc momentum=0.1 --networks": "--networks: stands without momentum=",
     "rm name=adhook": "name=adhook: no sweep of this name has been run",
     "rm batch_size=32": "batch_size: settings stand beside rm name=NAME, or export",
-    "rm name=adhoc seed=0 seed=1 --yes": "seed=1: seed is given twice; name several values with commas, as seed=1,2",
+    "rm name=adhoc seed=0 seed=1 --yes": "seed=1: seed is given twice; leave one of them out",
     "list --yes": "--yes: goes with rm name=NAME",
     "rm --all": "--all: no such option; there is --yes, --networks and --help",
 }

@@ -90,6 +90,7 @@ def test_of_equally_good_rates_the_smallest_is_picked(rates: tuple[float, ...]) 
 def test_where_all_rates_are_alike_no_other_one_is_tried() -> None:
     """As where a network stays at chance: the search for a smaller rate would never end."""
     assert pick_rate({0.025: 0.1, 0.1: 0.1, 0.4: 0.1}) == (0.025, None)
+    assert pick_rate({0.00625: 0.1, 0.025: 0.1, 0.1: 0.1, 0.4: 0.09}) == (0.00625, None)
     assert pick_rate({0.1: 0.1}) == (0.1, 0.4)
 
 

@@ -183,13 +183,45 @@ def test_updates_go_on_after_other_parameters_were_loaded() -> None:
     assert get_steps(trace) == [[1, 1, 2, 2, 3, 3, 4, 4]] * 2
 
 
-def test_a_student_is_recorded_in_a_block_that_evaluates_its_teacher() -> None:
-    model, teacher = plain(), plain()
+@pytest.mark.parametrize("is_within", [False, True])
+def test_a_student_is_recorded_in_a_block_that_evaluates_its_teacher(is_within: bool) -> None:
+    """`is_within`: one module holds both, as distillation is often written. Both share their activation."""
+    student, teacher = plain(), plain()
+    student[2] = teacher[2]
+    both = nn.ModuleDict({"student": student, "teacher": teacher})
     (x, *_) = DATA
-    with record(model) as trace, using(teacher, running_statistics(teacher)):
-        model(x)
+    with record(both if is_within else student) as trace, using(teacher, running_statistics(teacher)):
+        teacher(x)
+        student(x)
 
-    assert get_steps(trace) == [[1]] * 2
+    of_student = [steps for name, steps in zip(trace.layers, get_steps(trace), strict=True) if "teacher" not in name]
+    assert of_student == [[1]] * 2
+
+
+def test_a_model_that_makes_the_images_of_a_measurement_is_not_trained_by_it() -> None:
+    """As a generator in train mode, on whose images its critic is measured: its averages move, which is warned of."""
+    generator = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3)).train()
+    critic = nn.Sequential(nn.BatchNorm1d(3))
+    with pytest.warns(UserWarning, match="are not the average of what was recorded"), record(generator) as trace:
+        generator(torch.randn(4, 3))
+        population_statistics(critic, [torch.randn(4, 3)], forward=lambda model, batch: model(generator(batch)))
+
+    assert get_steps(trace) == [[1]]
+
+
+def test_blocks_may_end_in_another_order_than_they_began() -> None:
+    first, second = plain(), plain()
+    blocks = [using(model, running_statistics(model)) for model in (first, second)]
+    for block in blocks:
+        block.__enter__()
+    blocks[0].__exit__(None, None, None)
+    with record(first) as of_first:
+        first.train()(DATA[0])
+    blocks[1].__exit__(None, None, None)
+    with record(second) as of_second:
+        second.train()(DATA[0])
+
+    assert get_steps(of_first) == get_steps(of_second) == [[1]] * 2
 
 
 def test_forwards_count_until_there_is_an_update() -> None:

@@ -10,6 +10,8 @@ from bnlab.doctor.words import count_things
 class UntrainedWeights(Cause):
     """Weights (γ) of exactly 1 and biases (β) of exactly 0 in all batch norms, although these have counted updates.
 
+    Weights that are all 0 count as well: they begin so at the end of a residual branch.
+
     One update of an optimizer moves them. So the network that is evaluated is not the one whose batches were averaged:
     a copy that was made before the training and shares or was given its buffers, a checkpoint whose weights were not
     loaded, an optimizer that was given the parameters of another network. New averages cannot bring back what the
@@ -33,7 +35,7 @@ class UntrainedWeights(Cause):
         if not case.is_unloaded:
             return None
         counts = [case.count_updates(name) or 0 for name in case.layers]
-        reported = f"weights 1 and biases 0, and {count_things(max(counts), 'update')} counted"
+        reported = f"weights and biases as constructed, and {count_things(max(counts), 'update')} counted"
         return Signs.of(case.layers, reported, "error" if _is_poor(case) else "note")
 
 

@@ -19,6 +19,8 @@ class RanksDiffer(Cause):
     train mode, so that they differ by one update: by little, a note. Above .1 it is a warning: evaluated on several
     ranks, there are several models.
 
+    NaN or infinite averages on some ranks are a warning, too. On all ranks alike they are BN001.
+
     It is a false alarm if one rank alone evaluates and saves, and its share of the data is like the others'.
     """
 
@@ -48,6 +50,9 @@ class RanksDiffer(Cause):
 
 def _compute_spread(buffers: Tensor, eps: float) -> float:
     """Find how far ranks' buffers [ranks, 2, C] are apart in a channel: means in σ, variances relative."""
+    # NaN on all ranks alike is a fault of the network, and no difference between them.
+    if torch.allclose(buffers, buffers[:1], rtol=0, atol=0, equal_nan=True):
+        return 0.0
     var = buffers[:, 1].mean(0) + eps
     distance = buffers.amax(0) - buffers.amin(0)
     return float(torch.stack((distance[0] / var.sqrt(), distance[1] / var)).max())

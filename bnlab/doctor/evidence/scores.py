@@ -386,6 +386,7 @@ def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice:
         raise ValueError(f"{caller}: evaluate returned {values.numel()} value(s) without an axis of images; {advice}")
     if must_be_finite and not values.isfinite().all():
         raise ValueError(f"{caller}: evaluate returned values that are not finite; {advice}")
-    # Scores [images, ...] of pixels or labels are averaged, because intervals are over images. Nested lists are taken
-    # for the scores of batches, one list each.
-    return average_by_image(values) if hasattr(returned, "shape") else values.flatten()
+    # Scores [images, ...] of pixels or labels are averaged, because intervals are over images. A single row holds the
+    # scores of images, and so does each of several lists, one for each batch.
+    is_by_image = hasattr(returned, "shape") and len(values) > 1
+    return average_by_image(values) if is_by_image else values.flatten()

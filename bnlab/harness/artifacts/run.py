@@ -275,11 +275,12 @@ class Run:
         paths = self.folder.glob("checkpoints/step_*.safetensors")
         return sorted(int(path.stem.removeprefix("step_")) for path in paths)
 
-    def remove_checkpoint(self, step: int) -> None:
-        """Remove the checkpoint of a step, with the averages of the weights that were kept beside it."""
-        checkpoint = self.checkpoint(step)
-        for path in (checkpoint, *self.folder.glob(f"averages/*/{checkpoint.name}")):
-            path.unlink()
+    def remove_checkpoints(self, after: int) -> None:
+        """Remove the checkpoints of later steps, and the averages of the weights that were kept beside them."""
+        for pattern in ("checkpoints/step_*.safetensors", "averages/*/step_*.safetensors"):
+            for path in self.folder.glob(pattern):
+                if int(path.stem.removeprefix("step_")) > after:
+                    path.unlink()
 
     def save_checkpoint(self, step: int, model: nn.Module) -> None:
         """Write the weights and buffers after `step` updates."""

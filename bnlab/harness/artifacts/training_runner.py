@@ -123,9 +123,7 @@ def _train(run: Run, kept: set[int]) -> None:
 
     # An earlier training of this network may have gone further than one that has diverged. What it left behind belongs
     # to other updates.
-    for step in run.list_checkpoints():
-        if step > state.step:
-            run.remove_checkpoint(step)
+    run.remove_checkpoints(after=state.step)
 
     end = {
         "status": status,
@@ -410,7 +408,7 @@ def _restore_own_optimizer(
     """Restore the user's own optimizer; JobError if its code fails, for which the file is not to blame."""
     try:
         restore_state(state.optimizer, groups, numbers)
-    except Exception as error:  # the user's code may raise any
+    except (Exception, SystemExit) as error:  # the user's code may raise either
         raise JobError(
             f"optimizer={run.config.optimizer.name}: cannot go on from its state, {where_raised(error)}; mend its "
             f"load_state_dict, or delete {run.state} to train from the start"

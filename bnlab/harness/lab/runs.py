@@ -85,7 +85,7 @@ def _parse_settings(words: list[str]) -> dict[str, str]:
     for word in words:
         key, _, value = word.partition("=")
         if key in settings:
-            raise UserError(f"{word}: {key} is given twice; name several values with commas, as {key}=1,2")
+            raise UserError(f"{word}: {key} is given twice; leave one of them out")
         settings[key] = value
     return settings
 

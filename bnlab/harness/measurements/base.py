@@ -115,7 +115,7 @@ def find_measurement(name: str) -> Measurement:
     try:
         # Without @dataclass of its own a class has the base's `__init__`, whose default is the base's name.
         return cls(name=cls.name)
-    except Exception as error:  # a user's class may raise anything
+    except (Exception, SystemExit) as error:  # a user's class may raise either
         raise UserError(f"measurements={name}: {where_raised(error)}") from error
 
 

@@ -82,7 +82,7 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     are_within = bool(((values >= 0) & (values <= 1)).to_numpy().all())
     # The history does not say whether more is better, but the sign of what was lost does.
     is_higher_better = np.allclose(known["exact"] - known["running"], known["lost"])
-    are_shares = are_within and is_higher_better
+    are_shares = len(known) > 0 and are_within and is_higher_better
 
     scale = 100 if are_shares else 1
     means = pd.DataFrame({"panel": metric, "line": rows["line"], "update": rows["update"]})

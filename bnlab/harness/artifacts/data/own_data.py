@@ -127,7 +127,7 @@ def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Parts:
             parts = _read_parts(given, f"data={path}")
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the user's data set may raise either
             raise UserError(f"data={path}: {where_raised(error)}; {_EXPECTED}") from error
     return _digest_parts(parts, path, dict(arguments))
 

@@ -61,7 +61,7 @@ def _name_failed_item(part: Any, index: int, where: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the user's data set may raise either
         samples = getattr(part, "samples", None)
         file = ""
         if isinstance(samples, list) and index < len(samples) and isinstance(samples[index], tuple):
