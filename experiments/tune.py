@@ -127,10 +127,10 @@ def _list_cells(words: list[str]) -> list[list[Config]]:
 def _describe_cell(cell: Sequence[Config]) -> str:
     """Say what the networks of a cell have in common."""
     config = cell[0]
-    momentum = config.norm.get_training_average()
+    average = config.norm.get_training_average()
     norm = config.norm.name
-    if momentum is not None:
-        norm = f"{norm}({momentum})"
+    if average is not None:
+        norm = f"{norm}({average})"
     return f"{norm}, batch size {config.batch_size}, {config.optimizer.schedule}, {config.steps} updates"
 
 

@@ -1,7 +1,7 @@
 """Exact statistics of a model's data: see how a forward runs, walk until nothing changes, and check the result.
 
 Most networks need one walk. The statistics of layers that are called several times in a forward depend on themselves:
-they are a fixed point, and a walk to which they are given measures them again.
+they are a fixed point, and a walk that assumes them measures them again.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def _choose_step(step: float, is_plain: bool, remainder: float, best_remainder: 
 
 
 def _take_remainder(task: Task, best: _Trial | None, names: Collection[str]) -> Walk:
-    """Take the walk with the smallest remainder, and as its statistics those that were given to it.
+    """Take the walk with the smallest remainder, and as its statistics those that it has assumed.
 
     Warns of the remainder, or raises ValueError if it is large.
     """

@@ -78,8 +78,8 @@ def estimate_durations(run: Run, update: float) -> Durations:
         run: the network, of which nothing has to be there.
         update: seconds that an update takes.
     """
-    # The times of a first trial do not count: what is imported, or allocated once, takes part of them. A process makes
-    # many networks, and only the first of them waits for that.
+    # The times of a first trial do not count: what is imported, or allocated once, takes part of them. Of the networks
+    # that a process makes, only the first one waits for that.
     _try_job(run, update, images=16)
     return _try_job(run, update, images=512)
 

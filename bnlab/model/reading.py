@@ -148,8 +148,10 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
     for size, means, variances in groups:
         offsets = means - origin
         offset = offsets.mean(0)
-        between = (offsets - offset).square_()
-        var = between.add_(variances).mean(0)
+        # In place, because there may be a row for each image of the data.
+        offsets -= offset
+        squares = offsets.square_()
+        var = squares.add_(variances).mean(0)
         merged.append(Pooled(size * len(means), offset, var))
     if len(merged) == 1:
         only = merged[0]

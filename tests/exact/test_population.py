@@ -158,7 +158,7 @@ def test_shared_layers_settle_in_as_many_passes_as_there_are_layers_and_two() ->
     assert 2 < found.cost.passes <= len(found) + 2
 
 
-def test_damping_finds_what_plain_iteration_does_not() -> None:
+def test_small_steps_find_what_plain_iteration_does_not() -> None:
     """A larger mean makes the next one smaller by more than that."""
     model = Net(lambda net, x: net.norm(6 * net.norm(x)), norm=nn.BatchNorm1d(1, affine=False)).double()
     data = [torch.randn(64, 1).double() + 1, torch.randn(64, 1).double() + 1]
@@ -169,7 +169,7 @@ def test_damping_finds_what_plain_iteration_does_not() -> None:
     assert measure_difference(found, evaluate(model, found, data)) <= 1e-5
 
 
-def test_changes_are_damped_more_where_the_first_damping_is_too_little() -> None:
+def test_steps_become_smaller_where_the_first_ones_are_too_large() -> None:
     """A running mean that is larger by 1 makes the mean smaller by eight: more than 2/9 of each change runs away.
 
     With s² the variance of the data and v that of both calls, v = s²/2 + k²s²/(2v), and the slope is k/(2√v).

@@ -80,8 +80,8 @@ def _conclude_by_cost(
     if place is not None:
         word, why = place
         edges = [
-            _draw_line("running averages cost", cost.value, worth, "undecided", scale=worth),
-            _draw_line("running averages cost at least", cost.low, 0.0, "undecided", scale=cost.value),
+            _draw_edge("running averages cost", cost.value, worth, "undecided", scale=worth),
+            _draw_edge("running averages cost at least", cost.low, 0.0, "undecided", scale=cost.value),
         ]
         others = [edge for edge in edges if edge.beyond != word]
         return Verdict(word, f"{reported} {why}", cost, chosen, others).add_nearest()
@@ -90,12 +90,12 @@ def _conclude_by_cost(
     most = worth if cost.low > 0 else SURELY_HEALTHY * worth
     word = "undecided" if cost.high > most else "healthy"
     beyond: Word = "healthy" if word == "undecided" else "undecided"
-    edge = _draw_line("the cost may be up to", cost.high, most, beyond, scale=most)
+    edge = _draw_edge("the cost may be up to", cost.high, most, beyond, scale=most)
     sentence = f"{reported} {_TOO_NEAR}" if word == "undecided" else reported
     return Verdict(word, sentence, cost, edges=[edge]).add_nearest()
 
 
-def _draw_line(what: str, value: float, line: float, beyond: Word, scale: float) -> Edge:
+def _draw_edge(what: str, value: float, line: float, beyond: Word, scale: float) -> Edge:
     """Draw a line between costs in accuracy."""
     return Edge(what, value, line, beyond, scale, is_share=True, unit=" points")
 

@@ -33,7 +33,7 @@ from bnlab.statistics.network import Statistics, using
 _IMAGES_AT_ONCE = 256  # for exact statistics and predictions, which do not depend on it
 _UPDATE = ("step", "learning rate", "loss of the batch", "accuracy of the batch")
 
-LoggedScores = Mapping[str, float]
+LoggedValues = Mapping[str, float]
 """The numbers that were measured at a step, by name."""
 
 
@@ -43,10 +43,10 @@ class _Log(Protocol):
     def write_updates(self, updates: pd.DataFrame) -> None:
         """Write all updates so far, with the columns `_UPDATE`."""
 
-    def write_scores(self, step: int, scores: LoggedScores) -> None:
+    def write_values(self, step: int, values: LoggedValues) -> None:
         """Write what was measured at a step."""
 
-    def close(self, scores: LoggedScores) -> None:
+    def close(self, values: LoggedValues) -> None:
         """Write the settings, with what was measured last."""
 
 
@@ -62,7 +62,7 @@ class LiveLog:
     def __init__(self, run: Run, step: int) -> None:
         self._run = run
         self._log: _Log = _TensorBoard(run, step) if run.config.log == "tensorboard" else _Csv(run, step)
-        self._scores: LoggedScores = {}  # of the last step that was measured
+        self._values: LoggedValues = {}  # of the last step that was measured
 
     def write_updates(self, state: TrainingState) -> None:
         """Bring the updates that have been read to disk."""
@@ -82,11 +82,11 @@ class LiveLog:
             # A copy, because training has changed the model's layers, as for recording.
             model = run.new_model()
             model.load_state_dict(state.evaluated_model.state_dict())
-            scores = _validate(model, run, "running averages")
+            values = _validate(model, run, "running averages")
             if run.has_trace:
-                scores |= self._compare_with_exact(model, state.step)
-        self._scores = scores
-        self._log.write_scores(state.step, scores)
+                values |= self._compare_with_exact(model, state.step)
+        self._values = values
+        self._log.write_values(state.step, values)
 
     def _compare_with_exact(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure the gap to exact statistics of the training split, and validation under these."""
@@ -104,7 +104,7 @@ class LiveLog:
 
     def close(self) -> None:
         """Write the settings; the training has ended."""
-        self._log.close(self._scores)
+        self._log.close(self._values)
 
 
 def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | None = None) -> dict[str, float]:
@@ -138,14 +138,14 @@ class _TensorBoard:
             self._written = step
         self._writer.flush()
 
-    def write_scores(self, step: int, scores: LoggedScores) -> None:
-        for name, value in scores.items():
+    def write_values(self, step: int, values: LoggedValues) -> None:
+        for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self, scores: LoggedScores) -> None:
+    def close(self, values: LoggedValues) -> None:
         # Under other names than the curves, to which they would add a second point at the last step. Without
         # `run_name` torch writes into a new folder, which TensorBoard shows as a run of its own.
-        last = {f"last {name}": value for name, value in scores.items()}
+        last = {f"last {name}": value for name, value in values.items()}
         self._writer.add_hparams(_list_settings(self._run), last, run_name=".", global_step=self._written)
         self._writer.close()
 
@@ -165,12 +165,12 @@ class _Csv:
     def write_updates(self, updates: pd.DataFrame) -> None:
         self._write("updates.csv", updates)
 
-    def write_scores(self, step: int, scores: LoggedScores) -> None:
-        row: dict[Any, Any] = {"step": step, **scores}
+    def write_values(self, step: int, values: LoggedValues) -> None:
+        row: dict[Any, Any] = {"step": step, **values}
         self._rows.append(row)
         self._write("measured.csv", pd.DataFrame(self._rows))
 
-    def close(self, scores: LoggedScores) -> None:
+    def close(self, values: LoggedValues) -> None:
         settings = _list_settings(self._run)
         self._write("settings.csv", pd.DataFrame({"setting": [*settings], "value": [*settings.values()]}))
 
