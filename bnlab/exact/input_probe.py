@@ -47,7 +47,7 @@ _MOMENTUM = 0.1  # of the copies that are called: what is averaged is read off t
 _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 
-class Averaged(enum.Enum):
+class ProbeOutcome(enum.Enum):
     """What a layer averages, as probing it has shown."""
 
     INPUT = "it averages the moments of its input, or of the values that it was compared with"
@@ -57,15 +57,15 @@ class Averaged(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer of a layer that was probed.
+class ProbeResult:
+    """Result for a layer that was probed.
 
     Attributes:
-        averaged: what it averages.
+        outcome: what it averages.
         off: for other moments, the largest difference: of a mean in σ, of a variance relative; else NaN.
     """
 
-    averaged: Averaged
+    outcome: ProbeOutcome
     off: float = math.nan
 
 
@@ -136,18 +136,18 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
         if name in asked:
             return
         asked.add(name)
-        answer = probe(layers[name], args, kwargs)
+        result = probe(layers[name], args, kwargs)
         # No matter what inputs= gives: in train mode a layer may average all of its input, padding included.
-        if answer.averaged is Averaged.INPUT:
+        if result.outcome is ProbeOutcome.INPUT:
             return
         if name in task.inputs.extracts:
-            answer = _ask_about_values(task, name, layers[name], args, kwargs)
-            if answer.averaged is Averaged.UNKNOWN:
+            result = _ask_about_values(task, name, layers[name], args, kwargs)
+            if result.outcome is ProbeOutcome.UNKNOWN:
                 unclear.append(name)
-        elif answer.averaged is Averaged.UNKNOWN:
+        elif result.outcome is ProbeOutcome.UNKNOWN:
             unclear.append(name)
         elif isinstance(layers[name], BatchNorm):
-            raise _refuse_other_input(name, layers[name], answer)
+            raise _refuse_other_input(name, layers[name], result)
         else:
             others.append(name)
 
@@ -158,25 +158,27 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
     return unclear, others
 
 
-def _ask_about_values(task: Task, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+def _ask_about_values(
+    task: Task, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ProbeResult:
     """Ask a layer whether it averages the moments of what `inputs=` gives; ValueError if it averages others."""
     values = task.inputs.select(name, layer, args, kwargs)
     if values is None:
-        return Answer(Averaged.UNKNOWN)
-    answer = probe(layer, args, kwargs, values)
+        return ProbeResult(ProbeOutcome.UNKNOWN)
+    result = probe(layer, args, kwargs, values)
     # A difference that is not finite, as of a layer that overflows, says nothing about the values.
-    if answer.averaged is Averaged.OTHER_MOMENTS and math.isfinite(answer.off):
-        raise _refuse_values(name, layer, answer.off)
-    return answer
+    if result.outcome is ProbeOutcome.OTHER_MOMENTS and math.isfinite(result.off):
+        raise _refuse_values(name, layer, result.off)
+    return result
 
 
-def _refuse_other_input(name: str, layer: BatchNorm, answer: Answer) -> InputMismatch:
+def _refuse_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> InputMismatch:
     """Describe what a layer averages in place of its input, and how `inputs=` says what that is."""
     kind = type(layer).__name__
-    if answer.averaged is Averaged.OTHER_CHANNELS:
+    if result.outcome is ProbeOutcome.OTHER_CHANNELS:
         difference = "averages other channels than those of its input"
     else:
-        difference = f"does not average the moments of its input (they differ by {answer.off:.2g} σ)"
+        difference = f"does not average the moments of its input (they differ by {result.off:.2g} σ)"
 
     key = kind
     if find_replaced_forward(layer) is not None:  # set on this layer, not by its class
@@ -192,7 +194,7 @@ def _refuse_values(name: str, layer: BatchNorm, off: float) -> ValueError:
     )
 
 
-def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], values: Tensor | None = None) -> Answer:
+def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], values: Tensor | None = None) -> ProbeResult:
     """Compare what a layer averages in this call with the mean and variance of its input.
 
     They are the same if they differ by rounding, with either divisor of the variance. With `values` [N, C, ...] they
@@ -206,22 +208,22 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], value
         x = given.detach().cpu().double()  # in this order: MPS has no float64
         size = float(x.square().mean().sqrt())
         if not math.isfinite(size):  # the layer is not to blame: `require_usable` says that the input is not finite
-            return Answer(Averaged.UNKNOWN)
+            return ProbeResult(ProbeOutcome.UNKNOWN)
         # An input of zeros has no size; any unit will do for it.
         if size == 0:
             size = 1.0
         a, b = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]
     except Exception:  # the layer cannot be copied, or not be called in train mode with what it is given in eval mode
-        return Answer(Averaged.UNKNOWN)
+        return ProbeResult(ProbeOutcome.UNKNOWN)
 
     # The two starts are 1 apart in units of the input, and a share of 1 − m is left of their distance.
     momentum = 1 - (b.mean - a.mean) / size
     momentum_of_var = 1 - (b.var - a.var) / size**2
     if float(momentum.abs().max()) < _NOTHING:
-        return Answer(Averaged.UNKNOWN)
+        return ProbeResult(ProbeOutcome.UNKNOWN)
     smallest_momentum = float(torch.minimum(momentum.abs(), momentum_of_var.abs()).min())
     if smallest_momentum < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # only some channels are averaged
-        return Answer(Averaged.OTHER_CHANNELS)
+        return ProbeResult(ProbeOutcome.OTHER_CHANNELS)
 
     # The first start has mean 0 and variance `size**2`. A share of 1 − m of both is left in the averages.
     averaged_mean = a.mean / momentum
@@ -233,7 +235,7 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], value
         pooled = reduce(Moments.merge, a.parts)
         # Pooled moments were not divided by a momentum, so that their rounding is not magnified.
         off = min(off, _compare_with_input(x, size, pooled.mean, pooled.var, 1.0))
-    return Answer(Averaged.INPUT) if off == 0 else Answer(Averaged.OTHER_MOMENTS, off)
+    return ProbeResult(ProbeOutcome.INPUT) if off == 0 else ProbeResult(ProbeOutcome.OTHER_MOMENTS, off)
 
 
 def _compare_with_input(
