@@ -164,6 +164,14 @@ def test_a_forward_that_was_set_on_a_layer_is_asked() -> None:
         population_statistics(model, data)
 
 
+def test_a_forward_that_was_set_on_a_layer_may_round_as_torch_does_where_channels_are_innermost() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8))
+    own = model[1].forward
+    model[1].forward = lambda x: own(x)
+    data = torch.randn(512, 8, 24, 24, generator=torch.Generator().manual_seed(0))
+    population_statistics(model, [data.to(memory_format=torch.channels_last)])
+
+
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated])
 def test_layers_that_are_recorded_are_measured_as_ever(kind: type[nn.BatchNorm2d]) -> None:
     model = nn.Sequential(kind(3))

@@ -456,6 +456,24 @@ def test_an_own_forward_may_average_biased_variances() -> None:
         model(DATA[0])
 
 
+def test_an_own_forward_may_add_up_one_value_after_the_other() -> None:
+    """As torch's does on the CPU where channels are innermost: here its variance is off by a thousand roundings."""
+
+    class Plain(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input)
+
+    model = nn.Sequential(nn.ReLU(), Plain(8))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 8, 32, 32, generator=generator).to(memory_format=torch.channels_last)
+    with no_warning(), record(model):
+        model(images)
+
+    with pytest.warns(UserWarning, match="not the average of what was recorded"), record(model):
+        model(images)
+        model[1].get_buffer("running_var").mul_(1.02)
+
+
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
 @pytest.mark.parametrize("shape", [(4, 2, 3, 3), (1, 3, 1, 1), (4, 2)])
 def test_input_that_a_layer_refuses_or_passes_over_has_no_entry(shape: Any, kind: type[nn.BatchNorm2d]) -> None:
