@@ -3,7 +3,8 @@
 # make test-elsewhere VARIANT=all   the tests as others run them: another processor, folder, user; or one variant of tests/elsewhere
 # make test-all   the slow tests too, and those of optional packages that can be installed
 # make test-slurm sweeps on a real Slurm on this machine, with jobs that are killed and requeued; says what to install
-# make test-versions  the library's tests with the oldest torch, one between, and the newest; installs several GB
+# make test-versions  the tests with the oldest version of every package, with a torch between, and with the newest;
+#                 installs several GB
 # make results    every experiment that needs no download again, for results/reference: 1,900 networks, whose training takes
 #                 about 40 hours of one core, two at a time. What is finished is kept
 # make docs       the site, build/site/index.html
@@ -85,18 +86,36 @@ test-slurm: .venv/installed-dev
 	@$(PY) -c 'import sys; from tests.slurm.cluster import describe_missing; sys.exit(describe_missing() or None)'
 	$(PY) -m pytest -q -m slow tests/slurm
 
-# An environment for each pair of torch and torchvision, with an interpreter of its own; they are removed afterwards.
-VERSIONS := python3.11/2.6.0/0.21.0 python3.12/2.11.0/0.26.0 python3.13/2.13.0/0.28.0
-LIBRARY_TESTS := tests/exact tests/recording tests/nn $(filter-out tests/test_make.py,$(wildcard tests/test_*.py))
+# The oldest version of every package that bnlab and its sweeps need, as constraints.
+define WRITE_OLDEST
+import re
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+lines = []
+for requirement in [*project["dependencies"], *project["optional-dependencies"]["harness"]]:
+    bound = re.fullmatch(r"([\w-]+)>=([\w.]+)", requirement)
+    if bound:
+        lines.append(f"{bound[1]}=={bound[2]}\n")
+Path("build/oldest.txt").write_text("".join(lines), encoding="utf-8")
+endef
+export WRITE_OLDEST
+
+# The interpreter of each environment, and what else is installed into it. They are removed afterwards.
+VERSIONS := python3.11,-cbuild/oldest.txt python3.12,torch==2.11.0,torchvision==0.26.0 \
+	python3.13,torch==2.13.0,torchvision==0.28.0
 
 test-versions:
+	@mkdir -p build
+	@python3.11 -c "$$WRITE_OLDEST"
 	for versions in $(VERSIONS); do \
-		set -- $$(echo $$versions | tr / ' '); \
-		echo "Python: $$1, torch $$2"; \
+		set -- $$(echo $$versions | tr , ' '); \
+		echo "$$@"; \
 		rm -rf .venv-versions && $$1 -m venv .venv-versions || exit 1; \
-		.venv-versions/bin/python -m pip --disable-pip-version-check install --quiet -e '.[harness,dev]' \
-			torch==$$2 torchvision==$$3 || exit 1; \
-		OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q -n 2 -p no:cacheprovider $(LIBRARY_TESTS) || exit 1; \
+		shift; \
+		.venv-versions/bin/python -m pip --disable-pip-version-check install --quiet -e '.[harness,dev]' $$@ || exit 1; \
+		OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q -n 2 -p no:cacheprovider --ignore tests/test_make.py || exit 1; \
 	done
 	rm -rf .venv-versions
 

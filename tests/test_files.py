@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ def test_a_file_that_the_system_refuses_is_named_and_what_was_there_stays(tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
-    assert raised.value.errno == errno.EFBIG
-    assert raised.value.filename == str(path)
+    # An old safetensors gives no number, but its text says the same.
+    assert os.strerror(errno.EFBIG) in str(raised.value)
+    assert str(path) in str(raised.value)
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
 

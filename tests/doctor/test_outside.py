@@ -545,7 +545,12 @@ def test_forwards_of_pairs_of_one_kind_are_one_population(make: Callable[[], Giv
 
 
 def export(model: nn.Module, given: Given) -> nn.Module:
-    return torch.export.export(model, (given.batches[0][0],)).module()
+    return export_program(model, given.batches[0][0]).module()
+
+
+def export_program(model: nn.Module, images: Tensor, **settings: Any) -> torch.export.ExportedProgram:
+    torch.compiler.reset()  # torch 2.6 exports eight models in a process, and refuses the ninth
+    return torch.export.export(model, (images,), **settings)
 
 
 class ForeignNorm(nn.Module):
@@ -574,7 +579,7 @@ def replace_foreign(given: Given) -> nn.Module:
 
 FORMS: list[Callable[[Given], nn.Module]] = [
     lambda given: export(given.model, given),
-    lambda given: torch.export.export(given.model, (given.batches[0][0],)).run_decompositions().module(),
+    lambda given: export_program(given.model, given.batches[0][0]).run_decompositions().module(),
     replace_foreign,
 ]
 
@@ -682,7 +687,7 @@ def test_a_graph_of_any_batch_size_is_measured_as_the_model_that_it_was_made_of(
     generator = torch.Generator().manual_seed(0)
     batches = [3 + torch.randn(size, 3, 5, 5, generator=generator) for size in (16, 16, 8)]
     model = CallsTwice().eval()
-    program = torch.export.export(model, (batches[0],), dynamic_shapes=({0: torch.export.Dim("images")},))
+    program = export_program(model, batches[0], dynamic_shapes=({0: torch.export.Dim("images")},))
     exported = (program.run_decompositions() if is_decomposed else program).module()
     state = {name: value.clone() for name, value in exported.state_dict().items()}
 
@@ -712,9 +717,7 @@ class Reads(nn.Module):
 
 def test_a_node_whose_names_are_shared_with_others_is_not_measured_and_said_so() -> None:
     images = torch.randn(4, 3, 5, 5)
-    program = torch.export.export(
-        nn.Sequential(Reads()).eval(), (images,), dynamic_shapes=({0: torch.export.Dim("n")},)
-    )
+    program = export_program(nn.Sequential(Reads()).eval(), images, dynamic_shapes=({0: torch.export.Dim("n")},))
 
     diagnosis = bnlab.diagnose(program.module(), [images], progress=False)
 
@@ -731,7 +734,7 @@ def test_a_graph_in_train_mode_is_told() -> None:
 
 def test_a_graph_whose_buffers_are_not_its_own_is_refused() -> None:
     given = Given(digits.make_healthy())
-    program = torch.export.export(given.model, (given.batches[0][0],))
+    program = export_program(given.model, given.batches[0][0])
 
     with pytest.raises(
         ValueError, match=r"reads running statistics that are no buffers of it; pass program\.module\(\)"

@@ -407,7 +407,8 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
 
     written = table[settings].map(write_value, na_action="ignore").rename(columns=name_setting)
     has_statistics = is_measured & (table["estimator"] != "")
-    written.loc[has_statistics, "statistics"] = _name_rows(table[has_statistics], ["estimator"])
+    measured = table[has_statistics]
+    written["statistics"] = pd.Series(_name_rows(measured, ["estimator"]), measured.index, dtype=object)
     for column in results:
         written[column] = table["ends"]
         if column in table:
@@ -415,7 +416,8 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
     written["n"] = [_write_count(*row) for row in table[["n", "left_out", "ends"]].itertuples(index=False)]
     if not has_statistics.any() and is_measured.any():
         written = written.drop(columns="statistics")
-    return written.astype(object).fillna("")
+    cells = written.astype(object)
+    return cells.where(cells.notna(), "")
 
 
 def _write_means(measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
@@ -434,13 +436,13 @@ def _write_means(measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
         table = part if measure is measures[0] else table.merge(part, how="outer")
 
     if measures:
-        table["n"] = table[[*counts.values()]].max(axis=1)
+        table = table.assign(n=table[[*counts.values()]].max(axis=1))
     for label, count in counts.items():
         cells = []
         for mean, n, largest_n in table[[label, count, "n"]].itertuples(index=False):
             has_fewer = n < largest_n
             cells.append(f"{mean} (n = {n:.0f})" if has_fewer else mean)
-        table[label] = cells
+        table = table.assign(**{label: cells})
     return table
 
 

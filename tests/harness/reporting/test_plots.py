@@ -341,7 +341,8 @@ def test_hollow_rows_have_a_circle_and_no_band() -> None:
     (band,) = ax.collections
     (circles,) = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
 
-    assert band.get_datalim(ax.transData).y1 == 2.0
+    (outline,) = band.get_paths()
+    assert outline.get_extents().y1 == 2.0
     assert np.asarray(circles.get_xdata()).tolist() == [1.0, 2.0]
 
 
