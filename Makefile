@@ -3,8 +3,8 @@
 # make test-elsewhere VARIANT=all   the tests as others run them: another processor, folder, user; or one variant of tests/elsewhere
 # make test-all   the slow tests too, and those of optional packages that can be installed
 # make test-slurm sweeps on a real Slurm on this machine, with jobs that are killed and requeued; says what to install
-# make test-versions  the tests with the oldest version of every package, with a torch between, and with the newest;
-#                 installs several GB
+# make test-versions  the tests on Python 3.11 to 3.14, with the oldest version of every package, with two versions of torch
+#                 between, and with the newest of everything; installs several GB
 # make results    every experiment that needs no download again, for results/reference: 1,900 networks, whose training takes
 #                 about 40 hours of one core, two at a time. What is finished is kept
 # make docs       the site, build/site/index.html
@@ -102,9 +102,9 @@ Path("build/oldest.txt").write_text("".join(lines), encoding="utf-8")
 endef
 export WRITE_OLDEST
 
-# The interpreter of each environment, and what else is installed into it. They are removed afterwards.
+# The interpreter of each environment, and which versions are asked for there. They are removed afterwards.
 VERSIONS := python3.11,-cbuild/oldest.txt python3.12,torch==2.11.0,torchvision==0.26.0 \
-	python3.13,torch==2.13.0,torchvision==0.28.0
+	python3.13,torch==2.13.0,torchvision==0.28.0 python3.14
 
 test-versions:
 	@mkdir -p build
