@@ -83,11 +83,12 @@ class Recorder(ABC):
         is_left: whether the layer was left to its own forward, because its input cannot be read.
         averages_by_itself: whether the layer averages in another way than its momentum says.
         may_not_count: whether the layer may leave its calls uncounted.
-        sums_plainly: whether the layer may compute its moments by adding up one value after the other.
+        rounding: how far the moments that the layer computes itself may be off, relative to their size; 0 where those
+            that are recorded are the layer's own.
     """
 
     averages_by_itself = False
-    sums_plainly = False
+    rounding = 0.0
 
     def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
         self.layer = layer
@@ -159,7 +160,7 @@ class Recorder(ABC):
         # past this recorder; if there are fewer than none, the count was written.
         without_entry = count_batches(self.layer) - self.entries.updates - len(self.entries)
         is_count_right = self.may_not_count or 0 <= without_entry <= self.missed
-        is_average = any(_is_average(self.entries, moments, self.sums_plainly) for moments in self.list_readings())
+        is_average = any(_is_average(self.entries, moments, self.rounding) for moments in self.list_readings())
         return is_average and is_count_right
 
     def list_readings(self) -> list[Tensor]:
@@ -266,9 +267,6 @@ class OwnForwardRecorder(Recorder):
         self._extract = extract
         # Torch's own forward counts batches; another one may not.
         self.may_not_count = True
-        # Another forward may call torch's, which does so on the CPU where channels are innermost in memory. Of 131,072
-        # values behind a ReLU its variance was off by 9e-4.
-        self.sums_plainly = get_running_buffers(layer)[0].device.type == "cpu"
 
     def list_readings(self) -> list[Tensor]:
         """List the moments that were recorded, and the same with biased variances, which a layer may average too."""
@@ -311,6 +309,7 @@ class OwnForwardRecorder(Recorder):
         """Make an entry of the moments that were read of `x`."""
         if self._can_be_read(x):
             self.add(x, self.compute_weight())
+            self.rounding = max(self.rounding, _bound_rounding(x))
         elif isinstance(x, Tensor) and not x.numel():
             self.missed += 1
         else:
@@ -344,11 +343,26 @@ def count_batches(layer: BatchNorm) -> int:
     return 0 if batches is None else int(batches)
 
 
-def _is_average(entries: LayerTrace, moments: Tensor, summed_plainly: bool) -> bool:
+def _bound_rounding(x: Tensor) -> float:
+    """Bound how far moments of `x` may be off, relative to their size, where a layer computes them in its own way."""
+    rounding = 0.0
+    # It may round them to the type of its input, as `x.mean()` does.
+    if x.is_floating_point():
+        rounding += torch.finfo(x.dtype).eps
+    # Or it calls torch's, which on the CPU adds up one value after the other where channels are innermost in memory, or
+    # where the input has half precision; each addition rounds by half of eps at most. Of 131,072 values behind a ReLU
+    # the variance was off by 9e-4.
+    if x.device.type == "cpu":
+        eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
+        rounding += x.numel() / x.shape[1] * eps / 2
+    return rounding
+
+
+def _is_average(entries: LayerTrace, moments: Tensor, rounding: float) -> bool:
     """Return whether the end is the average of the start and these moments of all entries, up to rounding.
 
-    Non-finite values match each other. `summed_plainly`: what the layer averaged may be these moments as they come out
-    when one value after the other is added up.
+    Non-finite values match each other. `rounding`: how far the moments that the layer averaged may be off from these,
+    relative to their size.
 
     A call with momentum m leaves a share 1 − m of what was there before it. So the start has the product of all these
     shares as its weight, and an entry m times the product of those after it.
@@ -371,18 +385,14 @@ def _is_average(entries: LayerTrace, moments: Tensor, summed_plainly: bool) -> b
     end = entries.end.cpu().double()
     size_of_mean = expected[0].abs() + expected[1].abs().sqrt()
     size_of_var = expected[1].abs()
-    eps = torch.finfo(entries.end.dtype).eps
+    info = torch.finfo(entries.end.dtype)
     roundings = 8 * (float(remaining[1:].abs().sum()) + 1)
-    tolerance = roundings * eps * torch.stack((size_of_mean, size_of_var))
-
-    if summed_plainly:
-        # Each of n additions rounds by at most eps/2 of the sum up to there. The variance has the square of the mean's
-        # error too, from which its deviations are taken.
-        counts = torch.tensor(entries.counts, dtype=torch.float64)
-        additions = float(weights.abs() @ counts) / 2
-        of_mean = additions * eps * size_of_mean
-        of_var = additions * eps * size_of_var
-        tolerance += torch.stack((of_mean, of_var + of_mean.square()))
+    of_moments = float(weights.abs().sum()) * rounding
+    off = roundings * info.eps + of_moments
+    # The variance has the square of the mean's error too, from which its deviations are taken.
+    tolerance = torch.stack((off * size_of_mean, off * size_of_var + (off * size_of_mean).square()))
+    # What has decayed below the smallest normal number is rounded by steps that get no smaller, or is set to 0.
+    tolerance += roundings * max(info.tiny * info.eps, torch.finfo(torch.float32).tiny)
     is_near = (end - expected).abs() <= tolerance
     are_both_non_finite = ~(end.isfinite() | expected.isfinite())
     return bool((is_near | are_both_non_finite).all())
