@@ -228,18 +228,25 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], value
     # The first start has mean 0 and variance `size**2`. A share of 1 − m of both is left in the averages.
     averaged_mean = a.mean / momentum
     averaged_var = (a.var - (1 - momentum_of_var) * size**2) / momentum_of_var
-    off = _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum, values is not None)
+    # A layer may compute in float32. What it averages was divided by the momentum, which magnifies its rounding.
+    rounding = _ROUNDING * max(a.eps, torch.finfo(torch.float32).eps) / smallest_momentum
+    is_half = given.is_floating_point() and given.itemsize < 4
+    if is_half and given.device.type == "cpu" and a.eps > torch.finfo(torch.float64).eps:
+        # There torch adds up one value of half precision after the other, and each addition rounds.
+        rounding += x.numel() / x.shape[1] * torch.finfo(torch.float32).eps / 2
+    off = _compare_with_input(x, size, averaged_mean, averaged_var, rounding, values is not None)
 
     # A ghost batch norm has averaged its last parts rather than all, so that its parts are pooled instead.
     if off > 0 and len(a.parts) > 1 and all(len(part.mean) == x.shape[1] for part in a.parts):
         pooled = reduce(Moments.merge, a.parts)
         # Pooled moments were not divided by a momentum, so that their rounding is not magnified.
-        off = min(off, _compare_with_input(x, size, pooled.mean, pooled.var, 1.0))
+        rounding = _ROUNDING * torch.finfo(torch.float32).eps
+        off = min(off, _compare_with_input(x, size, pooled.mean, pooled.var, rounding))
     return ProbeResult(ProbeOutcome.INPUT) if off == 0 else ProbeResult(ProbeOutcome.OTHER_MOMENTS, off)
 
 
 def _compare_with_input(
-    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float, in_groups: bool = False
+    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, rounding: float, in_groups: bool = False
 ) -> float:
     """Compute the largest difference of what a layer averages from the moments of its input; 0 if it is rounding.
 
@@ -247,7 +254,7 @@ def _compare_with_input(
         x: the input, [N, C, ...].
         size: root mean square of the input.
         averaged_mean, averaged_var: what the layer averages, [C].
-        momentum: the smallest of a channel.
+        rounding: how far the averages may be off, relative to the size of the values that they are of.
         in_groups: whether the variance may be that in groups of the input.
     """
     dims = [dim for dim in range(x.dim()) if dim != 1]
@@ -264,9 +271,7 @@ def _compare_with_input(
     else:
         off_var = torch.minimum((averaged_var - biased).abs(), (averaged_var - unbiased).abs()) / biased
 
-    # A layer may compute in float32. What it averages was divided by the momentum, which magnifies its rounding.
-    rounding = _ROUNDING * torch.finfo(torch.float32).eps / momentum
-    # It is relative to the size of the values, which can be many σ if the mean is far from 0.
+    # Rounding is relative to the size of the values, which can be many σ if the mean is far from 0.
     size_of_mean = (size + mean.abs() + deviation) / deviation
     size_of_var = (size**2 + mean.square() + biased) / biased
     is_input = (off_mean <= rounding * size_of_mean) & (off_var <= rounding * size_of_var)
@@ -274,10 +279,17 @@ def _compare_with_input(
 
 
 class _Average(NamedTuple):
-    """Running mean and variance after a call, float64 [C] on the CPU, and the moments of what torch's routine got."""
+    """What a call leaves.
+
+    Attributes:
+        mean, var: the running mean and variance after it, float64 [C] on the CPU.
+        eps: the relative rounding of the buffers that held them.
+        parts: the moments of what torch's routine was given.
+    """
 
     mean: Tensor
     var: Tensor
+    eps: float
     parts: list[Moments]
 
 
@@ -300,14 +312,23 @@ class _Parts(TorchFunctionMode):
 def _average(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float) -> _Average:
     """Call a layer once in train mode from a running mean and variance."""
     if find_replaced_forward(layer) is None:
-        trial = copy.deepcopy(layer).double()
-        momentum = get_momentum(trial)
-        # A layer with momentum=None weighs by counting, and one with 0 does not average; both are left as they are.
-        if isinstance(momentum, float) and momentum > 0:
-            trial.momentum = _MOMENTUM
-        return _train_once(trial, map_batch(_widen, args), map_batch(_widen, kwargs), mean, var)
+        try:
+            trial = _copy_layer(layer).double()
+            return _train_once(trial, map_batch(_widen, args), map_batch(_widen, kwargs), mean, var)
+        except Exception:  # as of a forward that turns its input into float32, which torch refuses beside float64
+            return _train_once(_copy_layer(layer), map_batch(_copy, args), map_batch(_copy, kwargs), mean, var)
     with borrowed(layer):  # the forward that was set on this layer may be bound to it: a copy's would call the original
         return _train_once(layer, map_batch(_copy, args), map_batch(_copy, kwargs), mean, var)
+
+
+def _copy_layer(layer: BatchNorm) -> BatchNorm:
+    """Copy a layer, with a momentum by which little is rounded."""
+    copied = copy.deepcopy(layer)
+    momentum = get_momentum(copied)
+    # A layer with momentum=None weighs by counting, and one with 0 does not average; both are left as they are.
+    if isinstance(momentum, float) and momentum > 0:
+        copied.momentum = _MOMENTUM
+    return copied
 
 
 def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float) -> _Average:
@@ -332,7 +353,8 @@ def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any],
 
     # Read again, because a layer may replace its buffers by new tensors instead of writing into them.
     averaged_mean, averaged_var = get_running_buffers(layer)
-    return _Average(_copy(averaged_mean).double().cpu(), _copy(averaged_var).double().cpu(), parts.moments)
+    eps = torch.finfo(averaged_mean.dtype).eps
+    return _Average(_copy(averaged_mean).double().cpu(), _copy(averaged_var).double().cpu(), eps, parts.moments)
 
 
 def _widen(leaf: Any) -> Any:

@@ -68,7 +68,9 @@ def test_each_model_is_measured_as_layer_by_layer_in_float64(name: str) -> None:
         warnings.simplefilter("always")
         found = measure(case)
 
+    # Where a processor has no bfloat16, torch warns of its own slow way.
     messages = [str(warning.message) for warning in caught]
+    messages = [message for message in messages if message.startswith("population_statistics")]
     assert all(case.warns in message for message in messages)
     assert bool(messages) == bool(case.warns)
     assert found.check is not None
