@@ -173,7 +173,13 @@ def _compute_gain(momentum: float, number: int) -> float:
 
 def _list_fingerprints(rows: Tensor) -> list[float]:
     """Compute a fingerprint of each row [2, C]: rows that are equal bit for bit have the same, others hardly ever."""
-    # In float64, different rows hardly ever have the same sum. Only these sums leave the device.
+    # In float64, different rows hardly ever have the same weighted sum. Only these sums leave the device.
     wide = rows.cpu().double() if rows.device.type == "mps" else rows.double()  # MPS has no float64
-    sums = wide.flatten(1).sum(1)
+    values = wide.flatten(1)
+    # Plain sums of numbers with few digits, as in half precision, are often the same. These weights, from 1 to 2, have
+    # nothing to do with the values, and no two are the same.
+    golden = (math.sqrt(5) - 1) / 2
+    numbers = torch.arange(1, values.shape[1] + 1, dtype=torch.float64, device=values.device)
+    weights = 1 + (golden * numbers).frac()
+    sums = (weights * values).sum(1)
     return sums.tolist()  # type: ignore[no-any-return]
