@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,9 +65,14 @@ class FirstLayer:
         if colours > _MOST_COLOURS:
             colours = 1
 
+        # Shifts are about as large as the images: half precision rounds a smaller one away, as of 1 beside 255. A power
+        # of two is added and divided by exactly.
+        size_of_images = float(images.detach().double().square().mean().sqrt())
+        shift = 2.0 ** round(math.log2(size_of_images)) if 0 < size_of_images < math.inf else 1.0
+
         # If the response is affine, the first colour shifted twice as far has twice the effect.
-        changes: list[Change] = [torch.clone, torch.zeros_like, shift_colour(0, colours, 2.0)]
-        changes += [shift_colour(number, colours, 1.0) for number in range(colours)]
+        changes: list[Change] = [torch.clone, torch.zeros_like, shift_colour(0, colours, 2 * shift)]
+        changes += [shift_colour(number, colours, shift) for number in range(colours)]
         means = []
         for change in changes:
             moments = self._measure([batch], change)
@@ -79,7 +85,7 @@ class FirstLayer:
         size = slopes[0].abs().max()
         if not size > 0 or float((again - 2 * slopes[0]).abs().max()) > NOT_AFFINE * float(size):
             return None  # it does not respond affinely, or not at all: what is called goes past the model
-        return Response(at_zero, slopes, colours)
+        return Response(at_zero, slopes / shift, colours)
 
     def measure(self, change: Change) -> Moments | None:
         """Measure what the first layer is given of these images, changed; None where it is not reached."""

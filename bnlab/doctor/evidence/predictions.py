@@ -145,8 +145,9 @@ def _list_unread(layer: BatchNorm, given: LayerCall, output: Tensor) -> Iterator
 
     with ExitStack() as stack:
         expected = output
-        # Under weights of 0, as at the end of residual branches, no output depends on the averages.
-        if isinstance(weight, nn.Parameter) and not weight.any():
+        # Under weights of 0, as at the end of residual branches, no output depends on the averages. Nor does one under
+        # weights so small that the bias leaves no digits of what they multiply.
+        if isinstance(weight, nn.Parameter) and _is_lost(weight, bias, output.dtype):
             stack.enter_context(_holding(weight, torch.ones_like(weight)))
             try:
                 expected = given.call(layer)
@@ -160,6 +161,12 @@ def _list_unread(layer: BatchNorm, given: LayerCall, output: Tensor) -> Iterator
         # What a parametrization computes at each call cannot be changed here.
         if isinstance(parameter, nn.Parameter) and not _reads(layer, given, parameter, output):
             yield words
+
+
+def _is_lost(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    """Return whether all weights are 0, or rounded away beside their biases in outputs of this type."""
+    lost = torch.zeros_like(weight) if bias is None else torch.finfo(dtype).eps * bias.abs()
+    return bool((weight.abs() <= lost).all())
 
 
 def _reads(layer: BatchNorm, given: LayerCall, values: Tensor, output: Tensor) -> bool:
