@@ -46,7 +46,7 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches borrow reading layers",
-    "common": "files pages storage names vision printing",
+    "common": "files precision pages storage names vision printing",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "state self_tuned",

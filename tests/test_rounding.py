@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import diagnose, population_statistics, record
+from bnlab.common.precision import widen
 from bnlab.nn import SelfTuned, momenta
 
 
@@ -126,6 +128,14 @@ def test_exact_statistics_are_measured_at_once(case: str) -> None:
         found = population_statistics(make_model().eval(), data, forward=forward)
     assert "check held" in repr(found)
     assert found.cost is not None and found.cost.passes <= 2
+
+
+def test_numbers_are_widened_on_the_cpu_where_their_device_has_no_float64() -> None:
+    values = draw(3)
+    of_a_mac = Mock(spec=Tensor, device=Mock(type="mps"), cpu=lambda: values)
+
+    assert widen(values).dtype == torch.float64
+    assert torch.equal(widen(of_a_mac), values.double())
 
 
 def test_batches_of_half_precision_are_all_averaged() -> None:

@@ -147,9 +147,15 @@ def _take_values(batch: Any) -> list[Any]:
     """Copy some values of each tensor and array of a batch, which another batch hardly shares."""
     tensors = [tensor for tensor in list_tensors(batch) if is_dense(tensor)]
     arrays = [array for array in list_arrays(batch) if not array.dtype.hasobject]
-    of_tensors = [torch.take(_view_bytes(each), _choose_places(each.numel(), each.device)) for each in tensors]
+    of_tensors = [_take(_view_bytes(each), _choose_places(each.numel(), each.device)) for each in tensors]
     of_arrays = [array.flat[_choose_places(array.size, _CPU).numpy()] for array in arrays]
     return [*of_tensors, *of_arrays]
+
+
+def _take(tensor: Tensor, places: Tensor) -> Tensor:
+    if tensor.device.type == "mps":  # whose torch has no `take`
+        return tensor.flatten()[places]
+    return torch.take(tensor, places)  # copies nothing else, whatever the layout in memory
 
 
 def _view_bytes(tensor: Tensor) -> Tensor:
@@ -166,7 +172,7 @@ def _choose_places(count: int, device: torch.device) -> Tensor:
     """
     if count <= _VALUES:
         return torch.arange(count, device=device)
-    shares = torch.arange(1, _VALUES + 1, dtype=torch.float64) * _GOLDEN % 1
+    shares = torch.arange(1, _VALUES + 1, dtype=torch.float64, device=_CPU) * _GOLDEN % 1
     return (shares * count).long().to(device)
 
 

@@ -173,8 +173,8 @@ def check_device(name: str) -> None:
     if name == "auto":
         return
     try:
-        # Not torch.device(name), which does not look whether there is such a device.
-        torch.empty(0, device=name)
-    # A build of torch without CUDA raises AssertionError.
-    except (RuntimeError, AssertionError) as error:
+        # Not torch.device(name), which does not look whether there is such a device. Sweeps add up in float64.
+        torch.empty(0, dtype=torch.float64, device=name)
+    # A build of torch without CUDA raises AssertionError, a Mac's device TypeError, as it has no float64.
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"device={name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from error

@@ -113,6 +113,9 @@ def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = Fa
 
 def _copy_tensor(tensor: Tensor, device: torch.device | None, channels_last: bool) -> Tensor:
     place = tensor.device if device is None else device
+    # Labels may be float64, which a Mac's device does not have.
+    if place.type == "mps" and tensor.dtype == torch.float64:
+        tensor = tensor.float()
     # Sparse and nested tensors have no strides, and refuse a memory format.
     if not is_dense(tensor):
         return tensor.to(place, copy=True)

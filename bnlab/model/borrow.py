@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from bnlab.model.batches import is_dense
 
 # Types of what a forward sets for its batch: values that are replaced, and not written into.
+_WITH_GENERATORS = ("cuda", "mps", "xpu")  # types of devices that draw random numbers of their own
 _SIMPLE = (bool, int, float, str, tuple, Tensor, type(None), enum.Enum, np.generic)
 
 _measurements = 0  # loans in which bnlab alone calls models
@@ -202,12 +203,13 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     Of accelerators only the generators of those that a model is on.
     """
     parameters = [] if model is None else model.parameters()
-    devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.is_cuda])
+    devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.device.type in _WITH_GENERATORS])
+    kind = next((device.type for device in devices), "cuda")
     state = random.getstate()
     numpy_state = np.random.get_state()
     try:
         # Without a list, torch would save the generators of every accelerator in the machine.
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices, device_type=kind):
             yield
     finally:
         random.setstate(state)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnlab.common.precision import widen
 from bnlab.estimators.bank import BATCHES_PER_BLOCK, MOMENTA, Bank
 
 
@@ -124,7 +125,7 @@ class Averages:
         return rows[numbers]
 
     def _forecast(self, rows: Tensor) -> Bank:
-        block = self.bank.forecast(rows.to(self.bank.eps))
+        block = self.bank.forecast(widen(rows).to(self.bank.eps))
         return block.end()
 
     def advance(self) -> Bank:
@@ -174,8 +175,7 @@ def _compute_gain(momentum: float, number: int) -> float:
 def _list_fingerprints(rows: Tensor) -> list[float]:
     """Compute a fingerprint of each row [2, C]: rows that are equal bit for bit have the same, others hardly ever."""
     # In float64, different rows hardly ever have the same weighted sum. Only these sums leave the device.
-    wide = rows.cpu().double() if rows.device.type == "mps" else rows.double()  # MPS has no float64
-    values = wide.flatten(1)
+    values = widen(rows).flatten(1)
     # Plain sums of numbers with few digits, as in half precision, are often the same. These weights, from 1 to 2, have
     # nothing to do with the values, and no two are the same.
     golden = (math.sqrt(5) - 1) / 2

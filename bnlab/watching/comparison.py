@@ -175,4 +175,4 @@ def _read_number(value: Any, name: str) -> Tensor:
     if not _is_number(value):
         raise TypeError(f"watch: evaluate returned a {type(value).__name__} as {name!r}; {_ADVICE}")
     number = float(value) if isinstance(value, Real) else torch.as_tensor(value).item()
-    return torch.tensor([number], dtype=torch.float64)
+    return torch.tensor([number], dtype=torch.float64, device="cpu")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bnlab.harness import load
+from bnlab.harness.config import check_device
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute
 from tests.experiments.commands import ROOT, Call
@@ -66,6 +68,20 @@ def test_a_device_is_looked_for_where_jobs_run() -> None:
         plan_jobs([*words, "dry_run=true"])
     with pytest.raises(UserError, match="device=cuda:77: not available here"):
         execute(config)
+
+
+def test_a_device_without_float64_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a Mac, here by what its torch raises."""
+
+    def make(*sizes: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+        assert (dtype, device) == (torch.float64, "mps")
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    monkeypatch.setattr(torch, "empty", make)
+    with pytest.raises(
+        UserError, match=r"device=mps: not available here \(Cannot convert .* float64.*; try auto or cpu"
+    ):
+        check_device("mps")
 
 
 def test_each_source_of_statistics_once(call: Call, tmp_path: Path) -> None:

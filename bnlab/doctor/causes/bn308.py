@@ -217,7 +217,7 @@ def _find_removed_weights(
     channels = len(earlier_state[name_tensor(strip_wrappers(name), "weight")])
     if weights is None or weights.shape[1] % channels or len(kept_channels) == channels:
         return None
-    weights = weights.double().cpu()
+    weights = weights.cpu().double()
     if weights.dim() == 2:  # after nn.Flatten a channel has several columns
         weights = weights.unflatten(1, (channels, -1)).sum(2)
 
@@ -234,8 +234,8 @@ def _average_activation(earlier_state: Mapping[str, Tensor], name: str, between:
 
     Without an activation among the modules between them, as where it is a function, that is ReLU.
     """
-    weight = earlier_state[name_tensor(strip_wrappers(name), "weight")].double().cpu()
-    bias = earlier_state[name_tensor(strip_wrappers(name), "bias")].double().cpu()
+    weight = earlier_state[name_tensor(strip_wrappers(name), "weight")].cpu().double()
+    bias = earlier_state[name_tensor(strip_wrappers(name), "bias")].cpu().double()
     normal = NormalDist()
     levels = [normal.inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
     # In steps of equal probability, so that their plain mean is the mean over the distribution.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnlab.common.precision import widen
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import NOT_AFFINE
 from bnlab.doctor.undo import Change, change_images
@@ -67,7 +68,7 @@ class FirstLayer:
 
         # Shifts are about as large as the images: half precision rounds a smaller one away, as of 1 beside 255. A power
         # of two is added and divided by exactly.
-        size_of_images = float(images.detach().double().square().mean().sqrt())
+        size_of_images = float(widen(images.detach()).square().mean().sqrt())
         shift = 2.0 ** round(math.log2(size_of_images)) if 0 < size_of_images < math.inf else 1.0
 
         # If the response is affine, the first colour shifted twice as far has twice the effect.

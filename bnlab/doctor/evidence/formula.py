@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bnlab.common.precision import widen
 from bnlab.doctor.evidence.looking import LayerCall, run_and_inspect
 from bnlab.doctor.thresholds import FORMULA_DIFFERS
 from bnlab.doctor.undo import find_tensor
@@ -62,7 +63,7 @@ def find_deviations(task: Task, unread: Mapping[str, Any]) -> dict[str, Deviatio
 
 def _list_channels(x: Tensor) -> Tensor:
     """List the values of each channel of [N, C, ...], float64 [C, M]."""
-    return x.detach().movedim(1, 0).flatten(1).double()
+    return widen(x.detach().movedim(1, 0).flatten(1))
 
 
 def _compare(layer: BatchNorm, x: Tensor, output: Tensor) -> Deviation | None:
@@ -90,21 +91,21 @@ def _compare(layer: BatchNorm, x: Tensor, output: Tensor) -> Deviation | None:
 
 def _normalize(layer: BatchNorm, x: Tensor, *, eps: float | None = None, is_absolute: bool = False) -> Tensor:
     """Compute the formula, with another eps or the absolute values of the weight where that is asked for."""
-    mean, var = (buffer.double()[:, None] for buffer in get_running_buffers(layer))
+    mean, var = (widen(buffer)[:, None] for buffer in get_running_buffers(layer))
     if eps is None:
         eps = layer.eps
     normalized = (x - mean) / (var + eps).sqrt()
     weight = get_weight(layer)
     if weight is None:
         return normalized
-    weight = weight.detach().double()[:, None]
+    weight = widen(weight.detach())[:, None]
     return normalized * (weight.abs() if is_absolute else weight) + _get_bias(layer)
 
 
 def _get_bias(layer: BatchNorm) -> Tensor | float:
     """Return the bias [C, 1]; 0 without one."""
     bias = get_bias(layer)
-    return 0.0 if bias is None else bias.detach().double()[:, None]
+    return 0.0 if bias is None else widen(bias.detach())[:, None]
 
 
 def _list_others(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -114,7 +115,7 @@ def _list_others(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         if eps != layer.eps:
             yield f"an eps of {eps:g}", _normalize(layer, x, eps=eps)
     _, var = get_running_buffers(layer)
-    var = var.double()[:, None]
+    var = widen(var)[:, None]
     root = (var + layer.eps).sqrt()
     bias = _get_bias(layer)
     scaled = _normalize(layer, x) - bias

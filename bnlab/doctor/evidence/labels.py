@@ -139,13 +139,15 @@ def describe_unread(batch: Any) -> str | None:
 
 
 def find_logits(output: Any) -> Tensor | None:
-    """Find the tensor [N, ...] of an output."""
+    """Find the tensor [N, ...] of an output; on the CPU where its device has no float64, in which it is scored."""
     logits = getattr(output, "logits", output)
     if isinstance(logits, Mapping):
         logits = logits.get("logits")
     if isinstance(logits, (tuple, list)) and logits:
         logits = logits[0]
-    return logits if isinstance(logits, Tensor) and logits.dim() > 0 else None
+    if not isinstance(logits, Tensor) or logits.dim() == 0:
+        return None
+    return logits.cpu() if logits.device.type == "mps" else logits
 
 
 def choose_part(output: Any, labels: Tensor) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.common.precision import widen
 from bnlab.doctor.undo import normalize_each_batch
 from bnlab.exact.task import Task, watched
 from bnlab.model.batches import count_images
@@ -113,7 +114,7 @@ class _Watch:
         # About 0, squares of channels that lie far from it would say hardly anything of their spread.
         off = values - self._center.to(values)[:, None]
         squares = off.square_().mean(2)
-        rows = torch.cat((means, squares), 1).to(self._center)  # in float64
+        rows = widen(torch.cat((means, squares), 1)).to(self._center)
 
         of_batch = Moments(images, rows.mean(0), rows.var(0, correction=0))
         # The empty moments cannot be merged with rows, which have means and squares and so are twice as long.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.common.precision import widen
 from bnlab.doctor.evidence.looking import LayerCall, run_and_inspect
 from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
 from bnlab.exact.task import Task
@@ -75,7 +76,7 @@ def _find_output(output: Any) -> Tensor | None:
     """Find the first tensor of numbers in an output, as float64; None without."""
     numbers = (tensor for tensor in list_tensors(output) if tensor.is_floating_point())
     first = next(numbers, None)
-    return None if first is None else first.detach().double()
+    return None if first is None else widen(first.detach())
 
 
 def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:

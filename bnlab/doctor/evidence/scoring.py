@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.common.precision import widen
 from bnlab.doctor.evidence.case import has_bad_values, measure_distance, read_all_buffers
 from bnlab.doctor.evidence.labels import has_only_shares
 from bnlab.doctor.evidence.scores import (
@@ -216,8 +217,8 @@ def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Ju
         given = task.reader.measure(x)
         layer = task.layers[name]
         mean, var = get_running_buffers(layer)
-        mean = mean.to(given.mean)
-        var = var.to(given.mean)
+        mean = widen(mean).to(given.mean)
+        var = widen(var).to(given.mean)
         # An undo may propose a negative variance, whose logarithm would make all layers' sum NaN.
         gap = measure_distance(mean, var.clamp(min=0), given, layer.eps)
         # The logarithm keeps one layer that is far off from outweighing all others.
@@ -228,7 +229,7 @@ def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Ju
         if apply is not None:
             apply(task.root, stack)
         for batch in batches:
-            gaps.append(torch.zeros((), dtype=torch.float64, device=task.device))
+            gaps.append(widen(torch.zeros((), device=task.device)))
             task.evaluate(batch)
     values = -torch.stack(gaps).cpu()
     return Judged(values, values)

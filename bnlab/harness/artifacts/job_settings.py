@@ -123,7 +123,7 @@ class Config:
     # How and where
     name: str = setting("adhoc", "of the sweep: its tables lie in results/<name>/; an experiment sets it")
     results: str = setting("results", "folder of all networks and tables")
-    device: str = setting("auto", "cpu, cuda, cuda:1; auto: an accelerator if there is one")
+    device: str = setting("auto", "cpu, cuda, cuda:1; auto: cuda if there is one")
     # One thread of each network, and no more on idle cores: their number changes the last bits of results, so that it
     # may depend neither on the machine nor on what else runs there. Small networks gain nothing from more.
     threads: int = setting(1, "CPU threads of torch for a network", at_least=1)
