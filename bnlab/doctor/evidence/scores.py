@@ -375,7 +375,7 @@ def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice:
     if isinstance(returned, Real):
         raise TypeError(f"{caller}: evaluate returned one number, {returned}; {advice}")
     try:
-        values = torch.as_tensor(returned).detach().cpu()
+        values = torch.as_tensor(returned, device="cpu").detach()
         if values.is_complex():
             # It is caught below, where the message is made.
             raise TypeError
