@@ -130,6 +130,37 @@ def test_exact_statistics_are_measured_at_once(case: str) -> None:
     assert found.cost is not None and found.cost.passes <= 2
 
 
+class Drops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3)
+
+
+def test_a_random_model_is_told_in_half_precision_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Drops(), nn.BatchNorm2d(8)).to(torch.bfloat16).eval()
+    data = [draw(64, 3, 32, 32, seed=number).bfloat16() for number in range(3)]
+    with pytest.warns(RuntimeWarning, match="is random"):
+        population_statistics(model, data)
+
+
+def test_a_forward_of_something_else_is_told_in_half_precision_too() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4)).to(torch.bfloat16).eval()
+    own = model[0].forward
+    model[0].forward = lambda x: own(3 * x)
+    with pytest.raises(ValueError, match="does not average the moments of its input"):
+        population_statistics(model, [draw(16, 4, 12, 12).bfloat16()])
+
+
+def test_a_layer_that_averages_something_else_is_told_whatever_the_layout() -> None:
+    class Larger(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(1.0005 * input)
+
+    model = nn.Sequential(Larger(4))
+    with pytest.warns(UserWarning, match="not the average of what was recorded"), record(model):
+        model(draw(64, 4, 32, 32))
+
+
 def test_numbers_are_widened_on_the_cpu_where_their_device_has_no_float64() -> None:
     values = draw(3)
     of_a_mac = Mock(spec=Tensor, device=Mock(type="mps"), cpu=lambda: values)

@@ -228,10 +228,12 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], value
     # The first start has mean 0 and variance `size**2`. A share of 1 − m of both is left in the averages.
     averaged_mean = a.mean / momentum
     averaged_var = (a.var - (1 - momentum_of_var) * size**2) / momentum_of_var
-    # A layer may compute in float32. What it averages was divided by the momentum, which magnifies its rounding.
-    rounding = _ROUNDING * max(a.eps, torch.finfo(torch.float32).eps) / smallest_momentum
+    # A layer may compute in float32, and its buffers may be rounded to less. What it averages was divided by the
+    # momentum, which magnifies both.
+    eps = max(a.eps, b.eps)
+    rounding = (_ROUNDING * torch.finfo(torch.float32).eps + eps) / smallest_momentum
     is_half = given.is_floating_point() and given.itemsize < 4
-    if is_half and given.device.type == "cpu" and a.eps > torch.finfo(torch.float64).eps:
+    if is_half and given.device.type == "cpu" and eps > torch.finfo(torch.float64).eps:
         # There torch adds up one value of half precision after the other, and each addition rounds.
         rounding += x.numel() / x.shape[1] * torch.finfo(torch.float32).eps / 2
     off = _compare_with_input(x, size, averaged_mean, averaged_var, rounding, values is not None)
@@ -354,7 +356,7 @@ def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any],
     # Read again, because a layer may replace its buffers by new tensors instead of writing into them.
     averaged_mean, averaged_var = get_running_buffers(layer)
     eps = torch.finfo(averaged_mean.dtype).eps
-    return _Average(_copy(averaged_mean).double().cpu(), _copy(averaged_var).double().cpu(), eps, parts.moments)
+    return _Average(_copy(averaged_mean).cpu().double(), _copy(averaged_var).cpu().double(), eps, parts.moments)
 
 
 def _widen(leaf: Any) -> Any:

@@ -153,7 +153,7 @@ def _take_values(batch: Any) -> list[Any]:
 
 
 def _take(tensor: Tensor, places: Tensor) -> Tensor:
-    if tensor.device.type == "mps":  # whose torch has no `take`
+    if tensor.device.type == "mps":  # for which there is no torch.take
         return tensor.flatten()[places]
     return torch.take(tensor, places)  # copies nothing else, whatever the layout in memory
 

@@ -20,8 +20,8 @@ from torch.autograd import forward_ad
 
 from bnlab.model.batches import is_dense
 
-# Types of what a forward sets for its batch: values that are replaced, and not written into.
 _WITH_GENERATORS = ("cuda", "mps", "xpu")  # types of devices that draw random numbers of their own
+# Types of what a forward sets for its batch: values that are replaced, and not written into.
 _SIMPLE = (bool, int, float, str, tuple, Tensor, type(None), enum.Enum, np.generic)
 
 _measurements = 0  # loans in which bnlab alone calls models
@@ -203,8 +203,9 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     Of accelerators only the generators of those that a model is on.
     """
     parameters = [] if model is None else model.parameters()
-    devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.device.type in _WITH_GENERATORS])
-    kind = next((device.type for device in devices), "cuda")
+    found = [parameter.device for parameter in parameters if parameter.device.type in _WITH_GENERATORS]
+    kind = found[0].type if found else "cuda"
+    devices = [*dict.fromkeys(device for device in found if device.type == kind)]  # hardly ever are there several types
     state = random.getstate()
     numpy_state = np.random.get_state()
     try:

@@ -13,6 +13,9 @@ from torch import Tensor
 from bnlab.common.precision import widen
 from bnlab.estimators.bank import BATCHES_PER_BLOCK, MOMENTA, Bank
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by the bytes of a number
+_GOLDEN = 0x1E3779B97F4A7C15  # the golden ratio in bits, but for the first: its multiples have no pattern
+
 
 class Averages:
     """Bank of averages, and places for the moments of a layer's batches.
@@ -41,7 +44,7 @@ class Averages:
         self.shown = start.clone()
         self.momenta = _read_momenta(self.bank)
         self.has_pending = False
-        self._recent_fingerprints = set[float]()  # of the batches of the last full block
+        self._recent_fingerprints = set[int]()  # of the batches of the last full block
         self._keep(start.new_empty(0, *start.shape))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,7 +119,7 @@ class Averages:
         is_finite = rows.isfinite().flatten(1).all(1)
         rows = rows[is_finite]
 
-        first: dict[float, int] = {}
+        first: dict[int, int] = {}
         for number, fingerprint in enumerate(_list_fingerprints(rows)):
             first.setdefault(fingerprint, number)
         # Rows of the block before are left out, too: a checkpointed forward may run again after its first run has
@@ -172,14 +175,12 @@ def _compute_gain(momentum: float, number: int) -> float:
     return min(1.0, momentum / weight_of_all)
 
 
-def _list_fingerprints(rows: Tensor) -> list[float]:
+def _list_fingerprints(rows: Tensor) -> list[int]:
     """Compute a fingerprint of each row [2, C]: rows that are equal bit for bit have the same, others hardly ever."""
-    # In float64, different rows hardly ever have the same weighted sum. Only these sums leave the device.
-    values = widen(rows).flatten(1)
-    # Plain sums of numbers with few digits, as in half precision, are often the same. These weights, from 1 to 2, have
-    # nothing to do with the values, and no two are the same.
-    golden = (math.sqrt(5) - 1) / 2
-    numbers = torch.arange(1, values.shape[1] + 1, dtype=torch.float64, device=values.device)
-    weights = 1 + (golden * numbers).frac()
-    sums = (weights * values).sum(1)
+    # Whole numbers, whose sum does not depend on the order. Only these sums leave the device.
+    bits = rows.flatten(1).contiguous().view(_BITS[rows.element_size()]).long()
+    # Weighted, because the same few values may stand in other places. Products and sums wrap around.
+    numbers = torch.arange(1, bits.shape[1] + 1, device=bits.device)
+    weights = 2 * _GOLDEN * numbers + 1
+    sums = (weights * bits).sum(1)
     return sums.tolist()  # type: ignore[no-any-return]

@@ -166,7 +166,8 @@ def _list_unread(layer: BatchNorm, given: LayerCall, output: Tensor) -> Iterator
 
 def _is_lost(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
     """Return whether all weights are 0, or rounded away beside their biases in outputs of this type."""
-    lost = torch.zeros_like(weight) if bias is None else torch.finfo(dtype).eps * bias.abs()
+    eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+    lost = torch.zeros_like(weight) if bias is None else eps * bias.abs()
     return bool((weight.abs() <= lost).all())
 
 
