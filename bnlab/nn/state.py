@@ -37,8 +37,7 @@ class Averages:
 
     @torch.inference_mode(False)
     def __init__(self, start: Tensor, updates: int, eps: float) -> None:
-        device = "cpu" if start.device.type == "mps" else start.device  # MPS has no float64
-        wide = start.to(device).double()
+        wide = widen(start)
         eps_by_channel = torch.full_like(wide[0], eps)
         self.bank = Bank.begin(wide, updates, eps_by_channel, (wide.shape[1],))
         self.shown = start.clone()
