@@ -85,10 +85,18 @@ def _write(line: str, stream: TextIO | None) -> None:
 
 
 class Progress(NamedTuple):
-    """How far a network has come: in words, and as the share of its training that is done."""
+    """How far a network has come.
+
+    Attributes:
+        words: for people.
+        share: of its training that is done.
+        resumed_at: share that an earlier process had done, so that this one took no time for it.
+
+    """
 
     words: str
     share: float
+    resumed_at: float = 0.0
 
 
 class Reporter:
@@ -109,7 +117,7 @@ class Reporter:
         # Updates that were made before a kill are not among those of this process.
         rate = (step - self._first) / (now - self._began)
         words = f"step {step:,}/{self._steps:,} loss {loss:.3f} {rate:,.3g}/s"
-        write_progress(self._folder, Progress(words, step / self._steps))
+        write_progress(self._folder, Progress(words, step / self._steps, self._first / self._steps))
 
 
 def write_progress(folder: Path, progress: Progress) -> None:

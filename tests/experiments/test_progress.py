@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.progress import CLEAR
+from bnlab.harness.lab.watching import NetworkCount
+from bnlab.harness.progress import CLEAR, Reporter
 from bnlab.harness.reporting import drawing
 from tests.experiments.commands import ROOT, Call
-from tests.helpers import sweep_small
+from tests.helpers import plan_network, sweep_small
 
 CURRENT = r"[01] of 2 networks.* · \w{10}/seed_\d step [\d,]+/[\d,]+ loss \d\.\d{3} [\d,.e+]+/s"
 SAID = r"2 jobs on|the last batch|done in|  \w+\.parquet|next: bnlab report"
@@ -132,6 +133,26 @@ def test_elsewhere_something_is_said_after_silence(
     assert CLEAR not in said
     assert re.search(rf"^{CURRENT}$", said, re.MULTILINE)
     assert len(re.findall(r"seed_\d  step 60 of 60  loss \d\.\d{3}  trained in", said)) == 2
+
+
+def test_a_resumed_network_takes_the_time_of_the_updates_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed sweep had trained three quarters of a network, which are no measure of how quick this one is."""
+    network = plan_network("steps=100", f"results={tmp_path}")
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    count = NetworkCount([network.config])
+    network.folder.mkdir(parents=True)
+    reporter = Reporter(network.folder, step=75, steps=100)
+
+    now = 60.0
+    reporter.report(80, loss=0.5)
+    assert "about 4 min left" in count.describe(), "20 updates at 5 a minute"
+
+    now = 180.0
+    reporter.report(90, loss=0.5)
+    assert "about 2 min left" in count.describe()
 
 
 @pytest.mark.slow

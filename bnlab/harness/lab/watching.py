@@ -91,6 +91,7 @@ class NetworkCount:
         self._waiting = waiting
         self._total = len({Run(config).id for config in waiting})
         self._started = time.monotonic()
+        self._resumed_at: dict[str, float] = {}  # by network
 
     def describe(self) -> str:
         """Write the line: networks that are done, the time that is left, and those that are trained or measured now."""
@@ -105,6 +106,11 @@ class NetworkCount:
         progress = {name: read_progress(run.folder) for name, run in left.items()}
         current = {name: each for name, each in progress.items() if each is not None}
 
+        # The first progress that is seen of a network is of its training; once it is measured, nothing says any more
+        # where its training was resumed.
+        for name, each in current.items():
+            self._resumed_at.setdefault(name, each.resumed_at)
+
         done = self._total - len(left)
         share = (done + sum(each.share for each in current.values())) / self._total
         words = [f"{done:,} of {self._total:,} networks{self._describe_time(share)}"]
@@ -118,7 +124,9 @@ class NetworkCount:
         from bnlab.harness.artifacts.training_runner import format_seconds
 
         passed = time.monotonic() - self._started
-        if not share or passed < _SOON:
+        # What an earlier sweep had trained took none of this time.
+        share_since = share - sum(self._resumed_at.values()) / self._total
+        if share_since <= 0 or passed < _SOON:
             return ""
-        left = passed / share * (1 - share)
+        left = passed / share_since * (1 - share)
         return "" if left < _SOON else f", about {format_seconds(left)} left"
