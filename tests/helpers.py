@@ -58,14 +58,14 @@ def run_two_ranks(script: str, folder: Path) -> None:
 
 
 def write_copies(root: Path, train: int, test: int) -> None:
-    """Image files of four classes in folders, each with its class as colour and one pixel of its own."""
-    write_images(root / "train", train, first_pixel=0)
-    write_images(root / "test", test, first_pixel=100)
+    """Image files of ten classes in folders, each with its class as colour and one pixel of its own."""
+    write_images(root / "train", train, first_pixel=0, classes=10)
+    write_images(root / "test", test, first_pixel=100, classes=10)
 
 
-def write_images(root: Path, count: int, first_pixel: int) -> None:
+def write_images(root: Path, count: int, first_pixel: int, classes: int = 4) -> None:
     for index in range(count):
-        label = index % 4
+        label = index % classes
         image = np.full((32, 32, 3), label, np.uint8)
         image[0, 0] = first_pixel + index
         folder = root / str(label)

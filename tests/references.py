@@ -425,10 +425,10 @@ def noisy(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor
 
 
 def blurred(image: Tensor, width: float, generator: torch.Generator) -> Tensor:
-    """Means weighted by exp(−distance²/2σ²) up to 3σ, σ a share of the width; outside, the nearest pixel."""
+    """Means weighted by exp(−distance²/2σ²) up to 3σ, σ a share of the shorter side; outside, the nearest pixel."""
     pixels = float64(image)
     (channels, height, across) = image.shape
-    sigma = width * across
+    sigma = width * min(height, across)
     result = torch.empty(image.shape).double()
     steps = range(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1)
     for c, i, j in np.ndindex(channels, height, across):
@@ -449,8 +449,8 @@ def low_contrast(image: Tensor, share: float, generator: torch.Generator) -> Ten
 
 
 def translated(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """By a share of the width down, left, up or right; 0 where there was no pixel."""
-    distance = math.floor(share * image.shape[2])
+    """By a share of the shorter side down, left, up or right; 0 where there was no pixel."""
+    distance = math.floor(share * min(image.shape[1:]))
     down, right = ((1, 0), (0, -1), (-1, 0), (0, 1))[int(torch.randint(4, (), generator=generator))]
     result = torch.zeros(image.shape).double()
     for c, i, j in np.ndindex(*image.shape):
@@ -462,8 +462,8 @@ def translated(image: Tensor, share: float, generator: torch.Generator) -> Tenso
 
 
 def occluded(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """0 in a square with a share of the width as its side, at one of the places where it fits."""
-    side = math.floor(share * image.shape[2])
+    """0 in a square with a share of the shorter side as its own, at one of the places where it fits."""
+    side = math.floor(share * min(image.shape[1:]))
     down, right = torch.rand(2, generator=generator).tolist()
     top = math.floor(down * (image.shape[1] - side + 1))
     left = math.floor(right * (image.shape[2] - side + 1))

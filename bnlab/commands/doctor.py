@@ -14,6 +14,7 @@ from bnlab.commands.images import ImageFolder
 from bnlab.commands.loading import (
     add_model_arguments,
     add_score_arguments,
+    hint_at_forward,
     load_arguments,
     name_options,
     report_warnings,
@@ -145,11 +146,12 @@ def _grade_verdict(verdict: Verdict) -> Severity | None:
 
 def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     """Load what the words name, and examine it."""
-    call = load_arguments(arguments, "doctor")
-    require_watchable(call["model"], "doctor")
-    before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")
-    with report_warnings(call):
-        diagnosis = bnlab.diagnose(**call, before=before, expected=arguments.expected, worth=arguments.worth)
+    with report_warnings():
+        call = load_arguments(arguments, "doctor")
+        require_watchable(call["model"], "doctor")
+        before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")
+        with hint_at_forward(call):
+            diagnosis = bnlab.diagnose(**call, before=before, expected=arguments.expected, worth=arguments.worth)
     notes = [*diagnosis.notes, *_describe_origins(arguments, call["batches"])]
     left_out = [dataclasses.replace(skipped, wanted=name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
@@ -159,5 +161,5 @@ def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[s
     """Say what the reader must know of a model and of images that the user's own code has not made."""
     if is_packaged(arguments.model) and arguments.weights is None:
         yield f"{arguments.model} has its initial weights; --weights FILE loads trained ones."
-    if isinstance(batches, ImageFolder) and batches.classes:
-        yield batches.describe_classes()
+    if isinstance(batches, ImageFolder):
+        yield from batches.describe()

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 import bnlab
-from bnlab.commands.loading import add_model_arguments, load_arguments, report_warnings
+from bnlab.commands.loading import add_model_arguments, hint_at_forward, load_arguments, report_warnings
 
 
 def add_parsers(commands: Any) -> None:
@@ -20,9 +20,10 @@ def add_parsers(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; 0."""
-    call = load_arguments(arguments, "gap")
-    with report_warnings(call):
-        exact = bnlab.population_statistics(**call)
+    with report_warnings():
+        call = load_arguments(arguments, "gap")
+        with hint_at_forward(call):
+            exact = bnlab.population_statistics(**call)
         table = _format_table(exact, bnlab.running_statistics(call["model"]))
     print(table)
     return 0

@@ -9,15 +9,19 @@ import os
 import re
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from bnlab.commands.images import add_image_arguments, find_images
-from bnlab.commands.packages import is_packaged, make_packaged
+from bnlab.commands.images import ImageFolder, Preparation, add_image_arguments, find_images
+from bnlab.commands.packages import find_preparation, is_packaged, make_packaged
 from bnlab.doctor.evidence.history import read_state_file
+from bnlab.doctor.evidence.labels import find_logits
 from bnlab.model.batches import require_batches
 from bnlab.model.layers import strip_wrappers
 
@@ -31,6 +35,7 @@ _OPTIONS = {
     ".findings, or --html": "--json, or --html",
 }
 """Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
+_AVERAGED = "n_averaged"  # a buffer of torch's AveragedModel, beside the model that it averages
 _EXPLAIN = re.compile(r"bnlab\.doctor\.explain\('(\w+)'\)")
 
 
@@ -74,16 +79,22 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
     """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
+    model = load_model(arguments.model, arguments.weights)
+    base = find_preparation(arguments.model, model) if is_packaged(arguments.model) else Preparation()
+    batches = _load_batches(arguments.batches, arguments, base, caller)
+    if isinstance(batches, ImageFolder) and is_packaged(arguments.model):
+        batches = _drop_unknown_labels(model, batches)
     call = {
-        "model": load_model(arguments.model, arguments.weights),
-        "batches": load_batches(arguments.batches, arguments, caller),
+        "model": model,
+        "batches": batches,
         "forward": find_optional(arguments.forward),
         "max_images": arguments.max_images,
         "progress": sys.stderr.isatty(),
     }
     # Only commands that score a model have these arguments; see `add_score_arguments`.
     if "evaluate" in arguments:
-        call["training_batches"] = load_batches(arguments.training, arguments, caller)
+        call["training_batches"] = _load_batches(arguments.training, arguments, base, caller)
+        _require_same_classes(arguments, batches, call["training_batches"])
         call["evaluate"] = find_optional(arguments.evaluate)
         call["labels"] = find_optional(arguments.labels)
     return call
@@ -91,7 +102,8 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
 
 def load_model(name: str, weights: str | None) -> Any:
     """Call the function of this name, or make the package's model, and load a file into it."""
-    model = make_packaged(name) if is_packaged(name) else find_function(name)()
+    has_weights = weights is not None
+    model = make_packaged(name, has_weights) if is_packaged(name) else find_function(name)()
     if weights is not None:
         _load_weights(model, Path(weights))
     return model
@@ -103,28 +115,66 @@ def _load_weights(model: Any, path: Path) -> None:
         raise TypeError(f"--weights: the model is a {type(model).__name__}; name a function that returns a module")
     state = read_state_file(path, "--weights")
     try:
-        # Saved from within DataParallel or torch.compile, names have further parts.
-        if not any(name in state for name in model.state_dict()):
-            state = {strip_wrappers(name): value for name, value in state.items()}
+        own = model.state_dict()
+        # Saved from within DataParallel, torch.compile or AveragedModel, names have further parts.
+        if not any(name in state for name in own):
+            state = {strip_wrappers(name): value for name, value in state.items() if name != _AVERAGED}
+        # The state of a module also holds versions of its parts, which a plain dictionary and safetensors do not have,
+        # and without which torchvision's MNASNet refuses to be loaded.
+        if not isinstance(state, OrderedDict) and state.keys() == own.keys():
+            own.update(state)
+            state = own
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         # Torch lists every key that does not fit; the first few say enough.
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--weights {path}: is not of this model ({reason})") from error
 
 
-def load_batches(name: str | None, arguments: argparse.Namespace, caller: str) -> Any:
+def _load_batches(name: str | None, arguments: argparse.Namespace, base: Preparation, caller: str) -> Any:
     """Call the function of this name, or take the images of the folder of this name; None without a name."""
     if name is None:
         return None
     folder = Path(name)
     if folder.is_dir():
-        return find_images(folder, arguments)
+        return find_images(folder, arguments, base)
     if ":" not in name:
         raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
     batches = find_function(name)()
     require_batches(batches, caller, name)
     return batches
+
+
+def _drop_unknown_labels(model: nn.Module, folder: ImageFolder) -> ImageFolder:
+    """Take no labels from subfolders if the model of a package has another number of outputs: which are meant?
+
+    Of ten of ImageNet's classes, for example, the third need not be the third output.
+    """
+    if folder.labels is None:
+        return folder
+    made = folder.preparation
+    with torch.no_grad():
+        logits = find_logits(model(torch.zeros(1, len(made.mean), made.size, made.size)))
+    if logits is None or logits.shape[1] == len(folder.classes):
+        return folder
+    note = (
+        f"The model has {logits.shape[1]:,} outputs, and the folder {len(folder.classes):,} subfolders: which output "
+        "is meant by each is not known, so that they are not taken for classes. A function that returns batches of "
+        "(images, labels) can say it."
+    )
+    return replace(folder, labels=None, classes=(), note=note)
+
+
+def _require_same_classes(arguments: argparse.Namespace, batches: Any, training: Any) -> None:
+    """Raise ValueError if a class has another number in the folder of training images."""
+    if not (isinstance(batches, ImageFolder) and isinstance(training, ImageFolder)):
+        return
+    if batches.classes and training.classes and [*batches.classes] != [*training.classes]:
+        different = sorted({*batches.classes} ^ {*training.classes})
+        raise ValueError(
+            f"--training {arguments.training}: has other classes than {arguments.batches} "
+            f"({', '.join(different[:3])}), so that their numbers would differ; give both the same subfolders"
+        )
 
 
 def find_function(name: str) -> Any:
@@ -157,15 +207,21 @@ def name_options(text: str) -> str:
 
 
 @contextlib.contextmanager
-def report_warnings(call: Mapping[str, Any]) -> Iterator[None]:
-    """Print the block's warnings to stderr once it has succeeded; add a hint at `--forward` to a TypeError."""
+def report_warnings() -> Iterator[None]:
+    """Print the block's warnings to stderr once it has succeeded."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        yield
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def hint_at_forward(call: Mapping[str, Any]) -> Iterator[None]:
+    """Add to a TypeError of the block that `--forward` says how a model is called."""
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", RuntimeWarning)
-            yield
+        yield
     except TypeError as error:
         if call["forward"] is None:
             error.add_note("if the model is called otherwise: --forward package.module:function of model and batch")
         raise
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)

@@ -14,6 +14,7 @@ from bnlab.commands.images import ImageFolder
 from bnlab.commands.loading import (
     add_model_arguments,
     add_score_arguments,
+    hint_at_forward,
     load_arguments,
     load_model,
     name_options,
@@ -55,13 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
     undo = out.with_suffix(".undo.safetensors")
     # The measurement may take long, so that a wrong name should be noticed before it.
     _require_new(out, undo)
-    call = load_arguments(arguments, "recalibrate")
-    with report_warnings(call):
-        recalibration = bnlab.recalibrate(**call, statistic=arguments.statistic, force=arguments.force)
+    with report_warnings():
+        call = load_arguments(arguments, "recalibrate")
+        with hint_at_forward(call):
+            recalibration = bnlab.recalibrate(**call, statistic=arguments.statistic, force=arguments.force)
     print(name_options(str(recalibration)))
     batches = call["batches"]
-    if isinstance(batches, ImageFolder) and batches.classes:
-        print(batches.describe_classes())
+    if isinstance(batches, ImageFolder):
+        print(*batches.describe(), sep="\n")
     if not recalibration.written:
         return 1
 

@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from bnlab.commands.loading import load_model
+from bnlab.commands.packages import make_packaged
 from bnlab.doctor import list_causes
+from bnlab.doctor.evidence.history import read_state_file
 from tests.commands.running import Done, call_bnlab, copy_module
 
 
@@ -107,6 +110,48 @@ def test_weights_are_found_in_what_trainers_save(key: str, prefix: str, tmp_path
         assert torch.equal(loaded.state_dict()[name], value)
 
 
+def test_other_weights_in_the_same_file_are_named(tmp_path: Path) -> None:
+    weights = nn.BatchNorm1d(2).state_dict()
+    torch.save({"model": weights, "model_ema": weights, "optimizer": {"state": {}}}, tmp_path / "both.pt")
+
+    with pytest.warns(RuntimeWarning, match="holds weights as 'model' and as 'model_ema'; those of 'model' are read"):
+        read_state_file(tmp_path / "both.pt", "--weights")
+
+
+def test_averaged_weights_are_those_of_their_model(tmp_path: Path) -> None:
+    """`AveragedModel` saves its own count beside them."""
+    averaged = AveragedModel(make_packaged("torchvision:shufflenet_v2_x0_5"))
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
+
+    loaded = load_model("torchvision:shufflenet_v2_x0_5", str(tmp_path / "averaged.pt"))
+
+    for name, value in averaged.module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_a_file_of_tensors_alone_is_loaded_into_a_model_that_asks_for_its_version(tmp_path: Path) -> None:
+    """Safetensors do not hold it; MNASNet refuses a state without."""
+    model = make_packaged("torchvision:mnasnet0_5")
+    save_file(model.state_dict(), tmp_path / "new.safetensors")
+
+    loaded = load_model("torchvision:mnasnet0_5", str(tmp_path / "new.safetensors"))
+
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_training_images_of_other_classes_are_refused(folder: Path, tmp_path: Path) -> None:
+    for place in ("test/ants", "test/cats", "training/ants", "training/bees", "training/cats"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / place / "1.png")
+    photos = [str(tmp_path / "test"), "--training", str(tmp_path / "training")]
+
+    done = doctor(folder, "mine:model", *photos, "--mean", "0", "--std", "1")
+
+    assert done.returncode == 2
+    assert "(bees), so that their numbers would differ" in done.stderr
+
+
 def test_a_metric_of_the_users_own(folder: Path) -> None:
     done = doctor(folder, "mine:spoiled", "mine:images", "--evaluate", "mine:values", "--json")
 
@@ -132,11 +177,15 @@ def test_a_packaged_model_and_a_folder_of_images(tmp_path: Path) -> None:
 
     report = json.loads(done.stdout)
     assert report["images"] == 8
-    assert report["notes"] == [
-        "torchvision:resnet18 has its initial weights; --weights FILE loads trained ones.",
-        "The 2 subfolders are classes 0 to 1, in alphabetical order.",
-    ]
-    assert set(report["scores"]) == {"running", "exact", "batch"}
+    origin, prepared, classes = report["notes"]
+    assert origin == "torchvision:resnet18 has its initial weights; --weights FILE loads trained ones."
+    assert prepared == (
+        "Images were cropped to a square and resized to 32 × 32, and normalized by mean 0.485,0.456,0.406 and std "
+        "0.229,0.224,0.225."
+    )
+    # Which two of its thousand outputs are meant is not known.
+    assert classes.startswith("The model has 1,000 outputs, and the folder 2 subfolders: which output")
+    assert not report["scores"]
 
 
 def test_explain_says_what_a_code_means_and_lists_all(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.commands.packages import is_packaged, make_packaged
+from bnlab.commands.packages import find_preparation, is_packaged, make_packaged
 
 
 def make_model(name: str, pretrained: bool) -> nn.Module:
@@ -40,6 +40,39 @@ def test_a_model_of_torchvision_in_eval_mode() -> None:
 
     assert not model.training
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_weights_find_the_input_that_they_were_trained_on(name: str) -> None:
+    """With published weights torchvision has these models transform their input; the weights do not say so."""
+    assert make_packaged(f"torchvision:{name}", is_for_weights=True).transform_input
+    assert not make_packaged(f"torchvision:{name}").transform_input
+
+
+def test_images_are_prepared_as_published_weights_want_them() -> None:
+    found = find_preparation("torchvision:efficientnet_v2_s", None)
+
+    assert (found.size, found.resize, found.interpolation) == (384, 384, "bilinear")
+    found = find_preparation("torchvision:efficientnet_v2_l", None)
+    assert (found.size, found.resize, found.interpolation) == (480, 480, "bicubic")
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_images_are_prepared_as_timm_says(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shorter side is 288 / 0.95, rounded down, as in timm's own transforms."""
+    config = {
+        "input_size": (3, 288, 288),
+        "crop_pct": 0.95,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bicubic",
+    }
+    data = SimpleNamespace(resolve_data_config=lambda arguments, model: config)
+    monkeypatch.setitem(sys.modules, "timm.data", data)
+
+    found = find_preparation("timm:resnet18", timm.create_model("resnet18", pretrained=False))
+
+    assert (found.size, found.resize, found.mean, found.interpolation) == (288, 303, (0.5, 0.5, 0.5), "bicubic")
 
 
 @pytest.mark.usefixtures("timm")

@@ -94,7 +94,8 @@ def test_a_folder_of_images(folder: Path, command: str) -> None:
         return
     lines = done.stdout.splitlines()
     assert lines[1].startswith("Accuracy: 50.0% before, 100.0% after.")
-    assert lines[2] == "The 2 subfolders are classes 0 to 1, in alphabetical order."
+    assert lines[2].startswith("Images were cropped to a square and resized to 4 × 4")
+    assert lines[3] == "The 2 subfolders are classes 0 to 1, in alphabetical order."
     assert load_file(folder / "new.safetensors")["0.running_mean"].item() == pytest.approx(169.5 / 255)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bnlab.model.borrow import are_equal
 from bnlab.model.layers import BatchNorm, get_batch_count, join_names, strip_wrappers
+from bnlab.model.warn import warn
 from bnlab.statistics.network import read_buffers
 
 _ORIGINAL = "_orig"  # what torch.nn.utils.prune adds to the name of a tensor, and to that of its mask
@@ -72,7 +73,7 @@ def read_state(source: Any, caller: str) -> Mapping[str, Any]:
     if isinstance(source, (str, Path)):
         return read_state_file(Path(source), caller)
     if isinstance(source, Mapping):
-        return _unwrap(source)
+        return _unwrap(source, caller)
     raise TypeError(f"{caller} is a {type(source).__name__}; pass a module, a state dict, or a file of one")
 
 
@@ -95,12 +96,25 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
         raise ValueError(f"{caller} {path}: cannot be read ({reason}); pass safetensors or a state dict") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{caller} {path}: holds a {type(state).__name__}; pass safetensors or a state dict")
-    return _unwrap(state)
+    return _unwrap(state, f"{caller} {path}")
 
 
-def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state dict inside of what trainers save."""
-    return next((state[key] for key in _INNER if isinstance(state.get(key), Mapping)), state)
+def _unwrap(state: Mapping[str, Any], caller: str) -> Mapping[str, Any]:
+    """Return the state dict inside of what trainers save; warn where others lie beside it, such as averaged weights."""
+    inner = next((key for key in _INNER if isinstance(state.get(key), Mapping)), None)
+    if inner is None:
+        return state
+    others = [key for key, value in state.items() if key != inner and _holds_tensors(value)]
+    if others:
+        warn(
+            f"{caller}: holds weights as {inner!r} and as {', '.join(map(repr, others))}; those of {inner!r} are read. "
+            "If it is others that you evaluate, save them to a file of their own."
+        )
+    return state[inner]
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values())
 
 
 def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapping[str, Any], caller: str) -> Changes:

@@ -42,9 +42,8 @@ class Corruption:
 
 
 def blur(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Take means with Gaussian weights; the amount is the standard deviation, a share of the width."""
-    width = image.shape[-1]
-    deviation = amount * width
+    """Take means with Gaussian weights; the amount is the standard deviation, a share of the shorter side."""
+    deviation = amount * _find_shorter_side(image)
     reach = math.ceil(_REACH * deviation)
     distances = torch.arange(-reach, reach + 1)
     heights = torch.exp(-0.5 * (distances / deviation) ** 2)
@@ -74,9 +73,9 @@ def add_noise(image: Tensor, amount: float, generator: torch.Generator) -> Tenso
 
 
 def occlude(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Hide a square within the image; the amount is its side, a share of the width, rounded down to pixels."""
+    """Hide a square within the image; the amount is its side, a share of the image's shorter one, in whole pixels."""
     _, height, width = image.shape
-    side = int(amount * width)
+    side = int(amount * _find_shorter_side(image))
     # Shares are drawn rather than pixels, whose number depends on the strength: each strength has to draw the same.
     down, across = torch.rand(2, generator=generator).tolist()
     places_down = height - side + 1
@@ -90,9 +89,8 @@ def occlude(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
 
 
 def translate(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Move up, down, left or right; the amount is a share of the width, rounded down to whole pixels."""
-    width = image.shape[-1]
-    distance = int(amount * width)
+    """Move up, down, left or right; the amount is a share of the shorter side, in whole pixels."""
+    distance = int(amount * _find_shorter_side(image))
     quarters = int(torch.randint(4, (), generator=generator))
 
     # Down, in an image that is turned by so many quarters and then turned back.
@@ -103,12 +101,17 @@ def translate(image: Tensor, amount: float, generator: torch.Generator) -> Tenso
     return moved.rot90(-quarters, _PLANE)
 
 
+def _find_shorter_side(image: Tensor) -> int:
+    # Of lines of text or spectrograms a square with half of the width might hide all.
+    return min(image.shape[1:])
+
+
 CORRUPTIONS = {
     "blur": Corruption(
         blur,
         (1 / 32, 2 / 32, 3 / 32),
         "means of neighbouring pixels with Gaussian weights, whose standard deviation is 1/32, 1/16, 3/32 of the "
-        "width; pixels outside of the image are those of its edge",
+        "shorter side; pixels outside of the image are those of its edge",
     ),
     "contrast": Corruption(
         lower_contrast,
@@ -123,12 +126,13 @@ CORRUPTIONS = {
     "occlusion": Corruption(
         occlude,
         (1 / 4, 3 / 8, 1 / 2),
-        "a square of 0 anywhere within the image, with a side of 1/4, 3/8, 1/2 of the width in whole pixels",
+        "a square of 0 anywhere within the image, with a side of 1/4, 3/8, 1/2 of the shorter one in whole pixels",
     ),
     "translation": Corruption(
         translate,
         (1 / 8, 2 / 8, 3 / 8),
-        "a move up, down, left or right by 1/8, 1/4, 3/8 of the width in whole pixels; pixels that come in are 0",
+        "a move up, down, left or right by 1/8, 1/4, 3/8 of the shorter side in whole pixels; pixels that come in are "
+        "0",
     ),
 }
 """By name: `shifts=noise:1` is the one called noise, of strength 1."""

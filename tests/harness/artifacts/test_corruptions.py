@@ -33,10 +33,11 @@ def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_corruption_is_its_twin(name: str, strength: int) -> None:
-    image = torch.rand(3, 16, 16, generator=draw())
+def test_a_corruption_is_its_twin(name: str, strength: int, size: tuple[int, int]) -> None:
+    image = torch.rand(3, *size, generator=draw())
     corruption = CORRUPTIONS[name]
     amount = corruption.amounts[strength - 1]
     for seed in range(1 if name == "blur" else 8):  # the twin of blur is slow, and draws nothing
@@ -48,6 +49,17 @@ def test_a_corruption_is_its_twin(name: str, strength: int) -> None:
         # float32 against float64: a Gaussian mean has some 250 terms below 1.
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=250 * 2**-24 if name == "blur" else 1e-6)
         assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("name", ["occlusion", "translation"])
+def test_a_long_image_is_never_hidden_as_a_whole(name: str) -> None:
+    """Shares are of the shorter side: three eighths of the width would be more than the height."""
+    image = torch.ones(1, 8, 32)
+    for strength, amount in zip(STRENGTHS, CORRUPTIONS[name].amounts, strict=True):
+        for seed in range(20):
+            found = CORRUPTIONS[name].apply(image, amount, draw(seed))
+
+            assert found.mean() >= 0.5, (strength, seed)
 
 
 def test_images_keep_their_digests() -> None:

@@ -113,6 +113,11 @@ def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert restore_pixels(load_dataset(config), test.images)[:, 0, 9, 9].tolist() == test.labels.tolist()
     assert test.labels.tolist() != sorted(test.labels.tolist())
 
+    one = next((tmp_path / "test").iterdir())
+    one.rename(one.with_name("zebra"))
+    with pytest.raises(UserError, match=r"zebra in test; expected the same 10 folders in both"):
+        config.read()
+
     shutil.rmtree(tmp_path / "test")
     with pytest.raises(UserError, match="there have to be train/<class>/ and test/<class>/ in"):
         config.read()

@@ -25,7 +25,7 @@ class Size(NamedTuple):
 
     available: int  # training and validation images
     test: int
-    pixels: int  # in a row
+    pixels: int  # of the shorter side
     classes: int
 
 
@@ -87,7 +87,7 @@ class Data(Component):
         """Raise UserError for a value out of range, or files that are neither there nor to be downloaded."""
         size = self.find_size()
         half = size.pixels // 2
-        require_within("data.shift", self.shift, 0, half, f"half of the {size.pixels} pixels")
+        require_within("data.shift", self.shift, 0, half, f"half of the {size.pixels} pixels of the shorter side")
 
         if size.available < _FEWEST and not self.is_made:
             raise UserError(f"data={self.name}: has {size.available} training images; at least {_FEWEST} are needed")

@@ -90,4 +90,16 @@ class Cifar10(Data):
                 f"{self.name}: {self.root} has {len(folders[0]):,} and {len(folders[1]):,} images; expected "
                 f"{self.size.available:,} and {self.size.test:,}"
             )
+        if folders[0].classes != folders[1].classes or len(folders[0].classes) != self.size.classes:
+            raise UserError(
+                f"{self.name}: {self.root} has the classes {', '.join(folders[0].classes)} in train and "
+                f"{', '.join(folders[1].classes)} in test; expected the same {self.size.classes} folders in both"
+            )
+        shape = [3, self.size.pixels, self.size.pixels]
+        if any([*images.shape[1:]] != shape for images, _ in (train, test)):
+            raise UserError(
+                f"{self.name}: images of {self.root} have the shapes {[*train[0].shape[1:]]} and "
+                f"{[*test[0].shape[1:]]}; copies have to be {shape}, else give them as data of your own "
+                "(docs/howto/own_code.md)"
+            )
         return Parts(train, test)

@@ -111,7 +111,7 @@ def describe_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Descripti
     size = Size(
         available=len(labels),
         test=len(test_labels),
-        pixels=images.shape[-1],
+        pixels=min(images.shape[2:]),
         classes=int(labels.max()) + 1,
     )
     has_known_range = not images.is_floating_point()
