@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from heapq import heapreplace
+
+from joblib import cpu_count
 
 from bnlab.common.files import Unreadable
 from bnlab.harness.artifacts.code_changes import find_changes
@@ -32,13 +35,17 @@ def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
     """
     networks = {Run(config).id for config in configs}
     untrained = _list_untrained(waiting)
-    trained = len(networks) - len(untrained)
+    # Their checkpoints of some steps were not kept, or are gone.
+    again = sum(run.finished for run in untrained)
+    trained = len(networks) - len(untrained) + again
     if trained == len(networks):
         state = "all trained already"
     elif trained == 0:
         state = "none trained yet"
     else:
         state = f"{trained} trained already"
+    if again:
+        state += f", {again} of them again now, for checkpoints of steps that are not there"
     lines = [f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"]
 
     changed = find_changes([run.config for run in untrained])
@@ -76,6 +83,14 @@ def _list_needed(run: Run) -> list[int]:
         return []
 
 
+def _read_step(run: Run) -> int:
+    """Read the step from which a training goes on; 0 of a network with a damaged file, which the job sets aside."""
+    try:
+        return run.read_step()
+    except Unreadable:
+        return 0
+
+
 def _count(number: int, noun: str) -> str:
     """Write a number with its noun: `1 job`, `2 jobs`."""
     ending = "" if number == 1 else "s"
@@ -103,39 +118,81 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
     untrained = _list_untrained(waiting)
     trials = _Trials()
     training = overhead = disk = 0.0
+    times: dict[str, float] = defaultdict(float)  # by network, in the order in which they begin
     for run, needed in untrained.items():
         trial = trials.try_training(run)
-        training += run.steps * trial.update
-        overhead += trials.estimate_durations(run).overhead
+        # A killed training goes on from its state.
+        update_time = (run.steps - _read_step(run)) * trial.update
+        other_time = trials.estimate_durations(run).overhead
+        training += update_time
+        overhead += other_time
+        times[run.id] += update_time + other_time
         checkpoints = len({*needed, run.steps})  # that of the last step is always kept
         copies = 1 + len(run.config.decays)
-        disk += run.steps * trial.moments + checkpoints * copies * trial.network
+        recorded = run.frozen_from or run.steps  # frozen batch norms take no more batches
+        disk += recorded * trial.moments + checkpoints * copies * trial.network
     # A network is trained once, but measured by each of its jobs.
     jobs = [Run(config) for config in waiting]
-    measuring = sum(trials.estimate_durations(run).estimate_measuring(run) for run in jobs)
+    measuring = 0.0
+    for run in jobs:
+        measuring_time = trials.estimate_durations(run).estimate_measuring(run)
+        measuring += measuring_time
+        times[run.id] += measuring_time
     read = _count(sum(len(_list_needed(run)) for run in jobs), "checkpoint")
 
     # `start` is left whole: it already counts what the processes do side by side.
-    training /= processes
-    measuring /= processes
-    overhead /= processes
+    workers = _count_workers(jobs, processes)
+    share = _share(list(times.values()), workers)
+    training *= share
+    measuring *= share
+    overhead *= share
     if math.isnan(training):
         yield "training   takes a time that is not known, as a loss is not finite in the first updates"
     else:
         yield f"training   about {format_seconds(training)}"
-    yield f"measuring  about {format_seconds(measuring)}, at {read}"
+    yield f"measuring  about {format_seconds(measuring)}, at {read}, less where rows are there already"
     yield f"the rest   about {format_seconds(start + overhead)}: starting processes, building networks, writing files"
     whole = start + training + measuring + overhead
     at_a_time = f"{_count(processes, 'network')} at a time"
     # The trials ran alone: on busy cores, or with less cache for each, several at a time are slower.
-    speed = "on this machine as busy as it is now" if processes == 1 else "each as fast as one alone is now"
+    if processes == 1:
+        speed = "on this machine as busy as it is now"
+    elif workers == processes:
+        speed = "each as fast as one alone is now"
+    else:
+        speed = f"which share {_count(workers, 'core')} that one alone has now"
     if math.isnan(whole):
         yield f"in all     not known, {at_a_time}"
     else:
         yield f"in all     about {format_seconds(whole)}, {at_a_time}, {speed}"
-    yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
+    decimals = 1 if disk < 1e7 else 0
+    yield f"disk       about {disk / 1e6:,.{decimals}f} MB in {configs[0].results}/runs"
     yield from remarks
     yield from trials.list_warnings()
+
+
+def _count_workers(jobs: list[Run], processes: int) -> int:
+    """Count the processes that go as fast as one alone: on a CPU each needs cores of its own."""
+    if any(run.device.type != "cpu" for run in jobs):
+        return processes
+    threads = max(run.config.threads for run in jobs)
+    return max(1, min(processes, cpu_count() // threads))
+
+
+def _share(times: Sequence[float], workers: int) -> float:
+    """Compute the share of the sum of these times that passes where each worker takes the next one as soon as it can.
+
+    >>> _share([4.0, 1.0, 1.0, 2.0], 2)
+    0.5
+    >>> _share([4.0, 1.0], 2)  # nothing is shorter than its longest part
+    0.8
+    """
+    busy = [0.0] * workers
+    for time in times:
+        # The list stays a heap: its first element is the worker that is free first.
+        heapreplace(busy, busy[0] + time)
+    whole = sum(times)
+    return max(busy) / whole if whole else 1.0
 
 
 class _Trials:

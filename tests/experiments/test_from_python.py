@@ -63,7 +63,7 @@ def test_a_network_that_fails_is_an_error_that_says_where_the_others_are(
 
     monkeypatch.setattr("bnlab.harness.measurements.tables.gaps.Gaps.measure", fail)
 
-    with pytest.raises(UserError, match=r"some networks failed, see above; .*bnlab\.harness\.load\('adhoc', "):
+    with pytest.raises(UserError, match=r"networks failed, see above; .*bnlab\.harness\.load\('adhoc', "):
         bnlab.harness.sweep("hydra/launcher=basic", **SMALL, batch_size=32, results=tmp_path)
 
     assert len(bnlab.harness.load("adhoc", tmp_path)["evaluations"])

@@ -113,8 +113,15 @@ def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) ->
     run = tables["runs"].set_index("model.width")["run"][3]
     exported = bnlab("runs", "export", run, "width=3.safetensors", "statistics=exact")
     assert exported.code == 0, exported.err
+    steps = tables["runs"]["last_step"].max()
+    assert exported.out.startswith(f"width=3.safetensors: step {steps} of {steps} of {run} with exact statistics\n")
     weights = load_file(folder / "width=3.safetensors")
     assert weights["0.weight"].shape == (3, 1, 3, 3)
+
+    # As of a sweep that runs now, or was killed.
+    (folder / "results" / "runs" / run / "status.json").unlink()
+    unfinished = bnlab("runs", "export", run, "early.safetensors")
+    assert f"of {run}, whose training has not finished, with running statistics\n" in unfinished.out
 
 
 def find_example(language: str) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from bnlab.harness import load
 from bnlab.harness.lab.watching import NetworkCount
-from bnlab.harness.progress import CLEAR, Reporter
+from bnlab.harness.progress import CLEAR, Progress, Reporter, remove_progress, write_progress
 from bnlab.harness.reporting import drawing
 from tests.experiments.commands import ROOT, Call
 from tests.helpers import plan_network, sweep_small
@@ -117,7 +117,7 @@ def test_a_quiet_sweep_names_failures(call: Call, tmp_path: Path) -> None:
 
     done = call("sweep", *words, f"results={tmp_path}")
 
-    assert re.fullmatch(r"\S+ diverged: its rows end there\n", done.out)
+    assert re.fullmatch(r"\S+ diverged: it has no rows from then on\n", done.out)
     assert ": diverged, " in done.err
 
 
@@ -148,11 +148,43 @@ def test_a_resumed_network_takes_the_time_of_the_updates_that_are_left(
 
     now = 60.0
     reporter.report(80, loss=0.5)
-    assert "about 4 min left" in count.describe(), "20 updates at 5 a minute"
+    assert "0 of 1 network, about 4 min of training left" in count.describe(), "20 updates at 5 a minute"
 
     now = 180.0
     reporter.report(90, loss=0.5)
-    assert "about 2 min left" in count.describe()
+    assert "about 2 min of training left" in count.describe()
+
+
+def test_the_time_of_measuring_is_not_known_before_a_network_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three networks one after the other, of which the first is trained in a minute and measured in nine."""
+    networks = [plan_network("steps=100", f"seed={seed}", f"results={tmp_path}") for seed in range(3)]
+    waiting = [network.config for network in networks]
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("bnlab.harness.jobs.list_waiting", lambda configs: waiting)
+    count = NetworkCount(waiting)
+    networks[0].folder.mkdir(parents=True)
+
+    now = 30.0
+    write_progress(networks[0].folder, Progress("step 50/100", share=0.5))
+    assert "0 of 3 networks, about 2 min of training left" in count.describe()
+
+    now = 60.0
+    write_progress(networks[0].folder, Progress("measuring gaps", share=1.0))
+    assert "left" not in count.describe()
+
+    # Until its second job begins there is no progress.
+    now = 300.0
+    remove_progress(networks[0].folder)
+    assert "starting" not in count.describe()
+
+    now = 600.0
+    waiting = waiting[1:]
+    assert "1 of 3 networks, about 20 min left" in count.describe()
+    now = 900.0
+    assert "1 of 3 networks, about 15 min left" in count.describe()
 
 
 @pytest.mark.slow

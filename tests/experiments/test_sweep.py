@@ -198,7 +198,7 @@ def test_jobs_that_all_end_before_they_leave_anything(
     code, out, _ = call("sweep", "steps=4", "hydra/launcher=basic", f"results={tmp_path}")
 
     assert code == 1
-    assert "whose job was ended from outside; the same command continues" in out
+    assert "whose job was ended from outside, or found code that has changed since; the same command continues" in out
 
 
 def test_what_to_do_next(call: Call, results: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "4 jobs on 4 networks, 1 trained already"
     assert re.fullmatch(r"training   about \d+ s", lines[1])
-    assert re.fullmatch(r"measuring  about \d+ s, at 16 checkpoints", lines[2])
+    assert re.fullmatch(r"measuring  about \d+ s, at 16 checkpoints, less where rows are there already", lines[2])
     assert re.fullmatch(r"the rest   about \d+ s: .*", lines[3])
     assert re.fullmatch(r"in all     about \d+ s, 1 network at a time, on this machine as busy as it is now", lines[4])
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
@@ -46,10 +46,10 @@ def test_averages_of_the_weights_are_copies_of_the_network_on_disk(
     monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
     words = ("steps=1", "evaluate_at=final", "model.width=256", "dry_run=true")
 
-    def plan(*others: str) -> int:
+    def plan(*others: str) -> float:
         sweep_small(tmp_path, *words, *others)
-        (found,) = re.findall(r"disk       about (\d+) MB", capsys.readouterr().out)
-        return int(found)
+        (found,) = re.findall(r"disk       about ([\d.]+) MB", capsys.readouterr().out)
+        return float(found)
 
     alone = plan()
     together = plan("-m", "weight_averages=null,[0.5,0.9]")
@@ -61,7 +61,8 @@ def test_averages_of_the_weights_are_copies_of_the_network_on_disk(
 def test_networks_that_are_trained_at_a_time_share_the_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three networks with 40 updates, of ten seconds each by this clock, take 400 seconds together."""
+    """Three networks with 40 updates, of ten seconds each by this clock, take 400 seconds together, on three cores."""
+    monkeypatch.setattr("bnlab.harness.planning.cpu_count", lambda: 3)
     clock = itertools.count(step=10)
     monkeypatch.setattr("bnlab.harness.trial.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
@@ -71,6 +72,57 @@ def test_networks_that_are_trained_at_a_time_share_the_time(
     out = capsys.readouterr().out
     assert "training   about 7 min\n" in out
     assert re.search("in all     about 7 min, 3 networks at a time, each as fast as one alone is now\n", out)
+
+
+@pytest.mark.parametrize(
+    ("cores", "minutes", "said"),
+    [(2, 13, "3 networks at a time, which share 2 cores that one alone has now"), (1, 20, "which share 1 core that")],
+)
+def test_networks_that_share_cores_take_longer(
+    cores: int,
+    minutes: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same three on two cores: the third begins when the first has ended."""
+    monkeypatch.setattr("bnlab.harness.planning.cpu_count", lambda: cores)
+    clock = itertools.count(step=10)
+    monkeypatch.setattr("bnlab.harness.trial.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+
+    sweep_small(tmp_path, "-m", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "dry_run=true")
+
+    out = capsys.readouterr().out
+    assert f"training   about {minutes} min\n" in out
+    assert said in out
+
+
+def test_checkpoints_of_other_steps_are_named_as_the_reason_to_train_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+    sweep_small(tmp_path)
+    capsys.readouterr()
+
+    sweep_small(tmp_path, "evaluate_at=[0.3]", "dry_run=true")
+
+    summary = capsys.readouterr().out.splitlines()[0]
+    assert summary.endswith("all trained already, 1 of them again now, for checkpoints of steps that are not there")
+
+
+def test_a_killed_training_is_planned_from_where_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=10)
+    monkeypatch.setattr("bnlab.harness.trial.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+    monkeypatch.setattr("bnlab.harness.artifacts.run.Run.read_step", lambda run: 28)
+
+    sweep_small(tmp_path, "dry_run=true")
+
+    assert "training   about 2 min\n" in capsys.readouterr().out, "12 updates of 10 seconds are left"
 
 
 COSTS = {

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from joblib import cpu_count
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import bnlab
@@ -234,6 +235,13 @@ class Run:
     def finished(self) -> bool:
         """True once training has come to its end, or diverged."""
         return (self.folder / "status.json").exists()
+
+    def read_step(self) -> int:
+        """Read the step from which a killed training goes on; 0 if none was begun, or it has finished."""
+        if self.finished or not self.state.exists():
+            return 0
+        with reading(self.state), safe_open(self.state, framework="np") as file:
+            return int(file.metadata()["step"])
 
     def is_complete(self, checkpoints: Iterable[int] = ()) -> bool:
         """Return whether it has finished, with a checkpoint of each of these steps and of those that were kept."""

@@ -119,7 +119,7 @@ def _train(run: Run, kept: set[int]) -> None:
         live.close()
     if status == "finished":
         progress = f"{run.id}  step {state.step:,} of {run.steps:,}  loss {state.loss:.3f}"
-        say_off_terminal(f"{progress}  trained in {format_seconds(seconds)}", run.config.quiet)
+        say_off_terminal(f"{progress}  trained in {format_seconds(seconds_before + seconds)}", run.config.quiet)
 
     # An earlier training of this network may have gone further than one that has diverged. What it left behind belongs
     # to other updates.
@@ -164,7 +164,7 @@ def _train_part(
                     break
                 _finish_update(run, state, kept, live)
     except Diverged as error:
-        say_problem(f"{run.id}: diverged, {error}; rows before it are kept")
+        say_problem(f"{run.id}: diverged, {error}; there are no rows from then on")
         status = "diverged"
 
     # If the first update of this part diverged, there is nothing to keep of its trace.

@@ -28,11 +28,12 @@ _LEAST_MEMORY = 1_600_000_000  # bytes of addresses
 
 
 def run_command(
-    command: Callable[[list[str]], int], words: list[str], usage: str, options: tuple[str, ...] = ()
+    command: Callable[[list[str]], int], words: list[str], usage: str, options: tuple[str, ...] = (), resumes: str = ""
 ) -> int:
     """Run a command with the words of the command line; 2 for a user's mistake, 130 for Ctrl-C, each with its line.
 
-    The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too.
+    `resumes` is what the line of Ctrl-C says of going on. The command imports what takes seconds by itself, so that
+    Ctrl-C in that time is caught here too.
     """
     escape_unprintable()
     # Before modules of the caller's own can be found: a clone in the current folder has a module of this name too.
@@ -52,7 +53,7 @@ def run_command(
                 return 2
         return command(words)
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
+        print(f"\nstopped{resumes}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as by `| head`, see `bnlab.cli.main`
         raise

@@ -91,7 +91,7 @@ def _forget_networks(
         # then.
         _write_what_is_left(folder)
     left = _count(len(runs) - len(forgotten))
-    print(f"{_count(len(forgotten))} of {folder.name} forgotten, {left} left; {folder}/tables/")
+    print(f"{_count(len(forgotten))} of {folder.name} forgotten, {left} left{_name_tables(folder)}")
 
 
 def _forget_rows(folder: Path, networks: Sequence[str], chosen: Mapping[str, str], command: str, is_sure: bool) -> None:
@@ -111,7 +111,7 @@ def _forget_rows(folder: Path, networks: Sequence[str], chosen: Mapping[str, str
     for path, request in requests.items():
         _leave_out_rows(path, request, chosen)
     _write_what_is_left(folder)
-    print(f"rows of {_count(forgotten['run'].nunique())} of {folder.name} forgotten; {folder}/tables/")
+    print(f"rows of {_count(forgotten['run'].nunique())} of {folder.name} forgotten{_name_tables(folder)}")
 
 
 def _list_rows(request: Request) -> Iterator[dict[str, Any]]:
@@ -223,6 +223,12 @@ def _write_what_is_left(folder: Path) -> None:
         locate_commands(folder).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a sweep that runs now has asked for something
             (folder / "requests").rmdir()
+
+
+def _name_tables(folder: Path) -> str:
+    """Name the folder of the tables, if any are left."""
+    tables = folder / "tables"
+    return f"; {tables}/" if tables.exists() else ""
 
 
 def _count(networks: int) -> str:

@@ -50,8 +50,7 @@ def sweep(*words: str, **settings: Any) -> LoadedTables:
         code, config = plan_and_run(["-m", *words, *written], display)
     if code:
         raise UserError(
-            f"some networks failed, see above; the rows of the others: "
-            f"bnlab.harness.load({config.name!r}, {config.results!r})"
+            f"networks failed, see above; what rows there are: bnlab.harness.load({config.name!r}, {config.results!r})"
         )
     return LoadedTables({}) if config.dry_run else load(config.name, config.results)
 

@@ -31,10 +31,13 @@ def remove_network(folder: Path, keeps_rows: bool) -> None:
             # Tables look for rows under the network's own name, and never in a folder that was set aside.
             if ".damaged" in folder.name or not keeps_rows:
                 shutil.rmtree(folder)
+            has_rows = (folder / "measurements").exists()
             freed = before - measure_size(folder)
     except Timeout as error:
-        raise UserError(f"{run}: is being trained; it was not removed") from error
-    kept = "; its measured rows stay in the tables" if keeps_rows else ""
+        raise UserError(
+            f"{run}: is being trained or measured; neither it nor what comes after it was removed"
+        ) from error
+    kept = "; its measured rows stay, for the tables of sweeps that have them" if has_rows else ""
     print(f"removed {run} ({freed:.1f} MB){kept}")
 
 

@@ -133,7 +133,8 @@ def _report_all(results: Path, file: PaperFile | None) -> int:
     folders = [*results.glob("*/requests"), *results.glob("*/tables")]
     measured = sorted({folder.parent.name for folder in folders})
     if not measured:
-        raise UserError(f"no results in {results}/; run: bnlab sweep experiment=quickstart")
+        command = write_command("sweep", "experiment=quickstart", results)
+        raise UserError(f"no results in {results}/; run: {command}")
     questions = [name for name in measured if name in list_questions()]
     for name in measured:
         if name not in questions:

@@ -138,9 +138,11 @@ def _list(results: Path) -> None:
     ends = ["status", "step", "seconds", "MB"]
     settings = table.columns.drop(["run", *ends])
     differing = [key for key in settings if table[key].map(str).nunique() > 1]  # null counts too
-    print_table(table[["run", *differing, *ends]])
     megabytes = table["MB"].sum()
-    print(f"{len(table)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
+    table["MB"] = table["MB"].round(1)  # after the sum: many networks take less
+    print_table(table[["run", *differing, *ends]])
+    networks = "1 network" if len(table) == 1 else f"{len(table):,} networks"
+    print(f"{networks}, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def _read_status(folder: Path) -> dict[str, Any]:
             "status": "set aside" if ".damaged" in folder.name else state["status"],
             "step": state["step"],
             "seconds": round(state["train_seconds"]),
-            "MB": round(measure_size(folder), 1),
+            "MB": measure_size(folder),
         }
 
 
@@ -223,11 +225,22 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
     except Unreadable as error:
         raise UserError(str(error)) from error
     mean, std = run.dataset.mean, run.dataset.std
-    metadata = {"run": run.id, "statistics": statistics, "mean": json.dumps(mean), "std": json.dumps(std)}
+    # Of a network that is being trained, or whose training was killed, it is the latest step that was kept.
+    wanted = int(step) if step else max(run.list_checkpoints())
+    metadata = {
+        "run": run.id,
+        "step": str(wanted),
+        "statistics": statistics,
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+    }
     # safetensors refuses tensors that are not contiguous, or that share memory, as tied weights do.
     tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     save_file(tensors, file, metadata)
-    print(f"{file}: {run.id} with {statistics} statistics")
+    with_statistics = f" with {statistics} statistics" if run.has_trace else ""
+    ends = {"finished": "", "diverged": ", which diverged,"}
+    end = ends[run.status["status"]] if run.status else ", whose training has not finished,"
+    print(f"{file}: step {wanted:,} of {run.steps:,} of {run.id}{end}{with_statistics}")
     print(f"images are standardized by mean {mean} and standard deviation {std} of each channel")
 
 

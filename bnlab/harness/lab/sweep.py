@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
     usage = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()  # waits neither for torch nor for Hydra
-    return run_command(_sweep, words, usage, options=(*_MULTIRUN, "--cfg"))
+    resumes = "; the same command continues"
+    return run_command(_sweep, words, usage, options=(*_MULTIRUN, "--cfg"), resumes=resumes)
 
 
 def _sweep(words: list[str]) -> int:
@@ -174,10 +175,11 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
 
     first = planned[0]
     tables = write_tables(first.folder)
-    display.print(f"done in {time.perf_counter() - started:.0f} s; {first.folder}/tables/")
+    where = f"; {first.folder}/tables/" if tables else ""  # each job may have been ended before it left anything
+    display.print(f"done in {time.perf_counter() - started:.0f} s{where}")
     for name, frame in tables.items():
         if len(frame):
-            display.print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
+            display.print(f"  {name + '.parquet':20}{len(frame):>9,} row{'' if len(frame) == 1 else 's'}")
     for note in tables.notes:
         say(note, first.quiet)
     if "runs" in tables:  # else each job was ended from outside before it left anything
@@ -196,7 +198,7 @@ def _say_diverged(planned: list[Config], runs: pd.DataFrame) -> None:
 
     networks = {Run(config).id for config in planned}
     for name in runs.loc[runs["run"].isin(networks) & (runs["status"] == "diverged"), "run"]:
-        say(f"{name} diverged: its rows end there")
+        say(f"{name} diverged: it has no rows from then on")
 
 
 def _say_unfinished(waiting: list[Config]) -> bool:
@@ -210,7 +212,10 @@ def _say_unfinished(waiting: list[Config]) -> bool:
         say(f"failed: {path}")
     missing = {Run(config).id for config in list_waiting(waiting) if not locate_failure_of(Run(config)).exists()}
     for name in sorted(missing):
-        say(f"not finished: {name}, whose job was ended from outside; the same command continues")
+        say(
+            f"not finished: {name}, whose job was ended from outside, or found code that has changed since; the same "
+            "command continues"
+        )
     return not failed and not missing
 
 

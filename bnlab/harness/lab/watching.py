@@ -89,9 +89,13 @@ class NetworkCount:
         from bnlab.harness.artifacts.run import Run  # with torch
 
         self._waiting = waiting
-        self._total = len({Run(config).id for config in waiting})
+        self._names = {Run(config).id for config in waiting}
         self._started = time.monotonic()
-        self._resumed_at: dict[str, float] = {}  # by network
+        # Shares of the training of each network: which this sweep found, and which have been reached.
+        self._found: dict[str, float] = {}
+        self._reached: dict[str, float] = {}
+        self._ended: set[str] = set()
+        self._last_end = self._started
 
     def describe(self) -> str:
         """Write the line: networks that are done, the time that is left, and those that are trained or measured now."""
@@ -106,27 +110,50 @@ class NetworkCount:
         progress = {name: read_progress(run.folder) for name, run in left.items()}
         current = {name: each for name, each in progress.items() if each is not None}
 
-        # The first progress that is seen of a network is of its training; once it is measured, nothing says any more
-        # where its training was resumed.
         for name, each in current.items():
-            self._resumed_at.setdefault(name, each.resumed_at)
+            # The first progress that is seen of a network is of its training, and says where that was resumed.
+            self._found.setdefault(name, each.resumed_at)
+            # Several jobs may measure one network, which has no progress between two of them.
+            self._reached[name] = max(each.share, self._reached.get(name, 0.0))
+        ended = self._names - left.keys()
+        if ended != self._ended:
+            self._ended = ended
+            self._last_end = time.monotonic()
 
-        done = self._total - len(left)
-        share = (done + sum(each.share for each in current.values())) / self._total
-        words = [f"{done:,} of {self._total:,} networks{self._describe_time(share)}"]
+        is_measured = any(each.share == 1 for each in current.values())
+        words = [f"{len(ended):,} of {_count_networks(len(self._names))}{self._describe_time(is_measured)}"]
         words += [f"{name} {each.words}" for name, each in current.items()]
-        if not share and not current:
+        if not ended and not current and not self._reached:
             words.append("starting")
         return " · ".join(words)
 
-    def _describe_time(self, share: float) -> str:
-        """Say how long the rest of the sweep takes if it goes on as it has; nothing where the rest is measuring."""
+    def _describe_time(self, is_measured: bool) -> str:
+        """Say how long the rest of the sweep takes if it goes on as it has.
+
+        Nobody knows what measuring takes before a network has ended. Until then it is the time that is left of
+        training, and nothing while a network is measured.
+        """
         from bnlab.harness.artifacts.training_runner import format_seconds
 
-        passed = time.monotonic() - self._started
-        # What an earlier sweep had trained took none of this time.
-        share_since = share - sum(self._resumed_at.values()) / self._total
-        if share_since <= 0 or passed < _SOON:
+        now = time.monotonic()
+        if self._ended:
+            made = sum(1 - self._found.get(name, 0.0) for name in self._ended)
+            rest = sum(1 - self._found.get(name, 0.0) for name in self._names - self._ended)
+            took = self._last_end - self._started
+            since = now - self._last_end
+            what = ""
+        else:
+            # What an earlier sweep had trained took none of this time.
+            made = sum(self._reached.values()) - sum(self._found.values())
+            rest = len(self._names) - sum(self._reached.values())
+            took = now - self._started
+            since = 0.0
+            what = " of training"
+        if made <= 0 or took < _SOON or (is_measured and not self._ended):
             return ""
-        left = passed / share_since * (1 - share)
-        return "" if left < _SOON else f", about {format_seconds(left)} left"
+        left = took / made * rest - since
+        return "" if left < _SOON else f", about {format_seconds(left)}{what} left"
+
+
+def _count_networks(count: int) -> str:
+    return "1 network" if count == 1 else f"{count:,} networks"
