@@ -63,7 +63,7 @@ FOLDERS = {
     "reproduction report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",
-    "commands": "packages images loading demo doctor gap recalibrate",
+    "commands": "images packages loading demo doctor gap recalibrate",
     "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings code_changes run live "
     "attributes training_runner",
     "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
