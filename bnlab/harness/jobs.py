@@ -37,7 +37,6 @@ from bnlab.harness.requests import (
     locate_columns,
     locate_failure,
     locate_request,
-    read_commands,
     read_requests,
     write_request,
 )
@@ -172,20 +171,20 @@ def locate_failure_of(run: Run) -> Path:
     return locate_failure(run.config.folder, run.id)
 
 
-def attempt(config: Config) -> None:
+def attempt(config: Config, command: str) -> None:
     """`execute`, but what fails is written down as `failed`, unless other jobs would meet it too, as a full disk."""
     try:
-        execute(config)
+        execute(config, command)
     # A JobError is a UserError, too, but leaves the other jobs alone.
     except (JobError, TimeLimit) as error:
-        _record_failure(config, str(error))
+        _record_failure(config, command, str(error))
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # a user's code may raise either
-        _record_failure(config, where_raised(error))
+        _record_failure(config, command, where_raised(error))
 
 
-def _record_failure(config: Config, reason: str) -> None:
+def _record_failure(config: Config, command: str, reason: str) -> None:
     """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
     run = Run(config)
     path = locate_failure_of(run)
@@ -193,24 +192,25 @@ def _record_failure(config: Config, reason: str) -> None:
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     # What is said to have failed becomes part of the request's name. Under the name of a whole request, the job would
     # count as done.
-    _write_request(run, {}, ["this job"])
+    _write_request(run, {}, ["this job"], command)
 
 
-def execute(config: Config) -> None:
+def execute(config: Config, command: str = "") -> None:
     """Train the configuration's network unless it is there, measure it, write down what was asked for.
 
-    A network of which a file cannot be read is set aside, once, trained again and measured. JobError where an estimator
-    fails; the rows of all others are written.
+    A network of which a file cannot be read is set aside, once, trained again and measured. `command` is what measures
+    the rows again, if they are of earlier code one day. JobError where an estimator fails; the rows of all others are
+    written.
     """
     prepare_process(config)
     check_device(config.device)  # on a cluster not that of the command
     with Run(config).lock:  # another job may want more checkpoints, and train the same network again
         try:
-            _train_and_measure(Run(config))
+            _train_and_measure(Run(config), command)
         except Unreadable as error:
             # Each Run is a new one, because a Run remembers what it has read.
             quarantine(Run(config).folder, error, "the network is trained again")
-            _train_and_measure(Run(config))
+            _train_and_measure(Run(config), command)
         finally:
             remove_progress(Run(config).folder)
             # Without this, processes that share an accelerator and have ended their jobs keep its memory.
@@ -226,7 +226,7 @@ def prepare_process(config: Config) -> None:
     tqdm.set_lock(threading.RLock())
 
 
-def _train_and_measure(run: Run) -> None:
+def _train_and_measure(run: Run, command: str) -> None:
     ensure_trained(run, list_needed_checkpoints)
     measurements = find_measurements(run.config)
     chosen = [each for each in measurements if each.covers(run.config.norm)]
@@ -248,7 +248,7 @@ def _train_and_measure(run: Run) -> None:
             write_progress(run.folder, Progress(f"measuring {measurement.name}", share=1.0))
             selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
     # The rows of all other estimators are asked for before the failure is raised.
-    _write_request(run, selections, failed)
+    _write_request(run, selections, failed, command)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         error.add_note("\n".join(details for _, details in failed.values()))
@@ -277,14 +277,12 @@ def find_measurements(config: Config) -> list[Measurement]:
     return [find_measurement(name) for name in as_list(config.measurements)]
 
 
-def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterable[str]) -> None:
+def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterable[str], command: str) -> None:
     """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
         folder = run.config.folder
         path = locate_request(folder, run.id, _describe_asked(run, failed))
-        commands = read_commands(folder)
-        command = commands[-1] if commands else ""  # none of a job that no sweep has run
         images = run.config.population_images
         row = _describe_run(run)
         request = Request(run.id, row, selections, command=command, population_images=images)

@@ -30,40 +30,40 @@ _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "me
 """Settings that submitit calls the same for every kind of cluster; others begin with the kind's name."""
 
 
-def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
-    """Run jobs to their end. One that fails leaves the others alone.
+def run_jobs(jobs: Sequence[Job], launcher: Launcher, command: str) -> None:
+    """Run jobs of a command to their end. One that fails leaves the others alone.
 
     UserError for what all jobs would meet, such as a full disk, or where a process was ended from outside.
     """
     if launcher.name == "basic":
         for job in jobs:
-            _run(job.config, job.heading)
+            _run(job.config, job.heading, command)
     elif launcher.name == "joblib":
-        _run_in_processes(jobs, launcher)
+        _run_in_processes(jobs, launcher, command)
     else:
-        _run_on_cluster(jobs, launcher)
+        _run_on_cluster(jobs, launcher, command)
 
 
-def _run(config: Config, heading: str) -> None:
+def _run(config: Config, heading: str, command: str) -> None:
     """Run one job, under its heading if it has one; UserError for what the other jobs would meet too."""
     if heading:
         say_off_terminal(heading, config.quiet)
     try:
-        attempt(config)
+        attempt(config, command)
     except UserError as error:
         raise UserError(f"{error}\n  {_KEPT}") from error
     except OSError as error:
         raise UserError(f"{error}; {_KEPT}") from error
 
 
-def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
+def _run_in_processes(jobs: Sequence[Job], launcher: Launcher, command: str) -> None:
     """Run jobs in as many processes as there are cores, or as the launcher's settings say."""
     settings = dict(launcher.settings)
     if len(jobs) == 1:
         settings["n_jobs"] = 1  # starting a process would take longer than many a job
     run = delayed(_run_in_process)
     # As plain values: classes of own functions' arguments are not known in other processes.
-    calls = [run(asdict(job.config), job.heading, os.getpid()) for job in jobs]
+    calls = [run(asdict(job.config), job.heading, command, os.getpid()) for job in jobs]
     try:
         Parallel(**settings)(calls)
     except BrokenProcessPool as error:
@@ -71,12 +71,12 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
         raise UserError(f"{reason}; {_KEPT}, the same command continues") from error
 
 
-def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:
+def _run_in_process(settings: dict[str, Any], heading: str, command: str, parent: int) -> None:
     """Run one job beside others; `parent` is 0 on a cluster."""
     escape_unprintable()
     if parent not in (0, os.getpid()):  # with a single worker joblib runs jobs in the sweep itself
         _end_with(parent)
-    _run(restore_config(settings), heading)
+    _run(restore_config(settings), heading, command)
 
 
 @cache
@@ -93,7 +93,7 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
+def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher, command: str) -> None:
     """Send each job to the queue, and wait until all have ended."""
     folder = jobs[0].config.folder / "cluster" / "%j"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,9 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
     executor.update_parameters(name="bnlab", **named)
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # modules of the current folder are found there too
 
-    sent = executor.map_array(_ClusterJob(), [asdict(job.config) for job in jobs], [job.heading for job in jobs])
+    settings_of_jobs = [asdict(job.config) for job in jobs]
+    headings = [job.heading for job in jobs]
+    sent = executor.map_array(_ClusterJob(), settings_of_jobs, headings, [command] * len(jobs))
     problems: list[Exception] = []
     for job in sent:
         try:
@@ -129,11 +131,11 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
 class _ClusterJob(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submitit is not typed
     """One job on a cluster, which is sent again as it was if it is put back into the queue."""
 
-    def __call__(self, settings: dict[str, Any], heading: str) -> str:
+    def __call__(self, settings: dict[str, Any], heading: str, command: str) -> str:
         """Run the job, and return what the other jobs would meet too; the command needs no accounting to read it."""
         watch_time_limit()
         try:
-            _run_in_process(settings, heading, parent=0)
+            _run_in_process(settings, heading, command, parent=0)
         except UserError as error:
             return str(error)
         return ""

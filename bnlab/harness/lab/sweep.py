@@ -98,16 +98,16 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
 
     display.print(*outline(configs, waiting))
     if waiting:
-        _prepare(configs, launcher, words, display)
+        command = _prepare(configs, launcher, words, display)
         # Configurations have no hash.
         is_waiting = {id(config) for config in waiting}
-        _run([job for job in sweep.jobs if id(job.config) in is_waiting], launcher, display)
+        _run([job for job in sweep.jobs if id(job.config) in is_waiting], launcher, command, display)
     display.begin("writing the tables")
     return _finish(configs, waiting, words, display, started), configs[0]
 
 
-def _prepare(configs: list[Config], launcher: Launcher, words: list[str], display: Display) -> None:
-    """Find what would stop the jobs, and keep the command that runs them."""
+def _prepare(configs: list[Config], launcher: Launcher, words: list[str], display: Display) -> str:
+    """Find what would stop the jobs, and keep the command that runs them, which is returned."""
     from bnlab.harness.jobs import prepare
 
     display.begin("reading data, and trying an update of each kind of network")
@@ -118,15 +118,17 @@ def _prepare(configs: list[Config], launcher: Launcher, words: list[str], displa
     prepare(tried)
     # The command is kept only now, because a sweep that `prepare` refuses makes no tables.
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
-    keep_command(configs[0].folder, shlex.join(["bnlab", "sweep", *ordered]))
+    command = shlex.join(["bnlab", "sweep", *ordered])
+    keep_command(configs[0].folder, command)
+    return command
 
 
-def _run(jobs: list[Job], launcher: Launcher, display: Display) -> None:
+def _run(jobs: list[Job], launcher: Launcher, command: str, display: Display) -> None:
     """Run the jobs that are waiting."""
     from bnlab.harness.lab.launch import run_jobs
 
     display.show(NetworkCount([job.config for job in jobs]).describe)
-    run_jobs(jobs, launcher)
+    run_jobs(jobs, launcher, command)
 
 
 def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher) -> Launcher:
