@@ -325,12 +325,12 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     most = frame["n"].max()
     has_intervals = bool(figure.plot.intervals) and frame["low"].notna().any()
     if has_intervals or most > 1:
-        means = "Geometric means over seeds" if frame["log"].all() else "Means over seeds"
+        means = f"{'Geometric means' if frame['log'].all() else 'Means'} over {figure.over}s"
         if has_intervals:
             means = f"{means}, {figure.plot.intervals}: 95% intervals"
         sentences.append(f"{means};")
     if most > 0:  # nothing is said of what was not measured
         count = f"{fewest}–{most}" if fewest < most else f"{most}"
-        noun = "seeds" if most > 1 else "seed"
-        sentences.append(f"n\u00a0=\u00a0{count} {noun}.")
+        ending = "s" if most > 1 else ""
+        sentences.append(f"n\u00a0=\u00a0{count} {figure.over}{ending}.")
     return re.sub(" +", " ", " ".join(sentences)).strip()

@@ -85,6 +85,7 @@ class Figure:
         headline: what is seen, its title in place of the other where the claims hold.
         below: what stands below it, with axes of its own.
         spans: stretches that a paper names.
+        over: what means and intervals are over, in the singular.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Figure:
     headline: Headline | None = None
     below: PartBelow | None = None
     spans: Sequence[Span] = ()
+    over: str = "seed"
 
 
 @dataclass(frozen=True)

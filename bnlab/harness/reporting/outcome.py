@@ -23,7 +23,6 @@ from bnlab.harness.reporting.experiment import (
     say_where,
     state_headlines,
 )
-from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
 from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
 
 READING = (
@@ -102,9 +101,9 @@ def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     runs = tables["runs"]
     frame = decide(experiment, tables)
     data = list_values(runs["data"])
-    # A claim that cannot be scored has n = 0, which is no number of seeds.
-    is_scored = frame["verdict"] != CANNOT_BE_SCORED
-    basis = say_basis(data, frame.loc[is_scored, "n"])
+    # A claim that was not measured, or cannot be scored, has n = 0, which is no number of seeds.
+    is_decided = frame["n"] > 0
+    basis = say_basis(data, frame.loc[is_decided, "n"])
     networks = describe_networks(runs)
 
     # A page quotes many points of one figure, whose score may take long.
