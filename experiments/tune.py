@@ -100,7 +100,8 @@ def _tune(words: list[str]) -> int:
         prepare(missing)
         with Display(first.quiet) as display:
             display.show(NetworkCount(missing).describe)
-            run_jobs([Job(config, heading="") for config in missing], Launcher("joblib", {"n_jobs": -1}))
+            command = shlex.join(["python", "-m", "experiments.tune", *words])
+            run_jobs([Job(config, heading="") for config in missing], Launcher("joblib", {"n_jobs": -1}), command)
         write_tables(folder)
 
 

@@ -81,7 +81,10 @@ def describe_severity(cause: Cause) -> str:
     """Say how severe what a cause finds is, and whether recalibration refuses to cover it up."""
     article = "an" if cause.severity == "error" else "a"
     unknown = f"if that is unknown, it is {article} {cause.severity}"
+    is_undone = type(cause).propose is not Cause.propose or cause.undone_by
     reported = f"How severe it is depends on how much undoing it gains; {unknown}."
+    if not is_undone:
+        reported = "Nothing is undone for it: how severe it is depends on what was seen."
     hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
     refuses = "bnlab.recalibrate refuses if undoing it gains as much as new statistics do, because these would hide it."
     return f"{reported} {refuses}" if hides else reported

@@ -42,6 +42,7 @@ _NOT_EXACT = (
 )
 _FORCED = "force=True writes anyway"
 _CONVINCED = f"If it is none: training_batches= shows that images are prepared as in training, and {_FORCED}"
+_BETTER = "the images score better"
 _WHICH = "training_batches= tells whether images or averages are at fault"
 _UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
 
@@ -424,7 +425,7 @@ def _decide(
 def _judge_gain(gain: Difference) -> tuple[bool, str]:
     """Judge whether a gain is sure, with the reason."""
     if gain.low > 0:
-        return True, "the images score better"
+        return True, _BETTER
     if gain.value > 0:
         return False, "too few images to be sure of a gain"
     return False, "nothing is gained"
@@ -433,7 +434,8 @@ def _judge_gain(gain: Difference) -> tuple[bool, str]:
 def _add_doubts(reason: str, is_wanted: bool, hidden: _Mistake | None, check: Check | None) -> str:
     """Add to a reason that a mistake may be hidden, and that the new statistics are not exact, where that is so."""
     if hidden is not None and not hidden.is_certain:
-        reason = f"{reason}, as they would without {hidden.words}; {_WHICH}"
+        doubt = f", as they would without {hidden.words}" if reason == _BETTER else f"; this may hide {hidden.words}"
+        reason = f"{reason}{doubt}; {_WHICH}"
     if check is None or check.is_exact:
         return reason
     not_exact = _NOT_EXACT.format(layer=check.layer)

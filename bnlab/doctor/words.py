@@ -36,6 +36,12 @@ def describe_number(value: float, digits: int = 3) -> str:
     return f"{float(reported):,.0f}" if is_large else reported
 
 
+def describe_ratio(ratio: float, digits: int = 2) -> str:
+    """Write how many times as large something is as chance explains; a channel that is constant has no chance."""
+    most = 1000
+    return f"over {most:,}" if ratio > most else describe_number(ratio, digits)
+
+
 def round_up(count: float) -> int:
     """Round up to two digits."""
     # The place of the second digit; numbers of one or two digits are rounded to whole ones.
@@ -71,11 +77,15 @@ def describe_score(value: float, scores: Scores) -> str:
     return f"{100 * value:.1f}%" if scores.are_shares else f"{value:.4g}"
 
 
-def describe_training(on_training: float, scores: Scores) -> str:
-    """Say how the training batches score as the model is, and what it means if that is much more than these do."""
+def describe_training(on_training: float, scores: Scores, best: float) -> str:
+    """Say how the training batches score as the model is, and what it means if that is much more than these do.
+
+    Args:
+        on_training: their score.
+        scores: of these images.
+        best: the best score that was reached on these, as what can be undone is no lack of generalization.
+    """
     reported = f"On the training batches {describe_score(on_training, scores)}, as the model is."
-    # The best, because what wrong averages cost on these images is no lack of generalization.
-    best = scores.best
     if on_training - best > LOST_ON_NEW_IMAGES:
         reported = (
             f"{reported} The network does not generalize to these images: they differ from the training images, or "

@@ -94,7 +94,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 # Averages
 
 
-@patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0), "not from 4 on; between them: 2, 3.")
+@patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0), "not in 4, but after it again; ")
 def break_one_layer(sigmas: float) -> Given:
     model = digits.make_healthy()
     mean, var = get_running_buffers(digits.list_norms(model)[1])

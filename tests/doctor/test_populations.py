@@ -122,7 +122,7 @@ def test_a_dead_channel_is_a_note_whatever_other_faults_cost(batches: Batches) -
 
     assert finding is not None
     assert (finding.layers, finding.severity) == (("4",), "note")
-    assert finding.evidence == "of 32 channels 1 have a variance below 10 eps, 1 below 100 eps"
+    assert finding.evidence == "variances below 10 eps in 1 of 32 channels, below 100 eps in 1"
 
 
 def test_a_channel_that_never_varies_is_dead_without_eps_too() -> None:
@@ -133,7 +133,7 @@ def test_a_channel_that_never_varies_is_dead_without_eps_too() -> None:
     finding = find("BN301", model, [torch.randn(50, 3, generator=torch.Generator().manual_seed(0))])
 
     assert finding is not None
-    assert finding.evidence.startswith("of 4 channels 1 have a variance below 10 eps")
+    assert finding.evidence.startswith("variances below 10 eps in 1 of 4 channels")
 
 
 def test_channels_may_be_dominated_by_eps(images: list[Tensor]) -> None:

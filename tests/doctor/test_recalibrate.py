@@ -183,6 +183,15 @@ def test_training_batches_show_whether_it_is_the_averages_scale_or_that_of_the_i
     assert compared.reason.startswith(says)
 
 
+def test_without_labels_a_mistake_that_may_be_hidden_is_said_as_such() -> None:
+    batches = [4 * images for images, _ in digits.draw_batches(8)]
+
+    recalibration = bnlab.recalibrate(digits.make_healthy(), batches)
+
+    unlabelled = "not judged, as the batches have no labels and there is no evaluate="
+    assert recalibration.reason.startswith(f"{unlabelled}; this may hide BN209, ")
+
+
 def test_auto_reads_as_many_images_as_the_standard_errors_ask_for() -> None:
     batches = digits.draw_batches(24)
     training_batches = iter(digits.draw_batches(24, seed=-1))

@@ -91,7 +91,7 @@ def mix_momenta() -> nn.Module:
 ALL = slice(None)
 NOT_FINITE = "not finite in 1 of 16 channels of '1', the first in depth"
 STALLS = "bfloat16: an average may stop 3.9% short of its goal"  # 2⁻⁸ / .1
-OVERFLOWN = "a variance above 65,504, the largest float16, has become infinite in 1 layers"
+OVERFLOWN = "a variance above 65,504, the largest float16, has become infinite in 1 layer"
 OF_ZERO = "variance 0 in more than 99% of channels, although 144 updates counted"
 OF_START = "mean 0 and variance 1 in more than 99% of channels, 0 updates counted"
 IN_TRAIN = "in train mode"

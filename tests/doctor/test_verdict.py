@@ -76,7 +76,7 @@ def conclude(scores: Scores, experiment: UndoExperiment | None = None, case: Cas
         ([("averages", 2, 900), ("images", 3, 900)], "averages", "OWN0"),
         ([("averages", 2, 900), ("images", 2, 900)], "averages or images", "OWN0 (planted) or OWN1"),
         ([("network", 2, 900), ("images", 2, 900)], "undecided", "OWN0 (planted) or OWN1"),
-        ([("averages", 64, 900), ("images", 2, 875)], "undecided", "(averages or images); about 4,000 would."),
+        ([("averages", 64, 900), ("images", 2, 875)], "undecided", "(averages or images); about 4,000 may."),
         ([("averages", 64, 900), ("averages", 2, 875)], "averages", "OWN0"),  # the same word for both
         ([("averages", 0, 606)], "averages", "0.6 points"),
         ([("averages", 0, 605)], "healthy", ""),  # half a point does not matter
@@ -193,7 +193,42 @@ def test_averages_that_leave_the_score_low_say_where_else_to_look() -> None:
     verdict = conclude(make_scores(0.1, running=100, exact=400), experiment, make_case(expected=0.9))
 
     assert verdict.word == "averages"
-    assert "If 40.0%, the best under any statistics, is too low, look also at labels" in verdict.sentence
+    assert "If 40.0%, the best that was reached, is too low, look also at labels" in verdict.sentence
+
+
+def test_an_expected_score_that_an_undo_reaches_is_not_too_low() -> None:
+    experiment = make_experiment(100, [("images", 0, 950)])
+
+    verdict = conclude(make_scores(0.1, running=100, exact=850), experiment, make_case(expected=0.9))
+
+    assert verdict.word == "images"
+    assert "too low" not in verdict.sentence
+
+
+def test_more_images_are_asked_for_only_where_they_would_be_tried() -> None:
+    """With labels undos are tried on 1,000 images, however many there are."""
+    undos: list[Undone] = [("averages", 64, 900), ("images", 2, 875)]
+
+    verdict = conclude(make_scores(0.1, running=600, exact=600), make_experiment(600, undos))
+
+    assert verdict.word == "undecided"
+    assert "1,000 images do not tell these apart (averages or images), and undos are tried on no more." in (
+        verdict.sentence
+    )
+
+
+def test_the_gain_that_is_not_decided_is_the_one_that_is_named() -> None:
+    """Of 10,000 images exact statistics surely gain nothing, but the best undo may, of 1,000: 64 up and 60 down."""
+    experiment = make_experiment(600, [("images", 2, 604)])
+    (trial,) = experiment.trials
+    shifted = make_values(604).roll(60)
+    experiment = replace(experiment, trials=[replace(trial, judged=Judged(shifted, 10 * shifted))])
+
+    verdict = conclude(make_scores(0.1, images=10_000, running=6000, exact=6000), experiment)
+
+    assert verdict.word == "undecided"
+    assert "Undoing OWN0 (planted) would gain 0.4 points" in verdict.sentence
+    assert "on 1,000 images, and undos are tried on no more: too few to tell." in verdict.sentence
 
 
 @pytest.mark.parametrize(

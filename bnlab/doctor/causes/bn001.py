@@ -7,7 +7,7 @@ import torch
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case, has_bad_values
 from bnlab.doctor.evidence.setup import has_overflown
-from bnlab.doctor.words import describe_number
+from bnlab.doctor.words import count_things, describe_number
 from bnlab.model.layers import BatchNorm, get_momentum, get_running_buffers
 
 
@@ -54,7 +54,8 @@ class NotHeld(Cause):
 
 def _describe_spoiled(case: Case, layers: list[str]) -> str:
     if all(has_overflown(case.layers[name]) for name in layers):
-        return f"a variance above 65,504, the largest float16, has become infinite in {len(layers)} layers"
+        spoiled = count_things(len(layers), "layer")
+        return f"a variance above 65,504, the largest float16, has become infinite in {spoiled}"
     first = layers[0]
     buffers = case.buffers[first]
     counts = {

@@ -10,6 +10,7 @@ from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import NEARLY_ALL
 from bnlab.doctor.undo import EXACT, Undo, write_averages
+from bnlab.doctor.words import count_things
 
 
 class NeverUpdated(Cause):
@@ -49,7 +50,7 @@ class NeverUpdated(Cause):
             return ""
         all_counts = [case.count_updates(name) for name in shown]
         counts = [count for count in all_counts if count is not None]
-        counted = f"{max(counts):,} updates counted" if counts else "no count of updates"
+        counted = f"{count_things(max(counts), 'update')} counted" if counts else "no count of updates"
         if any(counts):
             counted = f"although {counted}"
         return f"{' and '.join(_list_starts(case, shown[0]))} in more than 99% of channels, {counted}"

@@ -30,7 +30,7 @@ class OddMomentum(Cause):
         "The averages are little more than the last batch, or have not moved: in PyTorch, momentum is the weight of "
         "the new batch."
     )
-    remedy = "Set momentum to one minus its value, or to 0.1, and recalibrate."
+    remedy = "Set momentum to 0.1 or, where it is reversed, to one minus its value, and recalibrate."
     undone_by = (EXACT, RESCALED)
     severity = "warning"
 

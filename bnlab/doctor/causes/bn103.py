@@ -9,6 +9,7 @@ import torch
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import SAME_BATCH
+from bnlab.doctor.words import describe_number
 from bnlab.model.layers import match_names
 from bnlab.recording.trace import LayerTrace
 
@@ -47,7 +48,7 @@ class SeveralUpdates(Cause):
             return None
 
         calls = max(len(entries) / len(set(entries.steps)) for entries in several.values())
-        reported = f"{calls:.3g} updates a step"
+        reported = f"{calls:.3g} updates a step" if calls >= 1.005 else "a second update in a few steps"
 
         # Several calls are a mistake only if they average the same batch. Different batches all count.
         distances = [_compare_steps(entries) for entries in several.values()]
@@ -55,7 +56,9 @@ class SeveralUpdates(Cause):
         if 2 * len(near) < len(several):
             return Signs.of(several, f"{reported}, of different batches", "note")
         farthest = max(near)
-        how = "" if farthest < _ROUNDING else f" at other weights ({farthest:.0%} of the way to another batch)"
+        how = ""
+        if farthest >= _ROUNDING:
+            how = f" at other weights ({describe_number(100 * farthest, 2)}% of the way to another batch)"
         return Signs.of(several, f"{reported}, of the same batch{how}", "warning")
 
 

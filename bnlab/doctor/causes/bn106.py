@@ -11,7 +11,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.history import LayerChange
 from bnlab.doctor.thresholds import COLLAPSE_FALLS, COLLAPSED, NOT_COLLAPSED, WEIGHTS_MOVED
 from bnlab.doctor.undo import EXACT, RESCALED
-from bnlab.doctor.words import describe_number
+from bnlab.doctor.words import count_things, describe_number
 
 
 class WeightsMovedAlone(Cause):
@@ -57,6 +57,8 @@ class WeightsMovedAlone(Cause):
             shallow, deep = _compare_depths(case)
             return f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"
         moved = f"weights moved by {describe_number(100 * history.distance, 2)}%"
+        if history.added:  # as adapters
+            moved += f" and {count_things(len(history.added), 'parameter')} added"
         is_written = bool({*_list_written(case)} & {*layers})
         return f"{moved}, buffers written and no update counted" if is_written else f"{moved}, buffers the same"
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_high
 
+import torch
+
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.lag import compare_with_drift
 from bnlab.doctor.undo import EXACT, Undo, write_averages
-from bnlab.doctor.words import describe_number
+from bnlab.doctor.words import describe_number, describe_ratio
 
 
 class OtherWeights(Cause):
@@ -69,10 +71,17 @@ class OtherWeights(Cause):
         known = [ratio for ratio in ratios if not math.isnan(ratio)]  # it is NaN where batches are too few
         reported = [] if drift is None else [drift.describe()]
         if known:
-            reported.append(f"{describe_number(median_high(known), 2)} times farther off than chance explains")
+            ratio = median_high(known)
+            if ratio > 1:
+                reported.append(f"{describe_ratio(ratio)} times farther off than chance explains")
+            else:  # so that it is the variances
+                changes = torch.cat([case.log_ratios(name).abs() for name in layers if name in case.reference])
+                most = describe_number(float(changes.nan_to_num().max().exp()), 2)
+                reported.append(f"means no farther off than chance explains, variances up to {most}-fold")
         else:
             gaps = [case.measure_distance(name, case.reference) for name in layers if name in case.reference]
-            off = f"off by up to {max(gaps):.2g} σ; " if gaps else ""  # training batches may reach other layers only
+            # Training batches may reach other layers only.
+            off = f"off by up to {describe_number(max(gaps), 2)} σ; " if gaps else ""
             reported.append(f"{off}too few batches to tell chance")
         return "; ".join(reported)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import SMALL_LAST_BATCH
+from bnlab.doctor.words import count_things
 
 
 class SmallLastBatch(Cause):
@@ -34,5 +35,5 @@ class SmallLastBatch(Cause):
         last, full = case.training_sizes
         if not 0 < last <= SMALL_LAST_BATCH * full:
             return None
-        evidence = f"the last batch of an epoch has {last:,} images of {full:,}"
+        evidence = f"the last batch of an epoch has {count_things(last, 'image')} of {full:,}"
         return Signs.of(case.layers, evidence, "warning" if case.is_costly else "note")

@@ -129,5 +129,7 @@ def _describe(case: Case, mixture: _Mixture) -> str:
     if isinstance(layer, AveragesByItself) or not momentum or momentum >= 1 or mixture.weight == 1:
         return reported
     # The share w = 1 − (1 − m)^k, solved for the number k of forwards.
-    forwards = max(1, round(math.log1p(-mixture.weight) / math.log1p(-momentum)))
+    forwards = round(math.log1p(-mixture.weight) / math.log1p(-momentum))
+    if forwards == 0:  # less than one forward would leave
+        return reported
     return f"{reported}, as {count_things(forwards, 'forward')} in train mode would leave them"

@@ -9,6 +9,7 @@ from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import FEW_VALUES, MOMENTUM_IS_LARGE
 from bnlab.doctor.undo import EXACT
+from bnlab.doctor.words import describe_ratio
 from bnlab.model.layers import get_momentum
 
 
@@ -38,14 +39,14 @@ class AverageNoise(Cause):
             return ""
         mean_gap = max(case.measure_gap(name, case.reference)[0] for name in known)
         ratios = [case.noise_ratio(name) for name in known]  # NaN with fewer than three batches
-        ratio = f"|T| up to {max(ratios):.1f}, " if all(map(math.isfinite, ratios)) else ""
+        ratio = f"|T| up to {describe_ratio(max(ratios))}, " if all(map(math.isfinite, ratios)) else ""
         momenta = dict.fromkeys(get_momentum(case.layers[name]) for name in known)
         averaged = " and ".join(map(_describe_momentum, momenta))
         return f"means up to {mean_gap:.2f} σ off, {ratio}averaged {averaged}"
 
 
 def _describe_momentum(momentum: float | None) -> str:
-    return "over all batches" if momentum is None else f"with momentum {momentum}"
+    return "over all batches" if momentum is None else f"with momentum {momentum:g}"
 
 
 def _is_ordinary(case: Case, name: str) -> bool:

@@ -12,7 +12,7 @@ from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import FEW_VALUES
 from bnlab.doctor.undo import EACH_BATCH, EXACT, Undo, normalize_each_batch
-from bnlab.doctor.words import count_things
+from bnlab.doctor.words import count_things, describe_ratio
 
 
 class SmallBatches(Cause):
@@ -79,4 +79,4 @@ class SmallBatches(Cause):
         reported = f"{fewest} values in a batch: n/(n−1) is {fewest / (fewest - 1):.2f}"
         ratios = [case.noise_ratio(name) for name in layers]  # NaN of too few batches, and of momentum 0
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
-        return f"{reported}; median |T| up to {max(known):.1f}" if known else reported
+        return f"{reported}; median |T| up to {describe_ratio(max(known))}" if known else reported

@@ -11,7 +11,7 @@ import torch
 
 from bnlab.doctor.cause import Cause, Ground, Signs
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.observing import LayerView, measure_share
+from bnlab.doctor.evidence.observing import MOST_CALLS, LayerView, measure_share
 from bnlab.doctor.thresholds import CALLS_RATIO, CALLS_RATIO_CHANCE, CALLS_SHARE, CALLS_SHARE_CHANCE
 from bnlab.doctor.undo import EACH_BATCH, Undo, write_each_call
 from bnlab.model.layers import count_channels
@@ -130,6 +130,7 @@ def _compare_calls(view: LayerView) -> _Comparison:
     most_share = max(CALLS_SHARE, CALLS_SHARE_CHANCE * by_chance)
     most_ratio = max(CALLS_RATIO, CALLS_RATIO_CHANCE / math.sqrt(images))
     times = f"variances differ {math.exp(log_ratio):.1f}-fold"
-    reported = f"{number} calls a forward: their means make up {share:.0%} of the variance, their {times}"
+    at_least = "at least " if number == MOST_CALLS else ""
+    reported = f"{at_least}{number} calls a forward: their means make up {share:.0%} of the variance, their {times}"
     are_unlike = share > most_share or log_ratio > most_ratio
     return _Comparison(are_unlike, share, reported)

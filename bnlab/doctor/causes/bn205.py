@@ -10,6 +10,7 @@ from torch import Tensor
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_moments
 from bnlab.doctor.undo import EXACT
+from bnlab.doctor.words import describe_number
 
 
 class CountedInTraining(Cause):
@@ -44,7 +45,8 @@ class CountedInTraining(Cause):
             first = case.first
             without = case.measure_distance(first, case.exact)
             counted = case.measure_distance(first, plain)
-            return f"first layer {without:.2g} σ off without padding, {counted:.2g} σ where padding is counted"
+            off = f"first layer {describe_number(without, 2)} σ off without padding"
+            return f"{off}, {describe_number(counted, 2)} σ where padding is counted"
         dropped = case.dropped
         after_dropout = [name for name in layers if name in dropped]
         if not after_dropout:

@@ -9,6 +9,7 @@ from torch import Tensor
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_moments
 from bnlab.doctor.undo import EXACT
+from bnlab.doctor.words import describe_number
 
 
 class OtherData(Cause):
@@ -36,4 +37,5 @@ class OtherData(Cause):
         first = known[0]
         here = case.measure_distance(first, case.exact)
         there = case.measure_distance(first, case.reference)
-        return f"first layer {here:.2g} σ off on these images, {there:.2g} σ on the training batches"
+        off = f"first layer {describe_number(here, 2)} σ off on these images"
+        return f"{off}, {describe_number(there, 2)} σ on the training batches"

@@ -36,4 +36,4 @@ class DeadChannels(Cause):
                 dead += int(is_dead.sum())
                 weak += int(is_weak.sum())
                 channels += len(var)
-        return Signs.of(layers, f"of {channels} channels {dead} have a variance below 10 eps, {weak} below 100 eps")
+        return Signs.of(layers, f"variances below 10 eps in {dead} of {channels} channels, below 100 eps in {weak}")

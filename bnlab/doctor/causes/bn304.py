@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from bnlab.doctor.cause import Cause, Signs
@@ -53,8 +54,9 @@ def _describe(case: Case, layers: Sequence[str]) -> str:
     deviations = {name: case.deviations[name] for name in layers if name in case.deviations}
     reported = []
     if unread:
-        parts = sorted({part for of_layer in unread.values() for part in of_layer})
-        reported.append(f"eval mode does not read {', '.join(parts)} of {count_things(len(unread), 'layer')}")
+        counts = Counter(part for of_layer in unread.values() for part in of_layer)
+        parts = [f"{part} of {count_things(count, 'layer')}" for part, count in sorted(counts.items())]
+        reported.append(f"eval mode does not read {', '.join(parts)}")
     if deviations:
         words = sorted({deviation.words for deviation in deviations.values()})
         reported.append(f"{count_things(len(deviations), 'layer')} with {', '.join(words)}")

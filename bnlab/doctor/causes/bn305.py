@@ -14,6 +14,7 @@ from bnlab.doctor.evidence.history import Changes
 from bnlab.doctor.evidence.scoring import score_by_labels
 from bnlab.doctor.thresholds import ANOTHER_NETWORK, SURELY_BETTER
 from bnlab.doctor.undo import Undo, write_averages, write_weights
+from bnlab.doctor.words import count_things
 
 
 class WentWrongSince(Cause):
@@ -49,7 +50,8 @@ class WentWrongSince(Cause):
 
         # With so many degrees, any smaller undo that brings back as much is preferred to going back.
         degrees = sum(parameter.numel() for parameter in parameters.values())
-        reported = f"with the weights and averages of before=, of which {len(history.moved):,} tensors have moved"
+        moved = count_things(len(history.moved), "tensor")
+        reported = f"with the weights and averages of before=, of which {moved} moved"
         undo = Undo(reported, tuple(case.layers), degrees, apply)
         if _is_better(case, undo):
             yield undo

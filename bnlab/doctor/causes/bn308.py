@@ -61,6 +61,8 @@ class ChannelsRemoved(Cause):
             return
         channels = sum(removal.channels for removal in removals)
         places = ", ".join(removal.place for removal in removals[:3])
+        if len(removals) > 3:
+            places += f" and {len(removals) - 3} more"
         reported = f"{count_things(channels, 'channel')} removed in front of {places}, their constants added again"
         layers = tuple(removal.layer for removal in removals)
         yield Undo(reported, layers, 0, _add_constants(removals))

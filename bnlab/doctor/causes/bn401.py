@@ -10,6 +10,7 @@ from torch import Tensor
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import RANKS_DIFFER, RANKS_DIFFER_MUCH
+from bnlab.doctor.words import describe_number
 
 
 class RanksDiffer(Cause):
@@ -44,7 +45,7 @@ class RanksDiffer(Cause):
         if unusable:
             return Signs.of(layers, f"NaN or infinite on some of {len(ranks)} ranks, in {unusable[0]!r}", "warning")
         worst = max(layers, key=lambda name: spreads[name])
-        evidence = f"up to {spreads[worst]:.2g} σ between {len(ranks)} ranks, in {worst!r}"
+        evidence = f"up to {describe_number(spreads[worst], 2)} σ between {len(ranks)} ranks, in {worst!r}"
         return Signs.of(layers, evidence, "warning" if spreads[worst] > RANKS_DIFFER_MUCH else "note")
 
 

@@ -23,7 +23,10 @@ class NormalizesByBatch(Cause):
     code = "BN402"
     title = "normalizes by the batch"
     meaning = "Called as it is now, the model's predictions depend on the other images of a batch."
-    remedy = "Call model.eval() before evaluating, exporting or saving predictions."
+    remedy = (
+        "Call model.eval() before evaluating, exporting or saving predictions; layers without running statistics need "
+        "track_running_stats=True when they are built, and training with it."
+    )
     kind = "mode"
 
     def look(self, case: Case) -> Signs | None:

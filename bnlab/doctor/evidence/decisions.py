@@ -40,6 +40,7 @@ class _Compared(NamedTuple):
         holds_probabilities: 1 where the first output holds probabilities, else 0.
         level: its mean over the classes, without sign.
         spread: its standard deviation over the classes (ddof 0).
+        positions: number of positions at which a class is named.
     """
 
     named: Tensor
@@ -49,6 +50,7 @@ class _Compared(NamedTuple):
     holds_probabilities: Tensor
     level: Tensor
     spread: Tensor
+    positions: Tensor
 
 
 def compare_decisions(task: Task, exact: Statistics) -> Decisions | None:
@@ -75,7 +77,7 @@ def compare_decisions(task: Task, exact: Statistics) -> Decisions | None:
             # Value and lower end are what is beyond chance, so that no network is called ill too readily; the upper end
             # keeps what chance may explain, so that none is called healthy too readily.
             cost = replace(cost, value=max(0.0, beyond.value), low=beyond.low)
-    return Decisions(cost, differing)
+    return Decisions(cost, differing, has_positions=bool((compared.positions > 1).any()))
 
 
 def _name_classes(compared: _Compared) -> bool:
@@ -140,14 +142,16 @@ def _compare_outputs(output: Tensor, changed: Tensor) -> _Compared:
     named_by_other = changed.nan_to_num().argmax(1)
     cost = probability - probabilities.gather(1, named_by_other[:, None])[:, 0]
     # The mean over positions, so that an image counts once however many it has.
+    by_image = average_by_image(probability)
     return _Compared(
         named=average_by_image(named),
-        probability=average_by_image(probability),
+        probability=by_image,
         cost=average_by_image(cost.nan_to_num(nan=1.0)),
         differs=average_by_image(named != named_by_other),
         holds_probabilities=average_by_image(are_probabilities.expand_as(probability)),
         level=average_by_image(output.mean(1).abs()),
         spread=average_by_image(output.std(1, correction=0)),
+        positions=torch.full_like(by_image, probability[0].numel()),
     )
 
 

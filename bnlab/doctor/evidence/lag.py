@@ -34,6 +34,8 @@ class Drift:
 
     def describe(self) -> str:
         word = "a lag" if self.is_lag else "more than a lag"
+        if not self.is_lag and self.ratio < LAG_RATIO:  # no larger than a lag, but in another direction
+            word = "no lag"
         return f"{word}: cosine {self.cosine:.2f} with the drift, {self.ratio:.2g} times what it predicts"
 
 

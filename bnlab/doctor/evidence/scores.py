@@ -51,11 +51,13 @@ class Decisions:
     Attributes:
         cost: what the difference costs in accuracy, if the predicted probabilities are right. Value and lower end are
             beyond what chance explains.
-        differing: share of the images that get another class.
+        differing: share of the images, or of their positions, that get another class.
+        has_positions: whether outputs name a class at each position of an image.
     """
 
     cost: Difference
     differing: float
+    has_positions: bool = False
 
 
 @dataclass(frozen=True)

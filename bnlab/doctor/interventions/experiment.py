@@ -37,7 +37,10 @@ _NO_RESPONSE = "What is fed to the first layer does not follow a change of the i
 _TOO_MANY = "Not all that may have gone wrong was tried: evaluate= is called twelve times at most."
 _TRAINING_FAILS = "The images are not at fault: the training batches fail as well."
 _NO_EFFECT = "What was undone to the images changed no score, so that nothing is known of it."
-_NOT_REACHED = "evaluate= goes past the model's own forward, so that nothing could be undone to its images."
+_NOT_REACHED = (
+    "What was undone to the images changed no value of evaluate=, so that nothing is known of it; perhaps evaluate= "
+    "goes past the model's own forward."
+)
 
 
 @dataclass(frozen=True, eq=False)

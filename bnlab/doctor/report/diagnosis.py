@@ -14,6 +14,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.undo import EXACT
 from bnlab.doctor.verdict.findings import Finding, Skipped
+from bnlab.doctor.verdict.labelled import find_best_score
 from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.doctor.words import HEADLINES, KINDS, count_things, describe_score, describe_training
 from bnlab.model.layers import count_channels, get_momentum
@@ -232,13 +233,16 @@ class Diagnosis:
         line = f"{scores.metric}{self._describe_images()}: {', '.join(reported)}."
         if self.case.training_score is None:
             return _wrap(line)
-        return _wrap(f"{line} {describe_training(self.case.training_score, scores)}")
+        best = find_best_score(scores, self.experiment)
+        return _wrap(f"{line} {describe_training(self.case.training_score, scores, best)}")
 
     def _describe_images(self) -> str:
         """Say of how many images scores are, where the verdict tells a gain on fewer."""
-        if self.experiment is None or len(self.experiment.as_is.scores) == self.case.images:
+        assert self.case.scores is not None
+        images = len(self.case.scores.values["running"])  # a metric of the caller's may be of others than the batches
+        if self.experiment is None or len(self.experiment.as_is.scores) == images:
             return ""
-        return f" on all {self.case.images:,}"
+        return f" on all {images:,}"
 
     def _describe_beginning(self) -> str:
         """Say from which layer on, in order of the data, averages do not fit; "" where all do, or it is all of them."""
@@ -247,9 +251,17 @@ class Diagnosis:
         # If the first layer is off already, there is no layer up to which averages fit.
         if self.verdict in (None, "healthy", "undecided") or not off or off[0] == names[0]:
             return ""
-        before = names[names.index(off[0]) - 1]
+        start = names.index(off[0])
+        before = names[start - 1]
+        later = len(names) - start
+        if len(off) == later:
+            where = f"not from {off[0]} on" if later > 1 else f"not in {off[0]}"
+        elif len(off) == 1:
+            where = f"not in {off[0]}, but after it again"
+        else:
+            where = f"not in {len(off)} of the {later} layers from {off[0]} on"
         between = list_between(self.case.model, before, off[0])
-        reported = f"Averages fit up to {before}, and not from {off[0]} on"
+        reported = f"Averages fit up to {before}, and {where}"
         return _wrap(f"{reported}; between them: {', '.join(between)}." if between else f"{reported}.")
 
     def _describe_rest(self) -> str:
@@ -283,9 +295,11 @@ class Diagnosis:
                 return []
             labels = [] if self.case.misfit is not None else [_LABELS]
             return [*labels, *self._ask_for(self.verdict or "")]
+        chosen = () if self.judged is None else self.judged.chosen
+        if self.verdict == "undecided" and chosen:  # something is at fault, and an expected score tells no more of it
+            return self._ask_for("averages or images")
         if self.verdict == "undecided" and self.case.expected is None:
             return [_WHICH_SCORE]
-        chosen = () if self.judged is None else self.judged.chosen
         if chosen and not any(trial.undo.shared for trial in chosen):  # a cause explains it by itself
             return []
         return self._ask_for(self.verdict or "")
@@ -332,11 +346,12 @@ class Diagnosis:
 
 
 def list_between(model: nn.Module, first: str, last: str) -> list[str]:
-    """List the modules without parts that a model lists between two of them; at most five."""
+    """List the modules without parts that a model lists between two of them; of more than five the first ones."""
     leaves = [name for name, module in model.named_modules() if not any(module.children())]
     if first not in leaves or last not in leaves:
         return []
-    return leaves[leaves.index(first) + 1 : leaves.index(last)][:5]
+    between = leaves[leaves.index(first) + 1 : leaves.index(last)]
+    return between if len(between) <= 5 else [*between[:5], "…"]
 
 
 def _describe_finding(finding: Finding) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 
 from bnlab.common.pages import fill_in
 from bnlab.doctor.evidence.scores import Scores
+from bnlab.doctor.verdict.labelled import find_best_score
 from bnlab.doctor.verdict.verdict import ELSEWHERE
 from bnlab.doctor.words import (
     KINDS,
     count_things,
     describe_difference,
     describe_number,
+    describe_ratio,
     describe_score,
     describe_training,
 )
@@ -70,7 +72,8 @@ def make_page(diagnosis: Any) -> str:
     scores = case.scores
     training = None
     if case.training_score is not None and scores is not None:  # the images may have no labels
-        training = describe_training(case.training_score, scores)
+        best = find_best_score(scores, diagnosis.experiment)
+        training = describe_training(case.training_score, scores, best)
     return fill_in(
         Path(__file__).with_name("page.html"),
         name=type(case.model).__name__,
@@ -106,10 +109,13 @@ def _describe_verdict(diagnosis: Any) -> dict[str, str]:
     return {
         "tone": _find_tone(tone),
         "beside": f", but {count_things(len(above), 'finding')}" if above and is_healthy else "",
-        # The template ends the sentence, and only some reasons have a full stop.
-        "reason": diagnosis.reason[0].upper() + diagnosis.reason[1:].removesuffix("."),
+        "reason": _end_sentence(diagnosis.reason[0].upper() + diagnosis.reason[1:]),
         "elsewhere": ELSEWHERE if is_in_doubt else "",
     }
+
+
+def _end_sentence(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
 
 
 def _list_scores(scores: Scores) -> PageTable:
@@ -178,6 +184,10 @@ def _describe_gap(gap: float) -> str:
     return "" if math.isnan(gap) else describe_number(gap)
 
 
+def _describe_noise(ratio: float) -> str:
+    return "" if math.isnan(ratio) else describe_ratio(ratio, 3)
+
+
 def _describe_updates(updates: float) -> str:
     return "not counted" if math.isnan(updates) else f"{updates:,.0f}"
 
@@ -196,7 +206,7 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "codes": ("findings", str),
     "mean_gap": ("mean off, σ", _describe_gap),
     "var_gap": ("variance off, |log ratio|", _describe_gap),
-    "noise": ("noise ratio", _describe_gap),
+    "noise": ("noise ratio", _describe_noise),
     "updates": ("updates", _describe_updates),
     "momentum": ("momentum", _describe_momentum),
     "channels": ("channels", "{:,}".format),

@@ -9,6 +9,7 @@ from itertools import takewhile
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.sample import MOST_IMAGES
 from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.evidence.setup import CALLER
 from bnlab.doctor.interventions.experiment import Choice, Crossing, Trial, UndoExperiment
@@ -314,7 +315,7 @@ def _ask_for_images(
     yield _Condition(
         "undecided",
         [_Number(edge, most > line)],
-        lambda: Verdict("undecided", _describe_undecided(gain, scores, worth), gain),
+        lambda: Verdict("undecided", _describe_undecided(gain, scores, experiment, worth), gain),
     )
     yield _Condition("healthy", [], lambda: Verdict("healthy", _describe_healthy(case, scores, gain, worth), gain))
 
@@ -329,13 +330,15 @@ def _judge_experiment(
     if choice.other_kinds:
         trials += choice.rivals
     sentence = _describe_trials(trials, experiment, scores)
-    low = _describe_low(scores, case.expected)
+    low = _describe_low(scores, experiment, case.expected)
 
     if choice.other_kinds:
         reported = " or ".join(sorted(kinds | choice.other_kinds))
+        judged = len(experiment.as_is.scores)
+        more = f" {judged:,} images do not tell these apart ({reported})"
         # Four times as many images halve the interval.
-        needed = round_up(4 * len(experiment.as_is.scores))
-        more = f" Too few images to tell these apart ({reported}); about {needed:,} would."
+        needed = min(_count_most_tried(scores), round_up(4 * judged))
+        more += f"; about {needed:,} may." if needed > judged else ", and undos are tried on no more."
     elif word == "averages or images" and kinds == {"averages"}:
         more = f" {_FIRST_OFF}{low}"
     elif word == "averages or images" and kinds == {"images"}:
@@ -391,6 +394,19 @@ def _find_most(gain: Difference, experiment: UndoExperiment | None) -> float:
     return max(gain.high, experiment.measure_score(experiment.best).high)
 
 
+def _count_most_tried(scores: Scores) -> float:
+    """Count the images that undos are judged by at most, however many there are."""
+    # A metric of the caller's is of all images.
+    return math.inf if scores.commonest is None else MOST_IMAGES
+
+
+def find_best_score(scores: Scores, experiment: UndoExperiment | None) -> float:
+    """Find the highest mean score of all statistics and undos."""
+    if experiment is None or experiment.best is None:
+        return scores.best
+    return max(scores.best, float(experiment.best.judged.scores.mean()))
+
+
 def _describe_not_finite(scores: Scores) -> str:
     reached = describe_score(scores.mean("exact"), scores)
     return f"Scores under running averages are not finite. Exact statistics reach {reached}."
@@ -398,13 +414,13 @@ def _describe_not_finite(scores: Scores) -> str:
 
 def _describe_mode(case: Case, scores: Scores) -> str:
     training = case.select(lambda name: case.layers[name].training)
-    where = "All are" if len(training) == len(case.layers) else f"{len(training)} are"
     now = describe_score(scores.mean("batch"), scores)
     in_eval = describe_score(scores.mean("running"), scores)
-    return (
-        f"{where} in train mode, where {scores.metric.lower()} is {now}; in eval mode it is {in_eval}. Call "
-        "model.eval()."
-    )
+    if len(training) == len(case.layers):
+        where = "All are in train mode, where"
+    else:  # scores were measured with all of them in one mode
+        where = f"{len(training)} of {len(case.layers)} are in train mode; if all are,"
+    return f"{where} {scores.metric.lower()} is {now}; in eval mode it is {in_eval}. Call model.eval()."
 
 
 def _describe_trials(trials: Sequence[Trial], experiment: UndoExperiment, scores: Scores) -> str:
@@ -415,8 +431,10 @@ def _describe_trials(trials: Sequence[Trial], experiment: UndoExperiment, scores
     """
     gain = experiment.measure_score(trials[0])
     counted = count_things(gain.images, "image")
-    raised_by = describe_difference(gain, scores)
-    return f"Undoing {name_causes(trials)} raises {scores.metric.lower()} by {raised_by}, on {counted}."
+    # The smallest undo that brings back as much may have come out a little below 0.
+    verb = "raises" if gain.value > 0 else "changes"
+    by = describe_difference(gain, scores)
+    return f"Undoing {name_causes(trials)} {verb} {scores.metric.lower()} by {by}, on {counted}."
 
 
 def _is_bad(scores: Scores, expected: float | None) -> bool:
@@ -434,33 +452,47 @@ def _describe_bad(case: Case, scores: Scores) -> str:
     else:
         assert scores.commonest is not None
         bar = f"always predicting the most frequent class scores {describe_score(scores.commonest, scores)}"
-    sentence = f"Nothing that was tried brings it above {describe_score(scores.best, scores)}, where {bar}."
+    sentence = f"No statistics bring it above {describe_score(scores.best, scores)}, where {bar}."
     return f"{sentence} {_AS_CONSTRUCTED if case.is_as_constructed else _OTHER_LABELS}"
 
 
 def _describe_healthy(case: Case, scores: Scores, gain: Difference, worth: float) -> str:
-    sentence = f"Exact statistics of {count_things(gain.images, 'image')} {describe_gain(gain, scores)}."
+    # A metric of the caller's may be of other images than the statistics.
+    of = case.images or gain.images
+    on = "" if of == gain.images else f" on {count_things(gain.images, 'image')}"
+    sentence = f"Exact statistics of {count_things(of, 'image')} {describe_gain(gain, scores)}{on}."
     # A network was not trained with averages that have never left their start.
     has_learnt_with_them = not any(case.is_initial(name) for name in case.seen)
     return f"{sentence} {_CONSTANTS}" if gain.high < -worth and has_learnt_with_them else sentence
 
 
-def _describe_low(scores: Scores, expected: float | None) -> str:
-    """Say where else to look if the best statistics leave the score below what is expected; empty where not."""
-    best = scores.best
+def _describe_low(scores: Scores, experiment: UndoExperiment, expected: float | None) -> str:
+    """Say where else to look if the best that was reached is below what is expected; empty where not."""
+    best = find_best_score(scores, experiment)
     if expected is None or best >= expected:
         return ""
-    return f" If {describe_score(best, scores)}, the best under any statistics, is too low, look also at {ELSEWHERE}."
+    return f" If {describe_score(best, scores)}, the best that was reached, is too low, look also at {ELSEWHERE}."
 
 
-def _describe_undecided(gain: Difference, scores: Scores, worth: float) -> str:
+def _describe_undecided(gain: Difference, scores: Scores, experiment: UndoExperiment | None, worth: float) -> str:
     reported = f"Exact statistics {describe_gain(gain, scores)} on {count_things(gain.images, 'image')}"
+    best = None if experiment is None else experiment.best
+    if experiment is not None and best is not None:
+        undone = experiment.measure_score(best)
+        if undone.high > gain.high:  # it is this one that is not decided
+            reported = (
+                f"Undoing {name_causes([best])} would {describe_gain(undone, scores)} on "
+                f"{count_things(undone.images, 'image')}"
+            )
+            gain = undone
+            if undone.images >= _count_most_tried(scores):
+                return f"{reported}, and undos are tried on no more: too few to tell."
     if gain.low > worth:  # by scores alone it would be clear, see `UndoExperiment.rank_by_scores`
-        return f"{reported}, but do not make the labels more likely, so this is not certain: pass more images."
+        return f"{reported}, but by the smaller number of images that undos are tried on it is not certain."
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half) and half > 0:
-        is_unchanged = bool((scores.values["exact"] == scores.values["running"]).all())
+        is_unchanged = gain.value == 0 and bool((scores.values["exact"] == scores.values["running"]).all())
         power = 1 if is_unchanged else 2  # intervals of images that do not change fall with their number
         needed = gain.images * (half / worth) ** power
         wanted = f"about {round_up(needed):,} images"

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from bnlab.doctor.cause import Cause, Severity
 from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.sample import MOST_IMAGES
 from bnlab.doctor.evidence.scores import Decisions
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
@@ -23,7 +24,7 @@ from bnlab.doctor.words import count_things
 _ONLY_LABELS = (
     "Only labels can show which of the two are right; the running averages are, if the network was trained in eval()."
 )
-_TOO_NEAR = "That is too close to call: pass labels, or more images (up to 1,000)."
+_TOO_NEAR = "That is too close to call: pass labels"
 
 
 def conclude_unlabelled(
@@ -91,7 +92,10 @@ def _conclude_by_cost(
     word = "undecided" if cost.high > most else "healthy"
     beyond: Word = "healthy" if word == "undecided" else "undecided"
     edge = _draw_edge("the cost may be up to", cost.high, most, beyond, scale=most)
-    sentence = f"{reported} {_TOO_NEAR}" if word == "undecided" else reported
+    sentence = reported
+    if word == "undecided":
+        more = "" if cost.images >= MOST_IMAGES else f", or more images (up to {MOST_IMAGES:,})"
+        sentence = f"{reported} {_TOO_NEAR}{more}."
     return Verdict(word, sentence, cost, edges=[edge]).add_nearest()
 
 
@@ -105,9 +109,11 @@ def _describe(decisions: Decisions) -> str:
     cost = decisions.cost
     counted = count_things(cost.images, "image")
     points = f"{_write_percent(cost.value)} points [{_write_percent(cost.low)}, {_write_percent(cost.high)}]"
+    of_positions = "the positions in " if decisions.has_positions else ""
     return (
         f"Without labels: exact statistics change the predicted class of {_write_percent(decisions.differing)}% of "
-        f"{counted}. If the predicted probabilities are right, running averages cost {points} of accuracy."
+        f"{of_positions}{counted}. If the predicted probabilities are right, running averages cost {points} of "
+        "accuracy."
     )
 
 
