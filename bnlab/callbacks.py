@@ -217,6 +217,16 @@ def recalibrate_in_transformers(
     # `trainer.model` is the model without its wrapper, in which `watch` would find the process group.
     group = torch.distributed.group.WORLD if is_distributed else None
     training = watch(trainer.model, images, batches=batches, group=group, **options)
+    make_model = getattr(trainer, "call_model_init", None)
+
+    def watch_new_model(*arguments: Any, **keywords: Any) -> Any:
+        """Make the model of a training, which with `model_init` and in a search is another one each time."""
+        nonlocal training
+        training.close()
+        model = make_model(*arguments, **keywords)
+        training = watch(model, images, batches=batches, group=group, **options)
+        return model
+
     block = _Block("recalibrate_in_transformers")
     is_inside = False  # evaluate calls itself for each of several data sets
     measured_in: Any = None  # the training's state when statistics were last measured, and its step
@@ -265,6 +275,8 @@ def recalibrate_in_transformers(
         return run_exactly
 
     _RECALIBRATED.add(trainer)
+    if make_model is not None:
+        trainer.call_model_init = watch_new_model
     for name in _METHODS:
         setattr(trainer, name, wrap(getattr(trainer, name), both and name == "evaluate"))
 
@@ -323,7 +335,7 @@ class _Block:
             self.statistics = training.measure() if statistics is None else statistics
             # The block stays open until `leave`, because a trainer saves its checkpoint after its validation.
             self._entered.enter_context(training.exact(self.statistics))
-        except ValueError as error:
+        except Exception as error:  # whatever it is: training can go on without exact statistics
             self.statistics = None
             if str(error) not in self._reported:
                 self._reported.add(str(error))

@@ -170,9 +170,10 @@ def _mix(
     if weight == 1 and n < 2:
         raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
 
-    test_mean, test_var = _measure(x, dims, mean, n)
+    # Source statistics that are not finite, or far off, must not count where their weight is 0.
+    center = x.mean(dims, keepdim=True) if weight == 1 else mean
+    test_mean, test_var = _measure(x, dims, center, n)
     if weight == 1:
-        # Source statistics that are not finite must not count here, and 0·NaN would be NaN.
         return test_mean, test_var
 
     rest = 1 - weight
@@ -187,7 +188,8 @@ def _mix(
 def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Compute mean and variance of `n` values in each channel as E[x²] − E[x]², float64.
 
-    x is read once, about the source's mean `center`, which lies closer to the values than 0 does: nothing cancels.
+    x is read once, about a `center` that lies closer to the values than 0 does, such as the source's mean: nothing
+    cancels.
     """
     # In the input's own type, the difference of two values that are close to each other is exact.
     near = center.to(x.dtype)

@@ -75,3 +75,29 @@ def test_a_buffer_that_cannot_be_written() -> None:
     model.register_buffer("table", torch.ones(1, 4).expand(8, 4))
     with unchanged(model), lend(model):
         pass
+
+
+class Registering(nn.Module):
+    """Makes a grid of the size of its first input, and keeps it as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.register_buffer("scale", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "grid"):
+            self.register_buffer("grid", torch.zeros(x.shape[-2:]))
+        if self.scale is None:
+            self.scale = torch.ones(3, 1, 1)
+        return self.norm(x) * self.scale + self.grid  # type: ignore[no-any-return]
+
+
+def test_buffers_that_a_forward_registers_are_taken_away_again() -> None:
+    model = Registering().eval()
+    with lend(model):
+        inside = model(images(4)[0])
+
+    assert not hasattr(model, "grid")
+    assert model.scale is None
+    assert torch.equal(model(images(4)[0]), inside)

@@ -391,6 +391,44 @@ def test_before_the_first_batch_running_averages_are_evaluated_and_that_is_said_
     assert all(are_equal(state, before) for state in trainer.states)
 
 
+class Initializing(Measuring):
+    """Makes its model anew for each training, as `model_init` says."""
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return make_network()
+
+    def train(self) -> None:
+        self.model = self.call_model_init()
+        for images in IMAGES:
+            self.train_on(images)
+
+
+@pytest.mark.parametrize("batches", [None, BATCHES])
+def test_a_model_that_a_training_makes_is_the_one_that_is_watched(batches: list[Any] | None) -> None:
+    trainer = Initializing(make_network())
+    recalibrate_in_transformers(trainer, batches, images=96)
+    first = trainer.model
+    before = copy_state(first)
+
+    trainer.train()
+    trainer.evaluate()
+
+    assert trainer.model is not first
+    assert_exact(trainer.states[-1], trainer.model, IMAGES)
+    assert are_equal(copy_state(first), before)
+
+
+def test_a_training_goes_on_whatever_its_measurement_raises() -> None:
+    trainer = Measuring(make_network())
+    recalibrate_in_transformers(trainer, BATCHES, memory="4 apples")
+    before = copy_state(trainer.model)
+
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated, not exact statistics: .*4 apples"):
+        trainer.evaluate()
+
+    assert are_equal(trainer.states[-1], before)
+
+
 class Wrapped(nn.Module):
     """A model as Transformers calls it."""
 

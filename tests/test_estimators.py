@@ -400,3 +400,15 @@ def test_gains_that_are_refused(returns: Callable[..., Any], message: str) -> No
         fold([mistaken()], stream, [1, 3])
 
     assert list_estimators()["ema"] is EMA
+
+
+@pytest.mark.parametrize("position", [-1, 4])
+def test_positions_outside_of_the_stream_are_refused(position: int) -> None:
+    stream = Stream(
+        start=torch.zeros(2, 5).double(),
+        batches=torch.ones(3, 2, 5).double(),
+        counts=torch.full((3, 5), 8.0).double(),
+    )
+
+    with pytest.raises(ValueError, match=f"position {position}; the stream has 3 batches, so give 0 to 3"):
+        fold([EMA()], stream, [1, position])

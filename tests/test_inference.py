@@ -190,3 +190,19 @@ def test_a_copy_that_is_made_inside_of_the_block_keeps_the_rule() -> None:
                 layer.reset_running_stats()  # the copy's own
         assert not torch.allclose(other(x), expected)
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("source", [torch.nan, torch.inf, 1e20])
+@pytest.mark.parametrize("kind", [TestBatch(), PseudoSamples(0), ExampleWeighing(1.0), EvalNorm(1)], ids=str)
+def test_a_broken_source_of_weight_0_leaves_nothing_behind(kind: TestTimeStatistics, source: float) -> None:
+    """When averages are broken, people evaluate by the batch."""
+    (x,) = images(4)
+    layer = nn.BatchNorm2d(x.shape[1]).eval()
+    with apply_statistics(layer, kind):
+        expected = layer(x)
+    layer.running_mean.fill_(source)  # type: ignore[union-attr]
+
+    with apply_statistics(layer, kind):
+        found = layer(x)
+
+    assert torch.equal(found, expected)

@@ -47,6 +47,7 @@ class BufferBackup:
         for_block: whether the old ones come back at the end of a block: whatever has been written since, and so that
             a backward pass to come finds what it has saved.
         is_done: whether the old ones have been put back.
+        is_in_block: whether a block has begun that puts them back.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class BufferBackup:
     counters: Mapping[str, Tensor]
     for_block: bool = False
     is_done: bool = False
+    is_in_block: bool = False
 
     def put_back(self) -> None:
         """Put the old buffers back, once.
@@ -79,10 +81,20 @@ class BufferBackup:
                 count.data.copy_(self.counters[name])
         self.is_done = True
 
+    def require_first_block(self) -> None:
+        """Raise RuntimeError if the new buffers would not hold for a block: after an undo, or within such a block."""
+        if self.is_done or self.is_in_block:
+            raise RuntimeError(
+                "recalibrate: this recalibration was undone, or is a block already, at whose end it will be; call "
+                "recalibrate again for another block"
+            )
+        self.is_in_block = True
+
     def save(self, path: str | Path) -> None:
         """Write a file for `undo_from_file`: the old buffers, and digests of the model.
 
         Raises:
+            ValueError: two layers have the same name without wrappers.
             RuntimeError: something else has written the buffers since.
             OSError: the file cannot be written.
         """
@@ -92,6 +104,11 @@ class BufferBackup:
         tensors: dict[str, Tensor] = {}
         for name, values in self.old.items():
             tensors.update(zip(_name_buffers(name), values, strict=True))
+        if len(tensors) < 2 * len(self.old):
+            raise ValueError(
+                "save_undo: two layers have the same name but for what wrappers add ('module.'), and a file cannot "
+                "tell them apart; keep the Recalibration and call undo()"
+            )
         save_tensors(path, tensors, _FORMAT, {"digests": json.dumps(_list_digests(self.model))})
 
     def _require_untouched(self, caller: str) -> None:

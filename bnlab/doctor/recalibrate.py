@@ -117,7 +117,7 @@ class Recalibration:
         It has digests (SHA-256) of the model's weights too, so that it is not used for another model.
 
         Raises:
-            ValueError: nothing was written into the model.
+            ValueError: nothing was written into the model, or two layers have the same name without wrappers.
             RuntimeError: something else has written the buffers since.
             OSError: the file cannot be written.
         """
@@ -126,6 +126,8 @@ class Recalibration:
         self.undoing.save(path)
 
     def __enter__(self) -> Recalibration:
+        if self.undoing is not None:
+            self.undoing.require_first_block()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:

@@ -42,13 +42,17 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         float64 [estimators, positions, 2, C].
 
     Raises:
-        ValueError: an estimator's gains are not as `Estimator.gains` says.
+        ValueError: an estimator's gains are not as `Estimator.gains` says, or a position is not from 0 to T.
 
     >>> from bnlab.estimators import EMA, Cumulative
     >>> from bnlab.estimators.example import EXAMPLE  # two batches, of mean 1 and 3; the start is 0
     >>> fold([EMA(momentum=0.5), Cumulative()], EXAMPLE, [0, 1, 2])[:, :, 0, 0].tolist()
     [[0.0, 0.5, 1.75], [0.0, 1.0, 2.0]]
     """
+    count = len(stream.counts)
+    outside = [position for position in positions if not 0 <= position <= count]
+    if outside:
+        raise ValueError(f"fold: position {outside[0]}; the stream has {count} batches, so give 0 to {count}")
     start = stream.start
     result = start.new_empty(len(estimators), len(positions), *start.shape)
     recursive = []

@@ -75,7 +75,7 @@ def decompose(
 
     Args:
         model: the network after the trace's last step. It comes back as it was.
-        trace: of its training, at least up to that step.
+        trace: of its training, up to that step and not beyond it (`trace.truncate`).
         weights: step → state dict of the network after that many updates, for the last `window(momentum)` steps before
             the last one (fewer if the trace is shorter): one pass over `batches` for each that is asked for.
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
@@ -323,13 +323,21 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
         entries = trace.layers[name]
         end = entries.updates + len(entries)
         tracked = get_batch_count(layer)
-        # A larger count means that training went on after the trace; a smaller one proves nothing, as some layers do
-        # not count all batches.
+        # A larger count means that training went on after the trace. Of a single layer a smaller one proves nothing, as
+        # some do not count all batches.
         if tracked is not None and int(tracked) > end:
             raise ValueError(
                 f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after {end}; pass the "
                 "model as it was then"
             )
+
+    counts = [(trace.layers[name], get_batch_count(layer)) for name, layer in layers.items()]
+    behind = [tracked is not None and int(tracked) < entries.updates + len(entries) for entries, tracked in counts]
+    if all(behind):
+        raise ValueError(
+            "decompose: all layers have seen fewer batches than the trace has; pass trace.truncate(step), with the "
+            "model's step, or the model as it was at the end"
+        )
 
 
 def _require_stream(stream: Iterable[Any], name: str) -> None:

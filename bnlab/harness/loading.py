@@ -77,7 +77,8 @@ def load_images(name: str, run: str, *, split: str = "test", results: str | Path
     full_name = _find_run(name, run, results)
     dataset = open_run(full_name, results).dataset
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
-    return chosen.images, chosen.labels
+    # Copies, because networks of the same process are trained and measured on the images themselves.
+    return chosen.images.clone(), chosen.labels.clone()
 
 
 def open_run(run: str, results: str | Path = "results") -> Run:

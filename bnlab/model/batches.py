@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,6 +52,8 @@ def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
 
     if isinstance(batch, (list, tuple)):
         parts = [map_batch(function, part) for part in batch]
+        if isinstance(batch, PackedSequence):  # torch wants its sizes on the CPU, wherever the data are
+            parts[1] = parts[1].cpu()
         is_namedtuple = hasattr(batch, "_fields")
         # A named tuple is made of separate arguments, any other of one list.
         return type(batch)(*parts) if is_namedtuple else type(batch)(parts)
@@ -258,7 +261,7 @@ def require_values(tensor: Tensor, what: str, caller: str) -> None:
 
 
 def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
-    """`device`, or where the model's first parameter is.
+    """`device`, or where the model's first parameter or buffer is.
 
     ValueError if this machine has no such device, or a parameter of the model has no values.
     """
@@ -266,7 +269,8 @@ def find_device(model: nn.Module, device: torch.device | str | None, caller: str
         require_values(parameter, f"parameter {name!r}", caller)
 
     if device is None:
-        return next((p.device for p in model.parameters()), torch.device("cpu"))
+        held = itertools.chain(model.parameters(), model.buffers())  # a norm of inputs has buffers alone
+        return next((tensor.device for tensor in held), torch.device("cpu"))
     # `torch.device` accepts any number of a GPU; only a tensor on the device shows that the machine has it.
     try:
         chosen = torch.device(device)

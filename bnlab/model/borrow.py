@@ -10,7 +10,7 @@ import enum
 import operator
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,9 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         for module in merging:
             undo.callback(_tell_mode, module, module.training)
 
-        undo.callback(_give_back_tensors, modules, _list_tensors(modules))
+        # Only a module of somebody's own may register a buffer in its forward.
+        attributes = {id(module): {*dir(module)} for module in modules if not _is_of_torch(module)}
+        undo.callback(_give_back_tensors, modules, _list_tensors(modules), attributes)
         # Weights are copied before the mode changes, because changing it may merge them.
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
         if training is not None:
@@ -175,13 +177,21 @@ def _give_back_values(values: Values) -> None:
             tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 
-def _give_back_tensors(modules: Iterable[nn.Module], tensors: Sequence[tuple[nn.Module, str, Tensor]]) -> None:
-    # A buffer may be registered as None, and be filled by the first forward: that is nothing the list has.
+def _give_back_tensors(
+    modules: Iterable[nn.Module],
+    tensors: Sequence[tuple[nn.Module, str, Tensor]],
+    attributes: Mapping[int, Collection[str]],
+) -> None:
+    # Of a buffer that the first forward fills or registers the list has nothing.
     known = {(id(module), name) for module, name, _ in tensors}
     for module in modules:
         for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]:
             if (id(module), name) not in known:
-                setattr(module, name, None)
+                # One that was registered as None is among the attributes.
+                if name in attributes.get(id(module), (name,)):
+                    setattr(module, name, None)
+                else:
+                    delattr(module, name)
 
     for module, name, tensor in tensors:
         # Identity matters: a forward that replaces a tensor by an equal one must not leave its own behind.

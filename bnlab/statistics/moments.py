@@ -62,7 +62,7 @@ class Moments:
             )
 
         pooled = Reader().measure(x)
-        return Moments(pooled.count, pooled.mean, pooled.var)
+        return Moments(pooled.count, pooled.mean.cpu(), pooled.var.cpu())
 
     @staticmethod
     def empty(channels: int) -> Moments:

@@ -283,8 +283,8 @@ def read_weights(layers: Mapping[str, BatchNorm]) -> dict[str, Tensor]:
 
 def read_buffers(layer: BatchNorm) -> Tensor:
     """Copy a layer's running mean and variance: [2, C]."""
-    state = layer.state_dict()  # self-tuned layers bring their buffers up to date for it
-    return torch.stack((state["running_mean"], state["running_var"])).detach()
+    layer.state_dict()  # for which self-tuned layers bring their buffers up to date
+    return torch.stack(get_running_buffers(layer)).detach()
 
 
 @contextlib.contextmanager

@@ -519,7 +519,7 @@ def _find_mistake(snapshot: Snapshot, calls: Calls) -> str:
 
 
 def _require_options(options: dict[str, Any], has_batches: bool) -> None:
-    """Raise TypeError unless these are keywords of `population_statistics`, and of use."""
+    """Raise TypeError unless these are keywords of `population_statistics`, and of use; their values are read later."""
     known = inspect.signature(population_statistics).parameters
     unknown = [name for name in options if name not in known]
     if unknown:

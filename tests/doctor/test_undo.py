@@ -106,3 +106,35 @@ def test_what_cannot_be_undone_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="save_undo: nothing was written"):
         frozen.save_undo(tmp_path / "undo.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+class Wrapper(nn.Module):
+    """A norm of its own around a backbone that is called as a wrapper calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        self.module = nn.ModuleDict({"bn": nn.BatchNorm2d(3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module["bn"](self.bn(x) + x)  # type: ignore[no-any-return]
+
+
+def test_layers_that_a_file_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    recalibration = bnlab.recalibrate(Wrapper(), images(8, 4))
+
+    with pytest.raises(ValueError, match="two layers have the same name but for what wrappers add"):
+        recalibration.save_undo(tmp_path / "undo.safetensors")
+
+    assert not list(tmp_path.iterdir())
+    recalibration.undo()
+
+
+def test_a_recalibration_is_a_block_once() -> None:
+    """Its end puts the old statistics back, under which a second block would evaluate."""
+    model = plain()
+    recalibration = bnlab.recalibrate(model, images(8, 4))
+    with recalibration, pytest.raises(RuntimeError, match="was undone, or is a block already"), recalibration:
+        pass
+    with pytest.raises(RuntimeError, match="call recalibrate again for another block"), recalibration:
+        pass

@@ -126,3 +126,17 @@ def test_what_is_lost_is_trained_again(
     state = load_model("g", run, step=wanted, results=results).state_dict()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
     assert_frame_equal(load("g", results)["gaps"], before)
+
+
+def test_images_may_be_changed_by_whoever_loads_them(swept: tuple[str, Path]) -> None:
+    """Networks of the same process are trained and measured on those that are kept."""
+    run, results = swept
+    images, labels = load_images("g", run, split="test", results=results)
+    before = images.clone()
+    images.zero_()
+    labels.zero_()
+
+    again, labels_again = load_images("g", run, split="test", results=results)
+
+    assert torch.equal(again, before)
+    assert labels_again.any()
