@@ -222,6 +222,7 @@ def recalibrate_in_transformers(
     def watch_new_model(*arguments: Any, **keywords: Any) -> Any:
         """Make the model of a training, which with `model_init` and in a search is another one each time."""
         nonlocal training
+        assert make_model is not None  # else nothing calls this
         training.close()
         model = make_model(*arguments, **keywords)
         training = watch(model, images, batches=batches, group=group, **options)

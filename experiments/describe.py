@@ -24,7 +24,8 @@ bool. Null (NaN) means that a column has no meaning in a row, or that an earlier
 and errors are fractions from 0 to 1. `runs`, `gaps` and `evaluations` are measured unless `measurements` says
 otherwise, the others only where it names them. Files carry key and meanings with them, as metadata. `reference/` has
 the tables and figures of one run of each experiment; of these only the columns that its question reads, with seven
-digits (`python -m experiments.reference` leaves out the others). `python -m experiments.describe` writes this page.
+digits (`python -m experiments.reference` leaves out the others). `begun/` has rows of experiments that are not done.
+`python -m experiments.describe` writes this page.
 """
 _TYPES = {"string": "text", "int64": "int", "double": "real", "bool": "bool"}
 

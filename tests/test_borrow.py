@@ -80,6 +80,8 @@ def test_a_buffer_that_cannot_be_written() -> None:
 class Registering(nn.Module):
     """Makes a grid of the size of its first input, and keeps it as a buffer."""
 
+    scale: torch.Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(3)

@@ -29,7 +29,8 @@ from bnlab.model.layers import require_watchable
 
 _ABOUT = (
     "What is wrong with a model's batch-norm statistics, what it costs, and what to do. Without batches in "
-    "milliseconds, from what the model holds; with batches and labels also a verdict. Exit status: 0 healthy, or "
+    "milliseconds, from what the model holds; with batches also a verdict, by their labels or --evaluate, else by how "
+    "predictions differ. Exit status: 0 healthy, or "
     "nothing but notes; 1 something was found; 2 a wrong call."
 )
 _WITH_BATCHES = ("forward", "evaluate", "labels", "training", "expected", "worth", "max_images")

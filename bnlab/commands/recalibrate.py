@@ -28,7 +28,7 @@ def add_parsers(commands: Any) -> None:
     """Add both commands to `commands`, the subparsers of `bnlab`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "recalibrate",
-        help="write weights with new running statistics, if these gain anything",
+        help="write weights with new running statistics; with labels only if these gain",
         description="Exit status: 0 written, 1 not written, with the reason, 2 bad input.",
     )
     add_model_arguments(parser)

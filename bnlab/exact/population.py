@@ -89,8 +89,9 @@ def population_statistics(
             its own normalizes: values [M, C] or [N, C, ...]. In train mode the layer has to average their mean, and
             at most twice their variance: any smaller one may be that in groups, and cannot be told from a mistake.
         images: `images(batch)` says how many images a batch has; default the rows of its first tensor.
-        max_images: stop after the batch that completes so many images. "auto": read 256 images, then twice as many
-            again and again, until the standard errors of every layer are within `tolerance`.
+        max_images: stop after the batch that completes so many images. "auto": read 256 images, or 8 batches if these
+            are more, then twice as many again and again, until the standard errors of every layer are within
+            `tolerance`.
         tolerance: for "auto", the largest standard error of a layer: of the mean in σ, of the variance relative, root
             mean square over channels.
         standard_errors: compute `.standard_errors` too, from how batches scatter; takes one more pass. Batches count as

@@ -19,7 +19,8 @@ DERIVED = {
     ),
     "steps": integer("length of the training in updates, also where `epochs` was set"),
     "lr_effective": real(
-        "follows from other settings: the learning rate that was used at this batch size, before the schedule. "
+        "follows from other settings: the learning rate that the optimizer was given at this batch size, before the "
+        "schedule; groups of an optimizer of your own may have others. "
         "`optimizer.lr` times `batch_size` / 128, to the power that `optimizer.lr_scaling` says: sqrt 1/2, linear 1, "
         "none 0"
     ),
@@ -28,17 +29,20 @@ DERIVED = {
 
 RESULTS = {
     "status": text("finished, diverged (rows end before `last_step`) or failed (a job on it has raised)"),
-    "last_step": integer("updates that were made; fewer than `steps` if the training diverged"),
+    "last_step": integer("updates that were made; the training diverged at the last of them, if it did"),
     "train_seconds": real("time that training took, in seconds, in all processes that had a part in it"),
     "final_loss": real("loss of the last mini-batch, in nats"),
     "unseen": text(
         "batch norms that an evaluation does not call, as those of an auxiliary head: they have no rows; null where "
         "there are none"
     ),
-    "settings": text("JSON of the settings that differ from the defaults, of which the hash in `run` is made"),
-    "versions": text("JSON of the packages' versions that trained it"),
-    "device": text("what trained it: the name of a GPU, or CPU with its architecture"),
-    "threads": integer("CPU threads of torch that trained it"),
+    "settings": text(
+        "JSON of the settings of which the hash in `run` is made: batch size, length, what was chosen for data, model, "
+        "norm and optimizer, and all others that differ from their defaults"
+    ),
+    "versions": text("JSON of the packages' versions with which its training began"),
+    "device": text("where its training began: the name of a GPU, or CPU with its architecture"),
+    "threads": integer("CPU threads of torch with which its training began"),
 }
 """Columns that say how a training ended, and with what it was made."""
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.attributes import Attributes
-from bnlab.harness.artifacts.job_settings import Config
+from bnlab.harness.artifacts.job_settings import MOMENTUM, Config
 from bnlab.harness.artifacts.optimizers import LEAST_RATE, divide_state
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
 from bnlab.harness.artifacts.training_runner import record_moments, start_training
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.model.layers import BatchNorm, is_batch_norm, join_names
+from bnlab.model.layers import BatchNorm, get_momentum, is_batch_norm, join_names
 
 _WARM_UP = 5  # updates that are not timed
 _REMEDY = (
@@ -50,7 +50,8 @@ def select_kind(config: Config) -> tuple[Any, ...]:
     """Select the settings that a trial depends on: of networks that agree in them, one is tried for all."""
     # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
     optimizer = config.optimizer if config.optimizer.is_own else None
-    return config.data, config.model, config.norm, optimizer, config.inputs, config.precision
+    is_frozen = config.freeze_at is not None and config.freeze_with == "ema"
+    return config.data, config.model, config.norm, optimizer, config.inputs, config.precision, is_frozen
 
 
 def try_training(run: Run, seconds: float | None = None) -> TrialResult:
@@ -200,6 +201,13 @@ def _require_training(run: Run, model: nn.Module) -> None:
             f"{name}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
             "running average to measure; leave them in train mode, freeze all of them later by freeze_at=0.5, or let "
             "those that stay constant be torchvision.ops.FrozenBatchNorm2d"
+        )
+    others = [path for path in evaluated if get_momentum(layers[path]) != MOMENTUM]
+    if run.config.freeze_at is not None and run.config.freeze_with == "ema" and others:
+        # Frozen layers read their own averages, which tables would list under this momentum.
+        raise UserError(
+            f"{name}: freeze_at freezes running averages of momentum {MOMENTUM}, and {join_names(others)} have another "
+            "one; give them this, or set freeze_with=exact"
         )
 
 

@@ -494,6 +494,12 @@ MISTAKES = {
     "bfloat16": ("model=mine.make_pair precision=bfloat16", "", "", "make_pair: gives a tuple in train mode"),
     "no batch norm": ("", "nn.BatchNorm2d(width)", "nn.Identity()", "make_model: has no batch norm, "),
     "frozen": ("model=mine.make_frozen", "", "", r"batch norms in eval mode \('1'\), which have no running average"),
+    "frozen later": (
+        "freeze_at=0.5 estimator=ema",
+        "nn.BatchNorm2d(width)",
+        "nn.BatchNorm2d(width, momentum=0.01)",
+        "freeze_at freezes running averages of momentum 0.1, and '1' ha",
+    ),
     "unused": ("model=mine.make_unused", "", "", r"an evaluation calls none of its batch norms \('1'\)"),
     "frozen norm": ("model=cnn norm=mine.Frozen", "", "", "norm=mine.Frozen: is trained with batch norms in eval mode"),
     "needless inputs": ("inputs=mine.read_squares", "", "", "inputs=mine.read_squares: no batch norm .*; leave it out"),

@@ -50,7 +50,7 @@ class Config:
     last_batch: str = setting(
         "keep",
         "of an epoch, where images are left that do not fill a batch: keep, as a smaller batch (PyTorch's "
-        "drop_last=False), whose update is as large as that of a full one; drop",
+        "drop_last=False; a single image is left out), whose update is as large as that of a full one; drop",
         choices=("keep", "drop"),
     )
     freeze_at: float | None = setting(

@@ -202,7 +202,7 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
         run.require_images(run.dataset)
         seconds = _restore_state(run, state)
         say(f"{run.id}: continuing from step {state.step} of {run.steps}", run.config.quiet)
-        _warn_of_another_processor(run)
+        _warn_of_another_environment(run)
     else:
         _write_settings(run)
         # The machine on which training begins. A training that goes on elsewhere is compared with it.
@@ -221,8 +221,8 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
     return seconds
 
 
-def _warn_of_another_processor(run: Run) -> None:
-    """Say if a training was begun on another kind of processor: from here on its last bits are of this one."""
+def _warn_of_another_environment(run: Run) -> None:
+    """Say if a training was begun on another kind of processor, or with other versions or threads."""
     here = describe_environment(run.device)
     begun = here | run.environment  # an earlier version may not have written all
     kinds = [f"{each['device']} with {each['vector_instructions']}" for each in (begun, here)]
@@ -231,6 +231,16 @@ def _warn_of_another_processor(run: Run) -> None:
             f"{run.id}: was begun on another kind of processor, {kinds[0]}, and goes on here, {kinds[1]}; "
             "neither alone trains these numbers: where they count, train it again from the start"
         )
+
+    changes = []
+    for name, number in here["versions"].items():
+        before = begun["versions"].get(name, number)
+        if before != number:
+            changes.append(f"{name} {before} (here {number})")
+    if begun["threads"] != here["threads"]:
+        changes.append(f"threads={begun['threads']} (here {here['threads']})")
+    if changes:
+        say_problem(f"{run.id}: was begun with {', '.join(changes)}; the table runs names what it was begun with")
 
 
 def _write_where_images_are(run: Run) -> None:

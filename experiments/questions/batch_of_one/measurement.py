@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.training import compute_logits
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.schema import Table, common, integer
 
@@ -59,7 +60,7 @@ class TrainingMemory(Measurement):
             model = run.model_at(step)
             # A slice would share the memory of all training images, which would be counted with it.
             batch = train.images[:images].clone(memory_format=torch.channels_last)
-            saved_bytes = count_saved_bytes(model, batch, train.labels[:images].clone())
+            saved_bytes = count_saved_bytes(model, batch, train.labels[:images].clone(), run.config.precision)
             weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
             # These are the weights, their gradients, and what the optimizer keeps of each.
             state_bytes = weight_bytes * (2 + run.config.optimizer.count_moments())
@@ -68,7 +69,7 @@ class TrainingMemory(Measurement):
         return pd.DataFrame(rows)
 
 
-def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> int:
     """Count the bytes that the forward pass and the loss keep for the backward pass, each storage once.
 
     The network is in train mode, and its running averages are updated; the images have memory of their own.
@@ -88,5 +89,5 @@ def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
         raise RuntimeError("there is no backward pass")
 
     with saved_tensors_hooks(note, refuse):
-        F.cross_entropy(model(images), labels)
+        F.cross_entropy(compute_logits(model, images, precision), labels)
     return sum(storage.nbytes() for storage in storages.values())

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness.artifacts.data import Split
@@ -81,8 +81,12 @@ class Clients(Measurement):
         return pd.DataFrame(rows)
 
 
-def divide(split: Split, classes: int, classes_each: int, generator: torch.Generator) -> list[Split]:
-    """Divide the images of so many classes among the clients, in an order that is drawn; see the table."""
+def divide(split: Split, classes: int, classes_each: int, generator: torch.Generator) -> list[Tensor]:
+    """Divide the images of so many classes among the clients, in an order that is drawn; see the table.
+
+    Returns:
+        for each client the numbers of its images in the split.
+    """
     order = torch.randperm(len(split.labels), generator=generator)
     numbers: list[list[int]] = [[] for _ in range(CLIENTS)]
     # By class, the images that have been dealt out so far: they tell whose turn it is.
@@ -94,12 +98,13 @@ def divide(split: Split, classes: int, classes_each: int, generator: torch.Gener
         numbers[owner].append(number)
         dealt[label] += 1
 
-    parts = []
-    for chosen in numbers:
-        index = torch.tensor(chosen, device=split.labels.device)
-        images = split.images[index].contiguous(memory_format=torch.channels_last)
-        parts.append(Split(images, split.labels[index]))
-    return parts
+    return [torch.tensor(chosen, device=split.labels.device) for chosen in numbers]
+
+
+def take_part(split: Split, part: Tensor) -> Split:
+    """Take the images of these numbers as a split of their own."""
+    images = split.images[part].contiguous(memory_format=torch.channels_last)
+    return Split(images, split.labels[part])
 
 
 def list_owners(label: int, classes: int, classes_each: int) -> list[int]:
@@ -119,7 +124,7 @@ def list_owners(label: int, classes: int, classes_each: int) -> list[int]:
 
 
 def train_clients(
-    run: Run, parts: Sequence[Split], local_steps: int, until: int, fixed: bool
+    run: Run, parts: Sequence[Tensor], local_steps: int, until: int, fixed: bool
 ) -> tuple[nn.Module, list[Statistics]]:
     """Train a client on each part up to a step, and average them every so many updates and at the end.
 
@@ -155,12 +160,20 @@ def _start_client(run: Run) -> TrainingState:
     return TrainingState(model, optimizer, step=0, precision=run.config.precision)
 
 
-def _draw_batches(run: Run, part: Split, client: int) -> Batches:
+def _draw_batches(run: Run, part: Tensor, client: int) -> Batches:
     """Make the batches of a client, 1 and up, in orders of its own."""
     # An epoch's order is drawn from this seed plus the number of the epoch: no two clients share an order in
     # fewer than a thousand epochs.
     seeds = replace(run.batches.seeds, order=run.batches.seeds.order + client * _OTHER_ORDER)
-    return replace(run.batches, split=part, seeds=seeds)
+    split = take_part(run.dataset.train, part)
+    augmented = run.dataset.augmented
+
+    def draw(numbers: Tensor, seed: int) -> Tensor:
+        # Batches count within the client's part, and random transforms within the training split.
+        assert augmented is not None
+        return augmented(part[numbers], seed)
+
+    return replace(run.batches, split=split, seeds=seeds, augmented=None if augmented is None else draw)
 
 
 def average_models(models: Sequence[nn.Module]) -> None:

@@ -24,7 +24,8 @@ _CASES += [(case, size) for case in (*_JUMPS, "rare", "single") for size in _SIZ
 
 _ABOUT = """\
 How far running averages are off on streams that are constructed to mislead them, from the moments of the last 200
-batches of the training in an order that is drawn for each network. Every average starts at their mean.
+batches of the training in an order that is drawn for each network. Averages start at their mean, but for those that
+have no start.
 
 - `shuffled`: the batches as they are; the mean of all of them is true.
 - `sorted`: in each channel in ascending order of their means; the same mean is true.
@@ -44,7 +45,7 @@ class Counterexamples(OfAverages):
         about=_ABOUT,
         key={
             **common("run"),
-            "step": integer("updates before the last batch is averaged"),
+            "step": integer("updates, of which the last one averages the last batch"),
             "estimator": text("as in `gaps`; running averages only"),
             **common("momentum statistics_split"),
             "case": text("as above"),

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.run import Run
@@ -30,7 +31,7 @@ class LastBatches(OfAverages):
         about=_ABOUT,
         key={
             **common("run"),
-            "step": integer("updates before the last batch is averaged"),
+            "step": integer("updates, of which the last one averages the last batch"),
             "estimator": text("as in `gaps`; running averages only"),
             **common("momentum statistics_split layer"),
             "last": integer("how many batches are others than they were; at most half of all"),
@@ -75,6 +76,9 @@ class LastBatches(OfAverages):
 
 def _repeat_before(stream: Stream, last: int) -> Stream:
     """Put the batches before the last ones in the place of these."""
-    before = stream.batches[-2 * last : -last]
-    batches = torch.cat((stream.batches[:-last], before))
-    return replace(stream, batches=batches)
+
+    def repeat(values: Tensor) -> Tensor:
+        before = values[-2 * last : -last]
+        return torch.cat((values[:-last], before))
+
+    return replace(stream, batches=repeat(stream.batches), counts=repeat(stream.counts))

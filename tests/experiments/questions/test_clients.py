@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import running_statistics
@@ -16,7 +17,7 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.clients import federated
-from experiments.questions.clients.federated import divide, train_clients
+from experiments.questions.clients.federated import divide, take_part, train_clients
 from tests.helpers import measure, rise_and_fall
 from tests.references import Descent, accuracy_under, batch_norms, float64_copy, full_batch_population
 
@@ -31,7 +32,9 @@ def divide_all(classes_each: int) -> list[Split]:
     """Divide six images of each of 36 classes; the value of an image's pixel is its number."""
     labels = torch.arange(36).repeat(6)
     images = torch.arange(216.0).view(216, 1, 1, 1)
-    return divide(Split(images, labels), 36, classes_each, torch.Generator().manual_seed(0))
+    split = Split(images, labels)
+    parts = divide(split, 36, classes_each, torch.Generator().manual_seed(0))
+    return [take_part(split, part) for part in parts]
 
 
 @pytest.mark.parametrize("classes_each", [36, 12, 6])
@@ -52,8 +55,9 @@ def test_clients_have_their_classes() -> None:
     assert [len(part.labels) for part in divide_all(6)] == [36] * 6
 
 
-def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fixed: bool) -> nn.Module:
+def train_slowly(run: Run, numbers: list[Tensor], local_steps: int, until: int, fixed: bool) -> nn.Module:
     """Federated averaging in float64, one weight after the other; 40 updates is the length of the schedule."""
+    parts = [take_part(run.dataset.train, part) for part in numbers]
     models = [float64_copy(run.new_model()).train() for _ in parts]
     descents = [Descent(model) for model in models]
     for step in range(until):
@@ -95,6 +99,21 @@ def test_weights_are_trained(fixed: bool, trained: Run, monkeypatch: pytest.Monk
         means = torch.stack([statistics[name].mean for statistics in local])
         torch.testing.assert_close(means.mean(0), layer.get_buffer("running_mean").double(), rtol=1e-5, atol=1e-6)
         assert (means.std(0).max() == 0) == fixed
+
+
+def test_random_transforms_are_drawn_for_the_clients_own_images(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transform that changes nothing leaves each image with its label."""
+    monkeypatch.setattr(federated, "CLIENTS", 2)
+    parts = divide(trained.dataset.train, 10, 6, seed_by("parts"))
+    plain, _ = train_clients(trained, parts, 4, until=8, fixed=False)
+    images = trained.dataset.train.images
+    transformed = Run(trained.config)
+    transformed.dataset = replace(trained.dataset, augmented=lambda numbers, seed: images[numbers])
+
+    found, _ = train_clients(transformed, parts, 4, until=8, fixed=False)
+
+    for name, values in found.state_dict().items():
+        assert torch.equal(values, plain.state_dict()[name])
 
 
 def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:

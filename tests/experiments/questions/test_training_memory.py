@@ -42,7 +42,7 @@ def test_what_backward_needs_is_counted_once() -> None:
         REAL,  # the number of images that the loss is divided by
     ]
 
-    assert count_saved_bytes(model, batch, labels) == sum(expected)
+    assert count_saved_bytes(model, batch, labels, "float32") == sum(expected)
 
 
 def test_rows(copied: Config, tmp_path: Path) -> None:

@@ -40,6 +40,23 @@ def test_killed_and_continued(case: str, tmp_path: Path) -> None:
     assert measured["accuracy"].notna().all()
 
 
+def test_a_training_that_goes_on_with_other_versions_says_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted_at(3):
+        sweep_small(tmp_path, *SWEEP, expect=130)
+    path = find_network(tmp_path) / "environment.json"
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    versions = environment["versions"] | {"torch": "2.0.1"}
+    path.write_text(json.dumps(environment | {"versions": versions, "threads": 64}), encoding="utf-8")
+    capsys.readouterr()
+
+    sweep_small(tmp_path, *SWEEP)
+
+    begun = f"torch 2.0.1 (here {environment['versions']['torch']}), threads=64 (here {environment['threads']})"
+    assert f"was begun with {begun}; the table runs names what it was begun with\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("begun", "said"),
     [

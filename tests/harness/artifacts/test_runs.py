@@ -20,6 +20,7 @@ from bnlab.harness import load
 from bnlab.harness.artifacts import training_runner
 from bnlab.harness.artifacts.run import find_commit
 from bnlab.harness.artifacts.training import Diverged, TrainingState
+from bnlab.harness.progress import Progress
 from tests.harness.kills import assert_same, interrupted_at, read_trace
 from tests.helpers import find_network, sweep_small
 
@@ -241,7 +242,7 @@ def test_what_is_said_while_a_network_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line at the end; before it the words that a sweep shows, each second, which are gone afterwards."""
-    states: list[tuple[str, float]] = []
+    states: list[Progress] = []
     monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
     monkeypatch.setattr("bnlab.harness.progress.write_progress", lambda folder, progress: states.append(progress))
 
@@ -249,7 +250,7 @@ def test_what_is_said_while_a_network_is_trained(
 
     lines = re.findall(r"  step (\d) of 4  loss \d\.\d{3}  (.*)", capsys.readouterr().out)
     assert lines == [("4", "trained in 0 s")]
-    words = [re.sub(r"loss \d\.\d{3} [\d,.e+]+/s", "loss and rate", words) for words, _ in states]
+    words = [re.sub(r"loss \d\.\d{3} [\d,.e+]+/s", "loss and rate", state.words) for state in states]
     assert words == [f"step {step}/4 loss and rate" for step in (1, 2, 3, 4)]
-    assert [share for _, share in states] == [0.25, 0.5, 0.75, 1.0]
+    assert [state.share for state in states] == [0.25, 0.5, 0.75, 1.0]
     assert not list(tmp_path.rglob("progress.json"))

@@ -35,7 +35,7 @@ class Log(Measurement):
         others={
             "loss": real("loss of the mini-batch before the update, with label smoothing, in nats"),
             "accuracy": real("share of the mini-batch that was predicted right before the update"),
-            "lr": real("learning rate of the update"),
+            "lr": real("learning rate of the update, as it is given to the optimizer, whose groups may have others"),
         },
     )
 
