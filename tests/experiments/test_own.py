@@ -110,6 +110,20 @@ def make_auxiliary(channels, image_size, classes):
     return model
 
 
+class HeadFirst(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.head = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+        self.body = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def make_head_first(channels, image_size, classes):
+    return HeadFirst(channels, classes)
+
+
 class Unused(nn.Sequential):
     def forward(self, x):
         return self[2](x.flatten(1)) + (self[1](self[0](x)).mean() if self.training else 0)
@@ -431,6 +445,18 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
     runs = load("adhoc", tmp_path)["runs"].sort_values("model.width")
     assert list(runs["model.width"]) == [4, 5]
     assert list(runs["model.kind"].isna()) == [True, False]
+
+
+def test_depth_is_the_order_of_the_forward_pass(mine: None, call: Call, tmp_path: Path) -> None:
+    """Not that in which a network was given its parts: means over layers leave out the first one."""
+    words = [*SMALL, "data=mine.make_data", "model=mine.make_head_first", "measurements=[gaps,traces]"]
+    done = call("sweep", *words, f"results={tmp_path}")
+
+    assert done.code == 0, done.err
+    tables = load("adhoc", tmp_path)
+    for name in ("gaps", "traces"):
+        depths = tables[name].groupby("layer")["depth"].unique().explode()
+        assert dict(depths) == {"body.1": 1, "head.0": 2}, name
 
 
 def test_a_batch_norm_that_evaluation_does_not_call_is_left_out(mine: None, call: Call, tmp_path: Path) -> None:

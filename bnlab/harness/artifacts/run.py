@@ -205,24 +205,34 @@ class Run:
             raise UserError(f"inputs={path}: no batch norm of this network has a forward of its own; leave it out")
         return dict.fromkeys(names, import_object("inputs", path))
 
-    @cached_property
+    @property
     def unseen(self) -> list[str]:
         """List the batch norms that an evaluation does not call, as those of an auxiliary head: they have no rows."""
+        _, unseen = self._calls
+        return unseen
+
+    @cached_property
+    def _calls(self) -> tuple[list[str] | None, list[str]]:
+        """List the batch norms that an evaluation calls, in the order in which it does, and those that it does not.
+
+        The first is None where the order is that in which the network lists them.
+        """
         is_own = self.config.model.is_own or self.config.norm.is_own
-        if not is_own or not self.has_trace:  # bnlab's own networks call all of theirs
-            return []
+        if not is_own or not self.has_trace:  # bnlab's own networks call all of theirs, in order
+            return None, []
         model = self.new_model()
         layers = batch_norm_layers(model, caller="sweep")
-        called: set[nn.Module] = set()
+        names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
+        called: dict[str, None] = {}
 
         def note_call(layer: nn.Module, args: Any) -> None:
-            called.add(layer)
+            called[names[layer]] = None
 
         for layer in layers.values():
             layer.register_forward_pre_hook(note_call)
         with measured(model):
             model(self.dataset.train.images[:_SOME_IMAGES])
-        return [name for name, layer in layers.items() if layer not in called]
+        return [*called], [name for name in layers if name not in called]
 
     @property
     def lock(self) -> FileLock:
@@ -333,8 +343,11 @@ class Run:
         with reading(self.folder / "trace"):
             parts = [MomentTrace.load(path) for path in sorted(self.folder.glob("trace/*.safetensors"))]
             trace = MomentTrace.join(parts)
-        for name in self.unseen:
-            del trace.layers[name]
+        called, _ = self._calls
+        if called is not None:
+            # Tables number layers by depth, and means leave out the first one. A network of somebody's own may have
+            # been given its head before its body.
+            trace.layers = {name: trace.layers[name] for name in called}
         # Nothing is recorded after freezing, and running averages stay as they are. The trace is said to last
         # until the end, so that they can be replayed at all later steps too.
         if trace.last_step == self.frozen_from and self.status:
