@@ -52,7 +52,7 @@ class Lack(NamedTuple):
 
 def main() -> int:
     """Run the command; its exit code, 2 for a user's mistake."""
-    return run_command(_tune, sys.argv[1:], USAGE)
+    return run_command(_tune, sys.argv[1:], USAGE, resumes="; the same command continues")
 
 
 def _tune(words: list[str]) -> int:

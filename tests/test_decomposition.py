@@ -199,7 +199,7 @@ def test_a_model_that_is_not_that_of_the_traces_end_is_refused_or_named() -> Non
     with pytest.raises(ValueError, match="has seen 4 batches and the trace ends after 3"):
         decompose(model, trace, kept.__getitem__, batches)
     earlier, *_ = trained(2, lr=0.01)
-    with pytest.raises(ValueError, match=r"all layers have seen fewer batches than the trace has; pass trace.truncate"):
+    with pytest.raises(ValueError, match=r"all layers have seen fewer batches than the trace has; call truncate"):
         decompose(earlier, trace, kept.__getitem__, batches)
     with record(model) as empty, pytest.raises(ValueError, match="the trace is empty"):
         decompose(model, empty, kept.__getitem__, batches)

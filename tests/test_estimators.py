@@ -309,6 +309,16 @@ def test_an_estimator_of_the_users_own() -> None:
         torch.testing.assert_close(found[t], expected)
 
 
+@pytest.mark.parametrize("method", ["direct", "read"])
+def test_states_of_another_shape_are_refused(method: str) -> None:
+    """One state for all positions would be repeated without a word."""
+    stream = stream_of(batches(20))
+    mistaken = type("Mistaken", (EMA,), {method: lambda self, *arguments: stream.batches.mean(0)})
+
+    with pytest.raises(ValueError, match=rf"ema: {method} returned \[2, \d+\]; return a tensor \[3, 2, \d+\]"):
+        fold([mistaken()], stream, [1, 5, 20])
+
+
 def test_estimators_whose_channels_differ_are_the_same_beside_others() -> None:
     stream = stream_of(batches(20))
     uneven = replace(stream, counts=stream.counts ** torch.tensor([1.0, 2.0, 0.5]).double())

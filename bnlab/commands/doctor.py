@@ -153,14 +153,20 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
         before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")
         with hint_at_forward(call):
             diagnosis = bnlab.diagnose(**call, before=before, expected=arguments.expected, worth=arguments.worth)
-    notes = [*diagnosis.notes, *_describe_origins(arguments, call["batches"])]
+    notes = [*diagnosis.notes, *_describe_origins(arguments, call["model"], call["batches"])]
     left_out = [dataclasses.replace(skipped, wanted=name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
 
 
-def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[str]:
+def _describe_origins(arguments: argparse.Namespace, model: Any, batches: Any) -> Iterator[str]:
     """Say what the reader must know of a model and of images that the user's own code has not made."""
-    if is_packaged(arguments.model) and arguments.weights is None:
-        yield f"{arguments.model} has its initial weights; --weights FILE loads trained ones."
+    if is_packaged(arguments.model):
+        if arguments.weights is None:
+            yield f"{arguments.model} has its initial weights; --weights FILE loads trained ones."
+        elif getattr(model, "transform_input", False):
+            yield (
+                f"{arguments.model} transforms its input, as torchvision's own weights want it; if yours were trained "
+                "without that, name a function that makes the model."
+            )
     if isinstance(batches, ImageFolder):
         yield from batches.describe()

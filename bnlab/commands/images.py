@@ -257,7 +257,13 @@ def _list_images(folder: Path) -> list[Path]:
     images = []
     # Subsets of data sets are often folders of links.
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # these it goes into
+        # These it goes into: no hidden ones, and no links to a folder that it has come from.
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(place, name))]
         shown = [Path(place, name) for name in files if not name.startswith(".")]
         images += [path for path in shown if path.suffix.lower() in _ENDINGS]
     return sorted(images)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Return whether a folder is a link to one that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())

@@ -81,12 +81,9 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
     """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
     model = load_model(arguments.model, arguments.weights)
     base = find_preparation(arguments.model, model) if is_packaged(arguments.model) else Preparation()
-    batches = _load_batches(arguments.batches, arguments, base, caller)
-    if isinstance(batches, ImageFolder) and is_packaged(arguments.model):
-        batches = _drop_unknown_labels(model, batches)
     call = {
         "model": model,
-        "batches": batches,
+        "batches": _load_batches(arguments.batches, arguments, base, caller),
         "forward": find_optional(arguments.forward),
         "max_images": arguments.max_images,
         "progress": sys.stderr.isatty(),
@@ -94,7 +91,11 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
     # Only commands that score a model have these arguments; see `add_score_arguments`.
     if "evaluate" in arguments:
         call["training_batches"] = _load_batches(arguments.training, arguments, base, caller)
-        _require_same_classes(arguments, batches, call["training_batches"])
+        _require_same_classes(arguments, call["batches"], call["training_batches"])
+        # A forward or labels of the user's own may say which output is meant.
+        if is_packaged(arguments.model) and arguments.forward is None and arguments.labels is None:
+            for name in ("batches", "training_batches"):
+                call[name] = _drop_unknown_labels(model, call[name])
         call["evaluate"] = find_optional(arguments.evaluate)
         call["labels"] = find_optional(arguments.labels)
     return call
@@ -145,12 +146,12 @@ def _load_batches(name: str | None, arguments: argparse.Namespace, base: Prepara
     return batches
 
 
-def _drop_unknown_labels(model: nn.Module, folder: ImageFolder) -> ImageFolder:
+def _drop_unknown_labels(model: nn.Module, folder: Any) -> Any:
     """Take no labels from subfolders if the model of a package has another number of outputs: which are meant?
 
     Of ten of ImageNet's classes, for example, the third need not be the third output.
     """
-    if folder.labels is None:
+    if not isinstance(folder, ImageFolder) or folder.labels is None:
         return folder
     made = folder.preparation
     with torch.no_grad():

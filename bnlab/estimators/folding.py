@@ -42,7 +42,8 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         float64 [estimators, positions, 2, C].
 
     Raises:
-        ValueError: an estimator's gains are not as `Estimator.gains` says, or a position is not from 0 to T.
+        ValueError: an estimator's gains are not as `Estimator.gains` says, what its `direct` or `read` returns has
+            another shape, or a position is not from 0 to T.
 
     >>> from bnlab.estimators import EMA, Cumulative
     >>> from bnlab.estimators.example import EXAMPLE  # two batches, of mean 1 and 3; the start is 0
@@ -61,19 +62,35 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         if states is None:
             recursive.append(place)
         else:
-            result[place] = estimator.read(states, stream)
+            _require_shape(estimator, "direct", states, len(positions), start)
+            result[place] = _read(estimator, states, stream, start)
 
     for group in _group_estimators(estimators, recursive, stream):
         members = [estimators[place] for place in group.places]
         first_states = torch.stack([member.begin(stream) for member in members])
         folded = _fold_group(group, first_states, positions)
         for place, member, states in zip(group.places, members, folded, strict=True):
-            result[place] = member.read(states, stream)
+            result[place] = _read(member, states, stream, start)
 
     # The start is copied, because converting it to mean squares and back would round it.
     is_start = [position == 0 for position in positions]
     result[:, is_start] = start
     return result
+
+
+def _read(estimator: Estimator, states: Tensor, stream: Stream, start: Tensor) -> Tensor:
+    """Let an estimator read mean and variance from its states, [positions, 2, C]."""
+    read = estimator.read(states, stream)
+    _require_shape(estimator, "read", read, len(states), start)
+    return read
+
+
+def _require_shape(estimator: Estimator, method: str, states: Tensor, positions: int, start: Tensor) -> None:
+    """Raise ValueError unless there is a state for each position; fewer would be repeated without a word."""
+    wanted = [positions, *start.shape]
+    if not isinstance(states, Tensor) or [*states.shape] != wanted:
+        found = [*states.shape] if isinstance(states, Tensor) else type(states).__name__
+        raise ValueError(f"{estimator.label}: {method} returned {found}; return a tensor {wanted}")
 
 
 def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], stream: Stream) -> list[_Group]:

@@ -172,15 +172,16 @@ def _measure_moments(
     running = [Cumulative(), PooledCumulative()]
     averages = replay_bank(frozen, running, [frozen.last_step])[:, 0]
 
-    # A layer may be missing in the recording, or be there without a call.
-    recorded = [name in frozen.layers for name in layout.names]
-    called = [len(frozen.layers.get(name, ())) > 0 for name in layout.names]
-    is_recorded = by_channel(torch.tensor(recorded, device="cpu"), layout.channels)
-    is_called = by_channel(torch.tensor(called, device="cpu"), layout.channels)
-
-    moments = torch.full((2, 2, len(is_recorded)), math.nan, dtype=torch.float64, device="cpu")
-    moments[..., is_recorded] = averages
-    m, q = moments.where(is_called, math.nan)
+    # By name: the trace may have its layers in another order than the model lists them.
+    recorded = dict(zip(frozen.layout.names, averages.split(list(frozen.layout.channels), dim=-1), strict=True))
+    parts = []
+    for name, channels in zip(layout.names, layout.channels, strict=True):
+        # A layer may be missing in the recording, or be there without a call.
+        if len(frozen.layers.get(name, ())) > 0:
+            parts.append(recorded[name])
+        else:
+            parts.append(torch.full((2, 2, channels), math.nan, dtype=torch.float64, device="cpu"))
+    m, q = torch.cat(parts, dim=-1)
     return m, q
 
 
@@ -331,12 +332,17 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
                 "model as it was then"
             )
 
-    counts = [(trace.layers[name], get_batch_count(layer)) for name, layer in layers.items()]
-    behind = [tracked is not None and int(tracked) < entries.updates + len(entries) for entries, tracked in counts]
-    if all(behind):
+    behind = []
+    for name, layer in layers.items():
+        entries = trace.layers[name]
+        tracked = get_batch_count(layer)
+        # Of frozen layers, and of some norms of other classes, nothing is counted.
+        if tracked is not None and len(entries):
+            behind.append(int(tracked) < entries.updates + len(entries))
+    if behind and all(behind):
         raise ValueError(
-            "decompose: all layers have seen fewer batches than the trace has; pass trace.truncate(step), with the "
-            "model's step, or the model as it was at the end"
+            "decompose: all layers have seen fewer batches than the trace has; call truncate(step), with the model's "
+            "step, on a copy of the trace, or pass the model as it was at the end"
         )
 
 

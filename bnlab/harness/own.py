@@ -86,7 +86,10 @@ def make_own(group: str, path: str) -> Own:
     kind = KINDS[group]
     # An argument of such a name would take the place of a method or of a setting that bnlab reads.
     known = {*dir(kind), *(each.name for each in fields(kind)), SOURCE}
-    arguments = _list_arguments(import_object(group, path))[kind.given :]
+    made = import_object(group, path)
+    if not callable(made):
+        raise UserError(f"{group}={path}: is a {type(made).__name__}; name a function or a class")
+    arguments = _list_arguments(made)[kind.given :]
     if kind.taken and kind.taken not in [argument.name for argument in arguments]:
         raise UserError(f"{group}={path}: has no argument {kind.taken}, by which bnlab gives {group}.{kind.taken}")
 

@@ -126,7 +126,8 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
         other_time = trials.estimate_durations(run).overhead
         training += update_time
         overhead += other_time
-        times[run.id] += update_time + other_time
+        # A loss that is not finite leaves the time of an update unknown.
+        times[run.id] += other_time if math.isnan(update_time) else update_time + other_time
         checkpoints = len({*needed, run.steps})  # that of the last step is always kept
         copies = 1 + len(run.config.decays)
         recorded = run.frozen_from or run.steps  # frozen batch norms take no more batches
@@ -160,7 +161,8 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
     elif workers == processes:
         speed = "each as fast as one alone is now"
     else:
-        speed = f"which share {_count(workers, 'core')} that one alone has now"
+        threads = max(run.config.threads for run in jobs)
+        speed = f"of {_count(threads, 'thread')} each on {_count(cpu_count(), 'core')}"
     if math.isnan(whole):
         yield f"in all     not known, {at_a_time}"
     else:

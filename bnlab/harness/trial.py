@@ -68,6 +68,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     images, classes = run.dataset.train.images[:2], run.dataset.classes
     try:
         state = start_training(trial)
+        _require_new(trial, state.model)
         # Looked at again after the updates: what changes in an attribute is in no state from which a training
         # goes on.
         attributes = Attributes(state.model, state.optimizer)
@@ -94,7 +95,8 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
         # Before `eval()` below, because it looks at the modes in which the updates left the layers.
         _require_training(trial, state.model)
         # In eval mode too, where a user's forward may give something else.
-        _compute_logits(trial, state.model.eval())
+        state.model.eval()
+        _require_all_saved(trial, state.model)
     except UserError:
         raise
     except UserWarning as error:
@@ -112,15 +114,55 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     return TrialResult(update, moments, network, messages)
 
 
+def _require_new(run: Run, model: nn.Module) -> None:
+    """UserError if networks share weights, or one cannot be told its mode, or cannot be written."""
+    name = _name_norm_or_model(run.config)
+    if model.train() is not model:
+        raise UserError(f"{name}: its train() has to return the module, as torch's does; end it with `return self`")
+    others = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(f"{name}: its state dict holds more than tensors ({others[0]}), which cannot be written")
+
+    # Buffers may be shared as long as they are constant, such as a table of positions.
+    held = {parameter.data_ptr() for parameter in model.parameters()} - {0}  # of an empty one
+    if any(parameter.data_ptr() in held for parameter in run.new_model().parameters()):
+        raise UserError(
+            f"{name}: gives the same weights whenever it is called, so that each network would go on from the one "
+            "before; build them inside of the function, or return a copy.deepcopy of them"
+        )
+
+
+def _require_all_saved(run: Run, model: nn.Module) -> None:
+    """UserError if a network that is loaded from its state dict predicts otherwise than the trained one."""
+    trained = _compute_logits(run, model)
+    if not torch.equal(trained, _compute_logits(run, model)):  # it draws random numbers
+        return
+    again = run.new_model()
+    again.load_state_dict(model.state_dict())
+    again.eval()
+    # Not bit for bit: weights may lie otherwise in memory.
+    if not torch.allclose(trained, _compute_logits(run, again), rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UserError(
+            f"{_name_norm_or_model(run.config)}: predicts otherwise once it is loaded from its state dict, as networks "
+            "are to be measured: something that training changes is not in there; register it as a buffer"
+        )
+
+
 def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor) -> None:
     """UserError unless the user's own optimizer can make an update, and its state be written after it."""
     name = f"optimizer={run.config.optimizer.name}"
     # Any loss will do, as long as it gives the weights gradients.
     logits.square().mean().backward()
+    before = [group["lr"] for group in optimizer.param_groups]
     try:
         optimizer.step()
     except (Exception, SystemExit) as error:  # the user's code may raise either
         raise UserError(f"{name}: cannot make an update, {where_raised(error)}") from error
+    has_schedule = any("initial_lr" in group for group in optimizer.param_groups)
+    if has_schedule or before != [group["lr"] for group in optimizer.param_groups]:
+        raise UserError(
+            f"{name}: sets its learning rate itself, which optimizer.schedule does here; leave its scheduler out"
+        )
     try:
         divide_state(optimizer)
     except TypeError as error:
@@ -151,7 +193,7 @@ def _name_norm_or_model(config: Config) -> str:
 def _compute_logits(run: Run, model: nn.Module) -> Tensor:
     """Compute the logits of two images; UserError for outputs of another kind, ValueError for another shape."""
     # A batch norm in train mode needs at least two.
-    images = run.dataset.train.images[:2]
+    images = run.dataset.train.images[:2].clone()  # a forward may write into its input
     # Not in another precision, for which logits are cast: here the model may give anything.
     logits = compute_logits(model, images, "float32")
     if not isinstance(logits, Tensor):
@@ -202,12 +244,13 @@ def _require_training(run: Run, model: nn.Module) -> None:
             "running average to measure; leave them in train mode, freeze all of them later by freeze_at=0.5, or let "
             "those that stay constant be torchvision.ops.FrozenBatchNorm2d"
         )
-    others = [path for path in evaluated if get_momentum(layers[path]) != MOMENTUM]
+    momenta = {path: get_momentum(layers[path]) for path in evaluated}
+    others = [path for path, value in momenta.items() if value is None or not math.isclose(value, MOMENTUM)]
     if run.config.freeze_at is not None and run.config.freeze_with == "ema" and others:
         # Frozen layers read their own averages, which tables would list under this momentum.
         raise UserError(
             f"{name}: freeze_at freezes running averages of momentum {MOMENTUM}, and {join_names(others)} have another "
-            "one; give them this, or set freeze_with=exact"
+            "momentum, or none; give them this one, or set freeze_with=exact"
         )
 
 

@@ -112,7 +112,9 @@ def test_weights_are_found_in_what_trainers_save(key: str, prefix: str, tmp_path
 
 def test_other_weights_in_the_same_file_are_named(tmp_path: Path) -> None:
     weights = nn.BatchNorm1d(2).state_dict()
-    torch.save({"model": weights, "model_ema": weights, "optimizer": {"state": {}}}, tmp_path / "both.pt")
+    averaged = {f"module.{name}": value for name, value in weights.items()}
+    others = {"optimizer": {"state": {}}, "rng_states": {"cpu": torch.zeros(3)}}
+    torch.save({"model": weights, "model_ema": averaged, **others}, tmp_path / "both.pt")
 
     with pytest.warns(RuntimeWarning, match="holds weights as 'model' and as 'model_ema'; those of 'model' are read"):
         read_state_file(tmp_path / "both.pt", "--weights")

@@ -135,6 +135,14 @@ def test_classes_may_be_links_to_folders(tmp_path: Path) -> None:
     assert sorted(folder.labels.tolist()) == [0, 1, 2]
 
 
+def test_a_link_back_is_not_followed(tmp_path: Path) -> None:
+    save_gray(tmp_path / "ants" / "1.png", 9)
+    save_gray(tmp_path / "bees" / "1.png", 9)
+    (tmp_path / "bees" / "all").symlink_to(tmp_path)
+
+    assert len(find(tmp_path).paths) == 2
+
+
 def test_batches_are_as_equal_as_possible(tmp_path: Path) -> None:
     """A small rest would be reported as the small last batch of somebody's training."""
     for number in range(9):

@@ -110,6 +110,58 @@ def make_auxiliary(channels, image_size, classes):
     return model
 
 
+SHARED = nn.Linear(4, 4)
+
+
+def make_shared(channels, image_size, classes):
+    body = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, SHARED, nn.Linear(4, classes))
+
+
+class Fading(nn.Sequential):
+    alpha = 0.0
+
+    def forward(self, x):
+        if self.training:
+            self.alpha += 0.5
+        return self.alpha * super().forward(x)
+
+
+def make_fading(channels, image_size, classes):
+    return Fading(*make_shared(channels, image_size, classes)[0], nn.Linear(4, classes))
+
+
+class Silent(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def make_silent(channels, image_size, classes):
+    return Silent(*make_shared(channels, image_size, classes)[0], nn.Linear(4, classes))
+
+
+class Extra(nn.Sequential):
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def make_extra(channels, image_size, classes):
+    return Extra(*make_shared(channels, image_size, classes)[0], nn.Linear(4, classes))
+
+
+class Standardizing(nn.Sequential):
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x)
+
+
+def make_standardizing(channels, image_size, classes):
+    return Standardizing(*make_shared(channels, image_size, classes)[0], nn.Linear(4, classes))
+
+
 class HeadFirst(nn.Module):
     def __init__(self, channels, classes):
         super().__init__()
@@ -447,16 +499,44 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
     assert list(runs["model.kind"].isna()) == [True, False]
 
 
+def test_a_forward_that_writes_into_its_input_changes_no_images(mine: None, call: Call, tmp_path: Path) -> None:
+    """Exact statistics, which are predicted with first, and those of all checkpoints are of the same images."""
+    measured = ["measurements=evaluations", "estimator=[ema,exact]", "accuracy_at=all"]
+    words = [*SMALL, "data=mine.make_data", "model=mine.make_standardizing", "seed=0", *measured]
+    done = call("sweep", *words, f"results={tmp_path}")
+
+    assert done.code == 0, done.err
+    run = load("adhoc", tmp_path)["runs"]["run"][0]
+    images, labels = load_images("adhoc", run, split="test", results=tmp_path)
+    found = load("adhoc", tmp_path)["evaluations"].query("estimator == 'ema'")
+    (accuracy_in_table,) = found.loc[found["step"] == found["step"].max(), "accuracy"]
+    model = load_model("adhoc", run, results=tmp_path)
+    with torch.no_grad():
+        accuracy = (model(images.clone()).argmax(1) == labels).double().mean().item()
+    assert images.min() < -1e-6 or images.max() > 1e-6
+    assert abs(images.mean()) < 0.2, "standardized once"
+    assert accuracy_in_table == pytest.approx(accuracy)
+
+
 def test_depth_is_the_order_of_the_forward_pass(mine: None, call: Call, tmp_path: Path) -> None:
     """Not that in which a network was given its parts: means over layers leave out the first one."""
-    words = [*SMALL, "data=mine.make_data", "model=mine.make_head_first", "measurements=[gaps,traces]"]
+    words = [
+        *SMALL,
+        "data=mine.make_data",
+        "model=mine.make_head_first",
+        "measurements=[gaps,traces,experiments.questions.drift.measurement.Decomposition]",
+    ]
     done = call("sweep", *words, f"results={tmp_path}")
 
     assert done.code == 0, done.err
     tables = load("adhoc", tmp_path)
-    for name in ("gaps", "traces"):
+    for name in ("gaps", "traces", "decomposition"):
         depths = tables[name].groupby("layer")["depth"].unique().explode()
         assert dict(depths) == {"body.1": 1, "head.0": 2}, name
+
+    # Without augmentation and dropout there is nothing of the data; with layers mixed up there is.
+    terms = tables["decomposition"].groupby("term")["contribution"].agg(lambda values: values.abs().max())
+    assert terms["data"] < 1e-4 * terms["lag"]
 
 
 def test_a_batch_norm_that_evaluation_does_not_call_is_left_out(mine: None, call: Call, tmp_path: Path) -> None:
@@ -520,6 +600,11 @@ MISTAKES = {
     "bfloat16": ("model=mine.make_pair precision=bfloat16", "", "", "make_pair: gives a tuple in train mode"),
     "no batch norm": ("", "nn.BatchNorm2d(width)", "nn.Identity()", "make_model: has no batch norm, "),
     "frozen": ("model=mine.make_frozen", "", "", r"batch norms in eval mode \('1'\), which have no running average"),
+    "shared weights": ("model=mine.make_shared", "", "", "make_shared: gives the same weights whenever it is called"),
+    "lost attribute": ("model=mine.make_fading", "", "", "make_fading: predicts otherwise once it is loaded"),
+    "train without return": ("model=mine.make_silent", "", "", r"make_silent: its train\(\) has to return the module"),
+    "extra state": ("model=mine.make_extra", "", "", r"its state dict holds more than tensors \(.*_extra_state\)"),
+    "a module": ("model=torchvision.models.resnet", "", "", "model=torchvision.models.resnet: is a module; name a fun"),
     "frozen later": (
         "freeze_at=0.5 estimator=ema",
         "nn.BatchNorm2d(width)",

@@ -117,6 +117,34 @@ def test_killed_and_continued_with_what_it_counts(kind: str, write: Write, call:
     assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
 
 
+CLIPPED = """
+import torch
+
+
+class Clipped(torch.optim.Optimizer):
+    def __init__(self, weights, lr=0.05):
+        super().__init__(weights, {"lr": lr})
+        self.inner = torch.optim.SGD(self.param_groups, lr, momentum=0.9)
+
+    def step(self):
+        self.inner.step()
+"""
+
+
+def test_the_state_of_an_optimizer_within_another_is_not_lost(write: Write, call: Call, tmp_path: Path) -> None:
+    """Nobody writes it, so that such a training begins again after a kill."""
+    write(CLIPPED, "inner")
+    sweep(call, tmp_path / "whole", "optimizer=inner.Clipped")
+    with interrupted_at(9):
+        sweep(call, tmp_path / "killed", "optimizer=inner.Clipped", expect=130)
+
+    last = call("sweep", *SMALL, "optimizer=inner.Clipped", f"results={tmp_path / 'killed'}")
+
+    assert last.code == 0
+    assert "Clipped.inner changes in training and is in no state dict" in last.err
+    assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
+
+
 def test_an_optimizer_that_cannot_be_restored_is_to_blame_itself(write: Write, call: Call, tmp_path: Path) -> None:
     """And not the file of the state, for which the network would be set aside."""
     write(f"{MODULE}\n    def load_state_dict(self, state):\n        raise KeyError('updates')\n", "steps")
@@ -146,6 +174,19 @@ MISTAKES = {
         'state["updates"] = ',
         'state["seen"] = []; state["updates"] = ',
         "its state 'seen' is a list, neither a tensor nor a number, so that no killed training could go on",
+    ),
+    "schedule": (
+        "make_sgd optimizer.lr=0.1",
+        "    return torch",
+        "    made = torch.optim.SGD(params, lr); torch.optim.lr_scheduler.StepLR(made, 5); return made; return torch",
+        "make_sgd: sets its learning rate itself, which optimizer.schedule does here; leave its scheduler out",
+    ),
+    "rate": ("Counting", 'group["total"] +=', 'group["lr"] *= 0.9; group["total"] +=', "sets its learning rate itself"),
+    "of no weight": (
+        "Counting",
+        'group["total"] +=',
+        'self.state["norm"] = 3.0; group["total"] +=',
+        "its state has an entry 'norm' that is of no parameter",
     ),
 }  # fmt: skip
 

@@ -180,11 +180,32 @@ def test_the_time_of_measuring_is_not_known_before_a_network_has_ended(
     remove_progress(networks[0].folder)
     assert "starting" not in count.describe()
 
+    now = 630.0
+    waiting = waiting[1:]
+    networks[1].folder.mkdir(parents=True)
+    write_progress(networks[1].folder, Progress("step 1/100", share=0.01))
+    assert "1 of 3 networks, about 20 min left" in count.describe()
+    now = 930.0
+    assert "1 of 3 networks, about 15 min left" in count.describe()
+
+
+def test_networks_that_are_made_side_by_side_end_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three take ten minutes each; when one has ended, the other ends soon, and the third takes ten more."""
+    networks = [plan_network("steps=100", f"seed={seed}", f"results={tmp_path}") for seed in range(3)]
+    waiting = [network.config for network in networks]
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("bnlab.harness.jobs.list_waiting", lambda configs: waiting)
+    count = NetworkCount(waiting)
+    for network in networks[:2]:
+        network.folder.mkdir(parents=True)
+        write_progress(network.folder, Progress("step 1/100", share=0.01))
+    count.describe()
+
     now = 600.0
     waiting = waiting[1:]
-    assert "1 of 3 networks, about 20 min left" in count.describe()
-    now = 900.0
-    assert "1 of 3 networks, about 15 min left" in count.describe()
+    write_progress(networks[1].folder, Progress("measuring gaps", share=1.0))
+    assert "1 of 3 networks, about 10 min left" in count.describe()
 
 
 @pytest.mark.slow

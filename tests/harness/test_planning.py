@@ -76,7 +76,7 @@ def test_networks_that_are_trained_at_a_time_share_the_time(
 
 @pytest.mark.parametrize(
     ("cores", "minutes", "said"),
-    [(2, 13, "3 networks at a time, which share 2 cores that one alone has now"), (1, 20, "which share 1 core that")],
+    [(2, 13, "3 networks at a time, of 1 thread each on 2 cores"), (1, 20, "of 1 thread each on 1 core")],
 )
 def test_networks_that_share_cores_take_longer(
     cores: int,

@@ -75,9 +75,11 @@ class OtherWeights(Cause):
             if ratio > 1:
                 reported.append(f"{describe_ratio(ratio)} times farther off than chance explains")
             else:  # so that it is the variances
-                changes = torch.cat([case.log_ratios(name).abs() for name in layers if name in case.reference])
-                most = describe_number(float(changes.nan_to_num().max().exp()), 2)
-                reported.append(f"means no farther off than chance explains, variances up to {most}-fold")
+                reference = case.reference
+                changes = [case.log_ratios(name, reference).abs() for name in layers if name in reference]
+                most = describe_number(float(torch.cat(changes).nan_to_num().max().exp()), 2)
+                explained = "means of most channels no farther off than chance explains"
+                reported.append(f"{explained}, variances up to {most}-fold")
         else:
             gaps = [case.measure_distance(name, case.reference) for name in layers if name in case.reference]
             # Training batches may reach other layers only.

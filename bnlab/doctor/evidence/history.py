@@ -104,7 +104,9 @@ def _unwrap(state: Mapping[str, Any], caller: str) -> Mapping[str, Any]:
     inner = next((key for key in _INNER if isinstance(state.get(key), Mapping)), None)
     if inner is None:
         return state
-    others = [key for key, value in state.items() if key != inner and _holds_tensors(value)]
+    names = _name_tensors(state[inner])
+    # Trainers also save generators, and weights of classes.
+    others = [key for key, value in state.items() if key != inner and names & _name_tensors(value)]
     if others:
         warn(
             f"{caller}: holds weights as {inner!r} and as {', '.join(map(repr, others))}; those of {inner!r} are read. "
@@ -113,8 +115,11 @@ def _unwrap(state: Mapping[str, Any], caller: str) -> Mapping[str, Any]:
     return state[inner]
 
 
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values())
+def _name_tensors(value: Any) -> set[str]:
+    """Name the tensors that a mapping holds, without wrappers."""
+    if not isinstance(value, Mapping):
+        return set()
+    return {strip_wrappers(str(name)) for name, each in value.items() if isinstance(each, Tensor)}
 
 
 def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapping[str, Any], caller: str) -> Changes:

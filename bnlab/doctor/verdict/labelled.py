@@ -488,7 +488,7 @@ def _describe_undecided(gain: Difference, scores: Scores, experiment: UndoExperi
             if undone.images >= _count_most_tried(scores):
                 return f"{reported}, and undos are tried on no more: too few to tell."
     if gain.low > worth:  # by scores alone it would be clear, see `UndoExperiment.rank_by_scores`
-        return f"{reported}, but by the smaller number of images that undos are tried on it is not certain."
+        return f"{reported}, but that is not certain once all that was tried is counted: pass more images."
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half) and half > 0:

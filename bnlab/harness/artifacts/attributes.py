@@ -27,6 +27,9 @@ class Attributes:
 
     def find_changed(self) -> str:
         """Name an attribute that has another value now, with its class; empty if none has."""
+        for attribute, held in vars(self._optimizer).items():
+            if isinstance(held, torch.optim.Optimizer):  # whose state nobody writes
+                return f"{type(self._optimizer).__name__}.{attribute}"
         for name, value in self._list():
             before = self._before.get(name)
             if before is not None and not _is_same(before, value):

@@ -25,6 +25,7 @@ STRENGTHS = (1, 2, 3)
 _WIDTH = 116  # of the documentation
 _PLANE = (1, 2)  # the dimensions of height and width
 _VERSION = "1"  # another one where the same strength gives other images, so that they are measured again
+_VERSION_OF_LONG = "2"  # of images that are not square: shares were of the width
 _REACH = 3  # standard deviations, beyond which the weights of a blur are 0
 
 
@@ -182,7 +183,10 @@ def digest_of_shifted(dataset: Dataset, config: Data, split: str, shift: str) ->
     """Digest what `shift_images` gives; of a corruption by what it is made of, without corrupting any image."""
     if find_corruption(shift) is None:
         return shift_images(dataset, config, split, shift).digest
-    return digest(dataset.images_of(split).digest, shift, _VERSION, digits=16)
+    stored = dataset.images_of(split)
+    height, width = stored.images.shape[2:]
+    version = _VERSION if height == width else _VERSION_OF_LONG
+    return digest(stored.digest, shift, version, digits=16)
 
 
 @lru_cache(maxsize=1)

@@ -113,7 +113,8 @@ def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | N
     model.eval()
     chosen_statistics = nullcontext() if statistics is None else using(model, statistics)
     with torch.no_grad(), chosen_statistics:
-        logits = torch.cat([model(images) for images in split.images.split(_IMAGES_AT_ONCE)])
+        # Copies, as a forward may write into its input.
+        logits = torch.cat([model(images.clone()) for images in split.images.split(_IMAGES_AT_ONCE)])
     is_right = logits.argmax(1) == split.labels
     return {
         f"validation loss, {words}": F.cross_entropy(logits, split.labels).item(),

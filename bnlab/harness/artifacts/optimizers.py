@@ -119,7 +119,12 @@ def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, 
     tensors: dict[str, dict[str, Tensor]] = {}
     numbers: dict[str, Any] = {"state": {}, "groups": []}
     state = optimizer.state_dict()
+    further = [key for key in state if key not in ("state", "param_groups")]
+    if further:
+        raise TypeError(f"its state dict has {further[0]!r} beside the state of parameters and their groups")
     for index, values in state["state"].items():
+        if not isinstance(index, int) or not isinstance(values, Mapping):
+            raise TypeError(f"its state has an entry {index!r} that is of no parameter")
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors.setdefault(f"optimizer/{index}", {})[name] = value

@@ -211,12 +211,15 @@ class Run:
         _, unseen = self._calls
         return unseen
 
+    @property
+    def called(self) -> list[str] | None:
+        """List the batch norms that an evaluation calls, in its order; None if the network lists them so itself."""
+        called, _ = self._calls
+        return called
+
     @cached_property
     def _calls(self) -> tuple[list[str] | None, list[str]]:
-        """List the batch norms that an evaluation calls, in the order in which it does, and those that it does not.
-
-        The first is None where the order is that in which the network lists them.
-        """
+        """List the batch norms that an evaluation calls, see `called`, and those that it does not."""
         is_own = self.config.model.is_own or self.config.norm.is_own
         if not is_own or not self.has_trace:  # bnlab's own networks call all of theirs, in order
             return None, []
@@ -231,8 +234,10 @@ class Run:
         for layer in layers.values():
             layer.register_forward_pre_hook(note_call)
         with measured(model):
-            model(self.dataset.train.images[:_SOME_IMAGES])
-        return [*called], [name for name in layers if name not in called]
+            model(self.dataset.train.images[:_SOME_IMAGES].clone())  # a forward may write into its input
+        unseen = [name for name in layers if name not in called]
+        listed = [name for name in layers if name in called]
+        return None if [*called] == listed else [*called], unseen
 
     @property
     def lock(self) -> FileLock:
@@ -343,11 +348,12 @@ class Run:
         with reading(self.folder / "trace"):
             parts = [MomentTrace.load(path) for path in sorted(self.folder.glob("trace/*.safetensors"))]
             trace = MomentTrace.join(parts)
-        called, _ = self._calls
-        if called is not None:
+        for name in self.unseen:
+            del trace.layers[name]
+        if self.called is not None:
             # Tables number layers by depth, and means leave out the first one. A network of somebody's own may have
             # been given its head before its body.
-            trace.layers = {name: trace.layers[name] for name in called}
+            trace.layers = {name: trace.layers[name] for name in self.called}
         # Nothing is recorded after freezing, and running averages stay as they are. The trace is said to last
         # until the end, so that they can be replayed at all later steps too.
         if trace.last_step == self.frozen_from and self.status:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bnlab.harness.progress import clear_line, find_width, fit, is_terminal, read_progress, say
+from bnlab.harness.progress import Progress, clear_line, find_width, fit, is_terminal, read_progress, say
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
@@ -94,8 +94,10 @@ class NetworkCount:
         # Shares of the training of each network: which this sweep found, and which have been reached.
         self._found: dict[str, float] = {}
         self._reached: dict[str, float] = {}
+        # When each network was first seen to be made, and how long those took that have ended, were they made whole.
+        self._began: dict[str, float] = {}
+        self._durations: list[float] = []
         self._ended: set[str] = set()
-        self._last_end = self._started
 
     def describe(self) -> str:
         """Write the line: networks that are done, the time that is left, and those that are trained or measured now."""
@@ -110,49 +112,60 @@ class NetworkCount:
         progress = {name: read_progress(run.folder) for name, run in left.items()}
         current = {name: each for name, each in progress.items() if each is not None}
 
+        now = time.monotonic()
         for name, each in current.items():
+            self._began.setdefault(name, now)
             # The first progress that is seen of a network is of its training, and says where that was resumed.
             self._found.setdefault(name, each.resumed_at)
             # Several jobs may measure one network, which has no progress between two of them.
             self._reached[name] = max(each.share, self._reached.get(name, 0.0))
         ended = self._names - left.keys()
-        if ended != self._ended:
-            self._ended = ended
-            self._last_end = time.monotonic()
+        for name in ended - self._ended:
+            if name in self._began:
+                self._durations.append((now - self._began[name]) / (1 - self._found[name]))
+        self._ended = ended
 
-        is_measured = any(each.share == 1 for each in current.values())
-        words = [f"{len(ended):,} of {_count_networks(len(self._names))}{self._describe_time(is_measured)}"]
+        words = [f"{len(ended):,} of {_count_networks(len(self._names))}{self._describe_time(now, current)}"]
         words += [f"{name} {each.words}" for name, each in current.items()]
         if not ended and not current and not self._reached:
             words.append("starting")
         return " · ".join(words)
 
-    def _describe_time(self, is_measured: bool) -> str:
-        """Say how long the rest of the sweep takes if it goes on as it has.
+    def _describe_time(self, now: float, current: Mapping[str, Progress]) -> str:
+        """Say how long the rest of the sweep takes if networks take as long as those that have ended.
 
-        Nobody knows what measuring takes before a network has ended. Until then it is the time that is left of
-        training, and nothing while a network is measured.
+        Nobody knows what measuring takes before one has. Until then it is the time that is left of training, and
+        nothing while a network is measured.
         """
         from bnlab.harness.artifacts.training_runner import format_seconds
 
-        now = time.monotonic()
-        if self._ended:
-            made = sum(1 - self._found.get(name, 0.0) for name in self._ended)
-            rest = sum(1 - self._found.get(name, 0.0) for name in self._names - self._ended)
-            took = self._last_end - self._started
-            since = now - self._last_end
-            what = ""
+        took = now - self._started
+        if took < _SOON:
+            return ""
+        rest = self._names - self._ended
+        what = ""
+        if self._durations:
+            left = self._schedule(now, rest, current)
+        elif self._ended:  # too quick to be seen
+            left = took / len(self._ended) * len(rest)
+        elif any(each.share == 1 for each in current.values()):
+            return ""
         else:
             # What an earlier sweep had trained took none of this time.
             made = sum(self._reached.values()) - sum(self._found.values())
-            rest = len(self._names) - sum(self._reached.values())
-            took = now - self._started
-            since = 0.0
+            if made <= 0:
+                return ""
+            left = took / made * (len(self._names) - sum(self._reached.values()))
             what = " of training"
-        if made <= 0 or took < _SOON or (is_measured and not self._ended):
-            return ""
-        left = took / made * rest - since
         return "" if left < _SOON else f", about {format_seconds(left)}{what} left"
+
+    def _schedule(self, now: float, rest: Collection[str], current: Mapping[str, Progress]) -> float:
+        """Compute the seconds until all of the rest are made, as many at a time as now."""
+        whole = sum(self._durations) / len(self._durations)
+        running = [max(0.0, whole * (1 - self._found[name]) - (now - self._began[name])) for name in current]
+        waiting = (len(rest) - len(current)) * whole
+        together = (sum(running) + waiting) / max(1, len(current))
+        return max([together, *running])
 
 
 def _count_networks(count: int) -> str:

@@ -18,7 +18,7 @@ from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.own import digest_user_code, find_code
 from bnlab.harness.requests import Selection
-from bnlab.harness.schema import ORIGIN, Table, find_fault, read_frame, write_rows
+from bnlab.harness.schema import ORIGIN, Table, empty, find_fault, read_frame, write_rows
 from bnlab.harness.source_code import Code
 
 Failures = dict[str, tuple[str, str]]
@@ -114,9 +114,11 @@ def _describe_rows(
         run.digest_of(*predicted) if measurement.predicts else "",
         run.training,
     ]
-    # These two are added only where there is something to add, so that all other rows keep their origin.
+    # These are added only where there is something to add, so that all other rows keep their origin.
     if run.config.population_images is not None:
         made_from.append(run.config.population_images)
+    if run.called is not None:  # rows of before have layers in another order
+        made_from.append(run.called)
     code = digest_user_code(type(measurement))
     if code:
         made_from.append(code)
@@ -160,6 +162,8 @@ def _measure(
             paths += _measure(run, measurement, of_estimator, steps, failures, images)
         return paths
 
+    if isinstance(frame, pd.DataFrame) and not len(frame):  # all rows may be left out, and then the columns are too
+        frame = empty(measurement.table.schema)
     described = [_describe_rows(run, measurement, subject, images) for subject in subjects]
     fault = _fill_in(frame, run, measurement) or _find_other_rows(frame, described, steps)
     if not fault and digest_user_code(type(measurement)):

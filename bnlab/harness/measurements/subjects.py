@@ -142,7 +142,9 @@ def try_estimators(subjects: Iterable[Subject]) -> None:
         if average is None:
             continue
         try:
-            fold([average], stream, range(1, _TRIAL + 1))
+            averages = fold([average], stream, range(1, _TRIAL + 1))
+            if not averages.isfinite().all():
+                raise ValueError(f"{average.label}: gives values that are not finite, of finite batches")
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             cls = type(average)
             name = f"{average.label}: {cls.__module__}.{cls.__qualname__}"

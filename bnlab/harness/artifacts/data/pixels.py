@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,11 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     for index in chosen:
         with _name_failed_item(part, index, where):
             item = part[index]
+        if isinstance(item, Mapping):
+            raise UserError(
+                f"{where} has items that are dictionaries ({', '.join(map(str, item))}); they have to be pairs of an "
+                "image and its label"
+            )
         image, label = item
         with _name_failed_item(part, index, where):  # PIL reads some files only now
             images.append(_read_image(image, where))
@@ -118,8 +123,8 @@ def _check_pixels(images: Tensor, labels: Any, where: str) -> Pixels:
     # Images of shape [N, H, W, C] have four axes, too, but of these the second, their height, is larger than the last.
     if images.dim() != 4 or images.shape[1] > min(images.shape[2:]):
         raise UserError(
-            f"{where} has images of shape {list(images.shape)}; they have to be [N, C, H, W], and each item of a data "
-            "set a tensor [C, H, W] or an array [H, W, C]"
+            f"{where} has images of shape {list(images.shape)}; they have to be [N, C, H, W], with no more channels "
+            "than rows or columns, and each item of a data set a tensor [C, H, W] or an array [H, W, C]"
         )
     if not len(images):
         raise UserError(f"{where} has no images")

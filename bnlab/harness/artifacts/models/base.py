@@ -60,5 +60,7 @@ def build_model(
     with seed_generators(seed):
         network = model.build(InputShape(channels, image_size, classes), norms)
     network.train()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
+    # Torch has no such layout for the weights of volumes.
+    if all(tensor.dim() < 5 for tensor in [*network.parameters(), *network.buffers()]):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
     return network

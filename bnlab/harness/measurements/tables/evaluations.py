@@ -141,7 +141,8 @@ def predict(model: nn.Module, split: Split, statistics: Statistics | None = None
             stack.enter_context(apply_statistics(model, subject.statistic))
         # What is predicted together counts only for rules that read the batch.
         for images in split.images.split(subject.at_once or IMAGES_AT_ONCE):
-            parts.append(model(images))
+            # A copy: a forward may standardize in place, and these are a part of what all networks are measured on.
+            parts.append(model(images.clone()))
     return torch.cat(parts).double()
 
 
