@@ -697,6 +697,15 @@ def test_what_fails_in_the_end_leaves_all_else(case: str, mine: None, write: Wri
     assert "ema" in {*tables["gaps"]["estimator"]}
 
 
+def test_a_module_that_hides_bnlabs_own_is_named(tmp_path: Path) -> None:
+    """It is not run, and nothing is trained before it is said."""
+    (tmp_path / "experiments.py").write_text("raise SystemExit('run')\n", encoding="utf-8")
+    done = run("runs", "list", path=tmp_path, expect=2)
+
+    assert "bnlab's own package 'experiments' is hidden by" in done.stderr
+    assert "experiments.py; rename that, or start in another folder" in done.stderr
+
+
 def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:
     """Importing torch takes most of that time."""
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Sequence
@@ -30,7 +31,19 @@ _FOLDER = "questions"  # of the user's, in the current folder
 
 
 def import_shipped() -> None:
-    """Import the package of bnlab's own questions, as long as a clone in the current folder cannot be found instead."""
+    """Import the package of bnlab's own questions, as long as a clone in the current folder cannot be found instead.
+
+    UserError if another module of this name is found, as a user's experiments.py.
+    """
+    spec = importlib.util.find_spec(_SHIPPED)
+    # In a clone and in a wheel the two packages lie beside each other.
+    wanted = _PACKAGE.parent / _SHIPPED / "__init__.py"
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != wanted.resolve():
+        found = "not found" if spec is None else f"hidden by {spec.origin or 'a folder of this name'}"
+        raise UserError(
+            f"bnlab's own package {_SHIPPED!r} is {found}; rename that, or start in another folder: bnlab imports its "
+            "questions from there"
+        )
     importlib.import_module(_SHIPPED)
 
 
