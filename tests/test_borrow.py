@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab import running_statistics, using
+from bnlab import population_statistics, running_statistics, using
 from tests.helpers import images, residual, unchanged
 
 
@@ -103,3 +103,17 @@ def test_buffers_that_a_forward_registers_are_taken_away_again() -> None:
     assert not hasattr(model, "grid")
     assert model.scale is None
     assert torch.equal(model(images(4)[0]), inside)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="of torch 2.9")
+def test_the_switches_of_today_are_no_obstacle() -> None:
+    """Once they are used, torch refuses to read those of before."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        found = population_statistics(residual(), images(8, 8))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+    assert found.cost is not None
+    assert found.cost.images == 16

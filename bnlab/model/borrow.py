@@ -10,7 +10,7 @@ import enum
 import operator
 import random
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,8 +212,8 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
 
     Of accelerators only the generators of those that a model is on.
     """
-    parameters = [] if model is None else model.parameters()
-    found = [parameter.device for parameter in parameters if parameter.device.type in _WITH_GENERATORS]
+    held = [] if model is None else [*model.parameters(), *model.buffers()]  # a norm of inputs has buffers alone
+    found = [tensor.device for tensor in held if tensor.device.type in _WITH_GENERATORS]
     kind = found[0].type if found else "cuda"
     devices = [*dict.fromkeys(device for device in found if device.type == kind)]  # hardly ever are there several types
     state = random.getstate()
@@ -358,9 +358,7 @@ def read_fixed_settings(x: Tensor) -> tuple[Any, ...]:
         torch.backends.cudnn.enabled,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.get_float32_matmul_precision(),
+        *_read_float32_precisions(),
         torch.backends.cuda.flash_sdp_enabled(),
         torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.math_sdp_enabled(),
@@ -370,3 +368,25 @@ def read_fixed_settings(x: Tensor) -> tuple[Any, ...]:
         torch.get_num_threads(),
         forward_ad.unpack_dual(x).tangent is not None,
     )
+
+
+def _read_float32_precisions() -> list[Any]:
+    """Read in which precision float32 is multiplied, by the switches of torch 2.9 and by those of before.
+
+    Once somebody has used the new ones, torch refuses to read the old ones.
+    """
+    old: list[Callable[[], Any]] = [
+        lambda: torch.backends.cudnn.allow_tf32,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision,
+    ]
+    found: list[Any] = []
+    for read in old:
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append(None)
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn):
+        for part in (backend, getattr(backend, "conv", None), getattr(backend, "rnn", None)):
+            found.append(getattr(part, "fp32_precision", None))
+    return found

@@ -136,8 +136,10 @@ class SelfTuned(AveragesByItself):
         return F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
 
     def train(self, mode: bool = True) -> SelfTuned:
-        # The layer settles first, so that eval mode begins with statistics of all batches so far.
-        self.settle()
+        # The layer settles first, so that eval mode begins with statistics of all batches so far. Many loops call
+        # train() before each step, where nothing is to be settled yet.
+        if mode != self.training:
+            self.settle()
         return super().train(mode)
 
     def reset_running_stats(self) -> None:

@@ -289,7 +289,8 @@ def _make_stream(layers: Sequence[LayerTrace]) -> Stream:
     counts = torch.tensor([layer.counts for layer in layers], dtype=torch.float64, device="cpu")
     eps = torch.tensor([layer.eps for layer in layers], dtype=torch.float64, device="cpu")
     return Stream(
-        start=torch.cat([layer.start for layer in layers], dim=1).cpu().double(),
+        # Each by itself, because a network may be spread over several devices.
+        start=torch.cat([layer.start.cpu() for layer in layers], dim=1).double(),
         batches=torch.cat([layer.moments for layer in layers], dim=2).double(),
         counts=counts.T.repeat_interleave(channels, dim=1),
         updates=layers[0].updates,

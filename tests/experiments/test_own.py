@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -700,8 +703,13 @@ def test_what_fails_in_the_end_leaves_all_else(case: str, mine: None, write: Wri
 def test_a_module_that_hides_bnlabs_own_is_named(tmp_path: Path) -> None:
     """It is not run, and nothing is trained before it is said."""
     (tmp_path / "experiments.py").write_text("raise SystemExit('run')\n", encoding="utf-8")
-    done = run("runs", "list", path=tmp_path, expect=2)
+    # Of a module that is run, Python finds the current folder first, as a notebook does.
+    words = [sys.executable, "-m", "bnlab", "runs", "list"]
+    path = os.pathsep.join([str(Path(bnlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
 
+    assert done.returncode == 2
     assert "bnlab's own package 'experiments' is hidden by" in done.stderr
     assert "experiments.py; rename that, or start in another folder" in done.stderr
 

@@ -222,7 +222,7 @@ def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Ju
         # An undo may propose a negative variance, whose logarithm would make all layers' sum NaN.
         gap = measure_distance(mean, var.clamp(min=0), given, layer.eps)
         # The logarithm keeps one layer that is far off from outweighing all others.
-        gaps[-1] = gaps[-1] + gap.log1p()
+        gaps[-1] = gaps[-1] + gap.log1p().to(gaps[-1].device)  # a network may be spread over several
 
     gaps: list[Tensor] = []
     with measured(task.root), ExitStack() as stack, watched(task, task.layers, take):

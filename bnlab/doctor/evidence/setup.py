@@ -69,7 +69,7 @@ def read_batches(task: Task, batches: Iterable[Any], max_images: int | None) -> 
 
     def read() -> None:
         # A loader that shuffles draws from the global generators.
-        with keep_random_state():
+        with keep_random_state(task.model):
             Source(batches, count_images, task.caller).read(data, max_images)
         if not data:
             advice = "pass at least one batch (an iterator is used up once read)"

@@ -397,7 +397,7 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         torch.set_rng_state(groups["rng"]["cpu"])
         if "generators" in metadata:  # earlier versions left them as they were
             restore_generators(metadata["generators"])
-        if run.device.type == "cuda":
+        if run.device.type == "cuda" and "device" in groups["rng"]:  # it may have been begun on a CPU
             torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
         state.step = int(metadata["step"])
         # The log is written before the state, and may have updates that are made again.
