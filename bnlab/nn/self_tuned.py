@@ -39,9 +39,9 @@ class SelfTuned(AveragesByItself):
     chosen likewise, for itself. `bnlab.estimators.Predictive` has the formula, its sources and what it assumes.
 
     Training is as before, bit for bit. After each batch the buffers include it, at the momenta that were chosen last.
-    These are chosen by `train()`, `eval()`, `state_dict()`, a forward in eval mode, and after each block of batches (at
-    most 64). State dicts can be loaded into plain models, and
-    those of plain models here. The averages are in a state dict's metadata, which `torch.save` writes and `safetensors`
+    These are chosen by `train()` and `eval()` where they change the mode, by `state_dict()`, a forward in eval mode,
+    and after each block of batches (at most 64). State dicts can be loaded into plain models, and those of plain models
+    here. The averages are in a state dict's metadata, which `torch.save` writes and `safetensors`
     does not. Averages begin again from the buffers where a state dict has none, on another device or type, and after
     something else has written the buffers.
 
