@@ -336,8 +336,8 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
     for name, layer in layers.items():
         entries = trace.layers[name]
         tracked = get_batch_count(layer)
-        # Of frozen layers, and of some norms of other classes, nothing is counted.
-        if tracked is not None and len(entries):
+        # Of frozen layers, some norms of other classes, and weights that were loaded alone nothing is counted.
+        if tracked is not None and int(tracked) and len(entries):
             behind.append(int(tracked) < entries.updates + len(entries))
     if behind and all(behind):
         raise ValueError(

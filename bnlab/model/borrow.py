@@ -10,7 +10,7 @@ import enum
 import operator
 import random
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -371,22 +371,19 @@ def read_fixed_settings(x: Tensor) -> tuple[Any, ...]:
 
 
 def _read_float32_precisions() -> list[Any]:
-    """Read in which precision float32 is multiplied, by the switches of torch 2.9 and by those of before.
+    """Read in which precision float32 is multiplied, by the switches from before torch 2.9.
 
-    Once somebody has used the new ones, torch refuses to read the old ones.
+    Only once somebody has used the new ones, torch refuses to read the old ones.
     """
-    old: list[Callable[[], Any]] = [
-        lambda: torch.backends.cudnn.allow_tf32,
-        lambda: torch.backends.cuda.matmul.allow_tf32,
-        torch.get_float32_matmul_precision,
-    ]
-    found: list[Any] = []
-    for read in old:
-        try:
-            found.append(read())
-        except RuntimeError:
-            found.append(None)
-    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn):
-        for part in (backend, getattr(backend, "conv", None), getattr(backend, "rnn", None)):
-            found.append(getattr(part, "fp32_precision", None))
-    return found
+    try:
+        return [
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.get_float32_matmul_precision(),
+        ]
+    except RuntimeError:
+        found = []
+        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn):
+            for part in (backend, getattr(backend, "conv", None), getattr(backend, "rnn", None)):
+                found.append(getattr(part, "fp32_precision", None))
+        return found

@@ -39,14 +39,10 @@ def run_command(
     try:
         # Before modules of the caller's own can be found: a clone in the current folder has a module of this name too.
         import_shipped()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    # An installed command does not have the current folder on its path, where the user's modules lie.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        # An installed command does not have the current folder on its path, where the user's modules lie.
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
 
-    try:
         if {"-h", "--help"} & {*words}:
             print(usage)
             return 0
