@@ -133,8 +133,9 @@ def test_autocast_inside_of_a_forward_runs_each_batch_once() -> None:
 
 def test_waits_do_not_grow_with_batches() -> None:
     model = residual().cuda()
-    few = to_gpu(images(*[8] * 3))
-    many = to_gpu(images(*[8] * 12))
+    # Of eight batches or more four are checked by an evaluation, each of which is waited for.
+    few = to_gpu(images(*[8] * 8))
+    many = to_gpu(images(*[8] * 24))
     population_statistics(model, few)
 
     waits = count_waits(lambda: population_statistics(model, few))

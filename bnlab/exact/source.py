@@ -181,14 +181,17 @@ def _compare(before: list[Any], now: list[Any]) -> Tensor:
     # A loader may put a tensor of another shape into the same dictionary, such as a smaller last batch.
     if [_describe(values) for values in before] != [_describe(values) for values in now]:
         return torch.tensor(True)
-    is_different = torch.tensor(False)
+    differences = []
     for old, new in zip(before, now, strict=True):
         if isinstance(old, Tensor):
-            differs = (old.view(torch.uint8) != new.view(torch.uint8)).any()
-            is_different = is_different.to(differs.device) | differs
+            differences.append((old.view(torch.uint8) != new.view(torch.uint8)).any())
         elif old.tobytes() != new.tobytes():
             return torch.tensor(True)
-    return is_different
+    if not differences:
+        return torch.tensor(False)
+    # They stay on the device of the first: bringing something there from the CPU would wait for it.
+    place = differences[0].device
+    return torch.stack([each.to(place) for each in differences]).any()
 
 
 def _describe(values: Any) -> tuple[Any, ...]:

@@ -225,24 +225,27 @@ class Reader:
         channels = (~is_fine).nonzero().flatten()
         is_known = (pooled.mean + pooled.var).isfinite()
         shift = pooled.mean.where(is_known, torch.nan)[channels]
+        # Looked at once for all values, as an accelerator has to be waited for.
+        has_unknown = not bool(shift.isfinite().all())
+        shift = shift.nan_to_num(0.0)
 
         # What was measured and not kept is exact already; only its channels are selected.
-        again = [self._read_shifted(x, shift, channels) for x in kept]
+        again = [self._read_shifted(x, shift, channels, in_float64=has_unknown) for x in kept]
         again += [part.select_channels(channels) for part in partials[len(kept) :]]
         exact = _merge(_join_groups(again))
         mean = pooled.mean.index_copy(0, channels, exact.mean)
         var = pooled.var.index_copy(0, channels, exact.var)
         return Pooled(pooled.count, mean, var)
 
-    def _read_shifted(self, x: Tensor, shift: Tensor, channels: Tensor | None = None) -> Partial:
-        """Read `channels` of `x − shift`; if a shift is NaN, in float64, with 0 in the place of NaN."""
+    def _read_shifted(
+        self, x: Tensor, shift: Tensor, channels: Tensor | None = None, in_float64: bool = False
+    ) -> Partial:
+        """Read `channels`, or all of them, of `x − shift`; in float64 where a shift is only a guess."""
         wide = _widen(x)
         if channels is not None:
             wide = wide.index_select(1, channels.to(wide.device))
-            # This waits for an accelerator. `DeviceReader.measure` avoids it by reading all channels.
-            if not shift.isfinite().all():
-                shift = shift.nan_to_num(0.0)
-                wide = wide.double()
+        if in_float64:
+            wide = wide.double()
         known = shift.to(wide.device, wide.dtype)
         positions = [1] * (wide.dim() - 2)
         near = self.read(wide - known.view(-1, *positions))
