@@ -22,7 +22,7 @@ from bnlab.commands.images import ImageFolder, Preparation, add_image_arguments,
 from bnlab.commands.packages import find_preparation, is_packaged, make_packaged
 from bnlab.doctor.evidence.history import read_state_file
 from bnlab.doctor.evidence.labels import find_logits
-from bnlab.model.batches import require_batches
+from bnlab.model.batches import call, require_batches
 from bnlab.model.layers import strip_wrappers
 
 _OPTIONS = {
@@ -81,7 +81,7 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
     """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
     model = load_model(arguments.model, arguments.weights)
     base = find_preparation(arguments.model, model) if is_packaged(arguments.model) else Preparation()
-    call = {
+    given = {
         "model": model,
         "batches": _load_batches(arguments.batches, arguments, base, caller),
         "forward": find_optional(arguments.forward),
@@ -90,15 +90,15 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
     }
     # Only commands that score a model have these arguments; see `add_score_arguments`.
     if "evaluate" in arguments:
-        call["training_batches"] = _load_batches(arguments.training, arguments, base, caller)
-        _require_same_classes(arguments, call["batches"], call["training_batches"])
-        # A forward or labels of the user's own may say which output is meant.
-        if is_packaged(arguments.model) and arguments.forward is None and arguments.labels is None:
+        given["training_batches"] = _load_batches(arguments.training, arguments, base, caller)
+        # Labels of the user's own may say which output is meant.
+        if is_packaged(arguments.model) and arguments.labels is None:
             for name in ("batches", "training_batches"):
-                call[name] = _drop_unknown_labels(model, call[name])
-        call["evaluate"] = find_optional(arguments.evaluate)
-        call["labels"] = find_optional(arguments.labels)
-    return call
+                given[name] = _drop_unknown_labels(model, given["forward"], given[name])
+        _require_same_classes(arguments, given["batches"], given["training_batches"])
+        given["evaluate"] = find_optional(arguments.evaluate)
+        given["labels"] = find_optional(arguments.labels)
+    return given
 
 
 def load_model(name: str, weights: str | None) -> Any:
@@ -146,17 +146,18 @@ def _load_batches(name: str | None, arguments: argparse.Namespace, base: Prepara
     return batches
 
 
-def _drop_unknown_labels(model: nn.Module, folder: Any) -> Any:
+def _drop_unknown_labels(model: nn.Module, forward: Any, folder: Any) -> Any:
     """Take no labels from subfolders if the model of a package has another number of outputs: which are meant?
 
     Of ten of ImageNet's classes, for example, the third need not be the third output.
     """
     if not isinstance(folder, ImageFolder) or folder.labels is None:
         return folder
-    made = folder.preparation
+    first = next(iter(replace(folder, paths=folder.paths[:1], labels=folder.labels[:1])))
     with torch.no_grad():
-        logits = find_logits(model(torch.zeros(1, len(made.mean), made.size, made.size)))
-    if logits is None or logits.shape[1] == len(folder.classes):
+        # As it is going to be called: a forward of the user's own may choose among the outputs.
+        logits = find_logits(call(model, first) if forward is None else forward(model, first))
+    if logits is None or logits.dim() != 2 or logits.shape[1] == len(folder.classes):
         return folder
     note = (
         f"The model has {logits.shape[1]:,} outputs, and the folder {len(folder.classes):,} subfolders: which output "

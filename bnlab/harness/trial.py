@@ -123,9 +123,9 @@ def _require_new(run: Run, model: nn.Module) -> None:
     if others:
         raise UserError(f"{name}: its state dict holds more than tensors ({others[0]}), which cannot be written")
 
-    # Buffers may be shared as long as they are constant, such as a table of positions.
-    held = {parameter.data_ptr() for parameter in model.parameters()} - {0}  # of an empty one
-    if any(parameter.data_ptr() in held for parameter in run.new_model().parameters()):
+    # What is constant may be shared, such as a table of positions or a backbone that is not trained.
+    held = {weight.data_ptr() for weight in model.parameters() if weight.requires_grad} - {0}  # of an empty one
+    if any(weight.data_ptr() in held for weight in run.new_model().parameters()):
         raise UserError(
             f"{name}: gives the same weights whenever it is called, so that each network would go on from the one "
             "before; build them inside of the function, or return a copy.deepcopy of them"
@@ -153,15 +153,16 @@ def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor)
     name = f"optimizer={run.config.optimizer.name}"
     # Any loss will do, as long as it gives the weights gradients.
     logits.square().mean().backward()
-    before = [group["lr"] for group in optimizer.param_groups]
+    before = [float(group["lr"]) for group in optimizer.param_groups]
     try:
         optimizer.step()
     except (Exception, SystemExit) as error:  # the user's code may raise either
         raise UserError(f"{name}: cannot make an update, {where_raised(error)}") from error
     has_schedule = any("initial_lr" in group for group in optimizer.param_groups)
-    if has_schedule or before != [group["lr"] for group in optimizer.param_groups]:
+    if has_schedule or before != [float(group["lr"]) for group in optimizer.param_groups]:
         raise UserError(
-            f"{name}: sets its learning rate itself, which optimizer.schedule does here; leave its scheduler out"
+            f"{name}: sets its learning rate itself, which optimizer.schedule does here; leave its scheduler out, or "
+            "turn a rate of its own off"
         )
     try:
         divide_state(optimizer)

@@ -43,7 +43,7 @@ class SelfTuned(AveragesByItself):
     and after each block of batches (at most 64). State dicts can be loaded into plain models, and those of plain models
     here. The averages are in a state dict's metadata, which `torch.save` writes and `safetensors`
     does not. Averages begin again from the buffers where a state dict has none, on another device or type, and after
-    something else has written the buffers.
+    something else has written the buffers, which is noticed when momenta are chosen next.
 
     Not averaged are batches with values that are not finite, forwards while `layer.momentum` is 0, and batches whose
     mean and variance equal, bit for bit, those of one of the latest batches (64 at most): activation checkpointing

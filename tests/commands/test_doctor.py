@@ -190,6 +190,27 @@ def test_a_packaged_model_and_a_folder_of_images(tmp_path: Path) -> None:
     assert not report["scores"]
 
 
+def test_a_forward_that_chooses_among_the_outputs_keeps_the_labels(tmp_path: Path) -> None:
+    """As of two of ImageNet's classes; one that only calls the model does not."""
+    for number in range(8):
+        place = tmp_path / "photos" / ("cats" if number % 2 else "dogs")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (30 * number, 100, 200 - 20 * number)).save(place / f"{number}.png")
+    (tmp_path / "two.py").write_text(
+        "def call(model, batch):\n    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)\n\n\n"
+        "def choose(model, batch):\n    return call(model, batch)[:, :2]\n",
+        encoding="utf-8",
+    )
+    words = ("torchvision:shufflenet_v2_x0_5", "photos", "--size", "32", "--json", "--forward")
+
+    chosen = json.loads(doctor(tmp_path, *words, "two:choose").stdout)
+    called = json.loads(doctor(tmp_path, *words, "two:call").stdout)
+
+    assert set(chosen["scores"]) == {"running", "exact", "batch"}
+    assert not called["scores"]
+    assert any("which output is meant by each is not known" in note for note in called["notes"])
+
+
 def test_explain_says_what_a_code_means_and_lists_all(tmp_path: Path) -> None:
     done = call_bnlab(tmp_path, "explain", "bn002")
     assert done.returncode == 0

@@ -105,8 +105,13 @@ def _unwrap(state: Mapping[str, Any], caller: str) -> Mapping[str, Any]:
     if inner is None:
         return state
     names = _name_tensors(state[inner])
-    # Trainers also save generators, and weights of classes.
-    others = [key for key, value in state.items() if key != inner and names & _name_tensors(value)]
+    # Trainers also save generators, and weights of classes. Averages may have further parts in their names.
+    endings = tuple(f".{name}" for name in names)
+    others = [
+        key
+        for key, value in state.items()
+        if key != inner and any(name in names or name.endswith(endings) for name in _name_tensors(value))
+    ]
     if others:
         warn(
             f"{caller}: holds weights as {inner!r} and as {', '.join(map(repr, others))}; those of {inner!r} are read. "

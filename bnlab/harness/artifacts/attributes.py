@@ -28,7 +28,10 @@ class Attributes:
     def find_changed(self) -> str:
         """Name an attribute that has another value now, with its class; empty if none has."""
         for attribute, held in vars(self._optimizer).items():
-            if isinstance(held, torch.optim.Optimizer):  # whose state nobody writes
+            # Nobody writes its state, unless it is that of the outer one, which then also knows how to read it.
+            is_shared = isinstance(held, torch.optim.Optimizer) and held.state is self._optimizer.state
+            reads_itself = type(self._optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict
+            if isinstance(held, torch.optim.Optimizer) and not (is_shared and reads_itself):
                 return f"{type(self._optimizer).__name__}.{attribute}"
         for name, value in self._list():
             before = self._before.get(name)

@@ -19,6 +19,7 @@ _PAUSE = 0.5  # seconds between two looks
 _SPARING = 50
 _SILENCE = 4.0  # seconds without a line; then one, and the next after twice the time
 _LONGEST_SILENCE = 60.0
+_LONG = 30.0  # seconds that a network takes, of which those before its first sign of life do not matter
 _SOON = 2.0  # seconds at the beginning and the end without a time that is left
 
 
@@ -97,6 +98,7 @@ class NetworkCount:
         # When each network was first seen to be made, and how long those took that have ended, were they made whole.
         self._began: dict[str, float] = {}
         self._durations: list[float] = []
+        self._most_at_a_time = 1
         self._ended: set[str] = set()
 
     def describe(self) -> str:
@@ -125,6 +127,7 @@ class NetworkCount:
                 self._durations.append((now - self._began[name]) / (1 - self._found[name]))
         self._ended = ended
 
+        self._most_at_a_time = max(self._most_at_a_time, len(current))
         words = [f"{len(ended):,} of {_count_networks(len(self._names))}{self._describe_time(now, current)}"]
         words += [f"{name} {each.words}" for name, each in current.items()]
         if not ended and not current and not self._reached:
@@ -144,9 +147,11 @@ class NetworkCount:
             return ""
         rest = self._names - self._ended
         what = ""
-        if self._durations:
+        # Short networks are hardly ever seen, or late.
+        is_seen = 2 * len(self._durations) > len(self._ended) and self._durations[-1] > _LONG
+        if self._ended and is_seen:
             left = self._schedule(now, rest, current)
-        elif self._ended:  # too quick to be seen
+        elif self._ended:
             left = took / len(self._ended) * len(rest)
         elif any(each.share == 1 for each in current.values()):
             return ""
@@ -163,9 +168,10 @@ class NetworkCount:
         """Compute the seconds until all of the rest are made, as many at a time as now."""
         whole = sum(self._durations) / len(self._durations)
         running = [max(0.0, whole * (1 - self._found[name]) - (now - self._began[name])) for name in current]
-        waiting = (len(rest) - len(current)) * whole
-        together = (sum(running) + waiting) / max(1, len(current))
-        return max([together, *running])
+        waiting = [whole] * (len(rest) - len(current))
+        # Between two networks a process has none that is seen.
+        together = (sum(running) + sum(waiting)) / min(self._most_at_a_time, len(rest))
+        return max([together, *running, *waiting[:1]])
 
 
 def _count_networks(count: int) -> str:

@@ -143,7 +143,8 @@ def try_estimators(subjects: Iterable[Subject]) -> None:
             continue
         try:
             averages = fold([average], stream, range(1, _TRIAL + 1))
-            if not averages.isfinite().all():
+            # The last of them, because some averages have no meaning before a few batches.
+            if not averages[:, -1].isfinite().all():
                 raise ValueError(f"{average.label}: gives values that are not finite, of finite batches")
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             cls = type(average)
