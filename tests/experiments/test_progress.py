@@ -155,56 +155,67 @@ def test_a_resumed_network_takes_the_time_of_the_updates_that_are_left(
     assert "about 2 min of training left" in count.describe()
 
 
-def test_the_time_of_measuring_is_not_known_before_a_network_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three networks one after the other, of which the first is trained in a minute and measured in nine."""
-    networks = [plan_network("steps=100", f"seed={seed}", f"results={tmp_path}") for seed in range(3)]
-    waiting = [network.config for network in networks]
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    monkeypatch.setattr("bnlab.harness.jobs.list_waiting", lambda configs: waiting)
-    count = NetworkCount(waiting)
-    networks[0].folder.mkdir(parents=True)
+class ThreeNetworks:
+    """Three networks of a sweep that nobody runs: their processes write what a test says, at its times."""
 
-    now = 30.0
-    write_progress(networks[0].folder, Progress("step 50/100", share=0.5))
+    def __init__(self, results: Path) -> None:
+        networks = [plan_network("steps=100", f"seed={seed}", f"results={results}") for seed in range(3)]
+        self.folders = [network.folder for network in networks]
+        for folder in self.folders:
+            folder.mkdir(parents=True)
+        self.waiting = [network.config for network in networks]
+        self.now = 0.0
+
+    def report(self, number: int, words: str, share: float) -> None:
+        write_progress(self.folders[number], Progress(words, share))
+
+    def end_first(self) -> None:
+        self.waiting = self.waiting[1:]
+
+
+@pytest.fixture
+def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ThreeNetworks:
+    made = ThreeNetworks(tmp_path)
+    monkeypatch.setattr("time.monotonic", lambda: made.now)
+    monkeypatch.setattr("bnlab.harness.jobs.list_waiting", lambda configs: made.waiting)
+    return made
+
+
+def test_the_time_of_measuring_is_not_known_before_a_network_has_ended(three: ThreeNetworks) -> None:
+    """One after the other; the first is trained in a minute and measured in nine."""
+    count = NetworkCount(three.waiting)
+
+    three.now = 30.0
+    three.report(0, "step 50/100", share=0.5)
     assert "0 of 3 networks, about 2 min of training left" in count.describe()
 
-    now = 60.0
-    write_progress(networks[0].folder, Progress("measuring gaps", share=1.0))
+    three.now = 60.0
+    three.report(0, "measuring gaps", share=1.0)
     assert "left" not in count.describe()
 
     # Until its second job begins there is no progress.
-    now = 300.0
-    remove_progress(networks[0].folder)
+    three.now = 300.0
+    remove_progress(three.folders[0])
     assert "starting" not in count.describe()
 
-    now = 630.0
-    waiting = waiting[1:]
-    networks[1].folder.mkdir(parents=True)
-    write_progress(networks[1].folder, Progress("step 1/100", share=0.01))
+    three.now = 630.0
+    three.end_first()
+    three.report(1, "step 1/100", share=0.01)
     assert "1 of 3 networks, about 20 min left" in count.describe()
-    now = 930.0
+    three.now = 930.0
     assert "1 of 3 networks, about 15 min left" in count.describe()
 
 
-def test_networks_that_are_made_side_by_side_end_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_that_are_made_side_by_side_end_side_by_side(three: ThreeNetworks) -> None:
     """Two of three take ten minutes each; when one has ended, the other ends soon, and the third takes ten more."""
-    networks = [plan_network("steps=100", f"seed={seed}", f"results={tmp_path}") for seed in range(3)]
-    waiting = [network.config for network in networks]
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    monkeypatch.setattr("bnlab.harness.jobs.list_waiting", lambda configs: waiting)
-    count = NetworkCount(waiting)
-    for network in networks[:2]:
-        network.folder.mkdir(parents=True)
-        write_progress(network.folder, Progress("step 1/100", share=0.01))
+    count = NetworkCount(three.waiting)
+    three.report(0, "step 1/100", share=0.01)
+    three.report(1, "step 1/100", share=0.01)
     count.describe()
 
-    now = 600.0
-    waiting = waiting[1:]
-    write_progress(networks[1].folder, Progress("measuring gaps", share=1.0))
+    three.now = 600.0
+    three.end_first()
+    three.report(1, "measuring gaps", share=1.0)
     assert "1 of 3 networks, about 10 min left" in count.describe()
 
 

@@ -212,14 +212,14 @@ class Run:
         return unseen
 
     @property
-    def called(self) -> list[str] | None:
+    def order_of_calls(self) -> list[str] | None:
         """List the batch norms that an evaluation calls, in its order; None if the network lists them so itself."""
         called, _ = self._calls
         return called
 
     @cached_property
     def _calls(self) -> tuple[list[str] | None, list[str]]:
-        """List the batch norms that an evaluation calls, see `called`, and those that it does not."""
+        """List the batch norms that an evaluation calls, see `order_of_calls`, and those that it does not."""
         is_own = self.config.model.is_own or self.config.norm.is_own
         if not is_own or not self.has_trace:  # bnlab's own networks call all of theirs, in order
             return None, []
@@ -350,10 +350,10 @@ class Run:
             trace = MomentTrace.join(parts)
         for name in self.unseen:
             del trace.layers[name]
-        if self.called is not None:
+        if self.order_of_calls is not None:
             # Tables number layers by depth, and means leave out the first one. A network of somebody's own may have
             # been given its head before its body.
-            trace.layers = {name: trace.layers[name] for name in self.called}
+            trace.layers = {name: trace.layers[name] for name in self.order_of_calls}
         # Nothing is recorded after freezing, and running averages stay as they are. The trace is said to last
         # until the end, so that they can be replayed at all later steps too.
         if trace.last_step == self.frozen_from and self.status:

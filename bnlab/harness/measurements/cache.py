@@ -117,8 +117,8 @@ def _describe_rows(
     # These are added only where there is something to add, so that all other rows keep their origin.
     if run.config.population_images is not None:
         made_from.append(run.config.population_images)
-    if run.called is not None:  # rows of before have layers in another order
-        made_from.append(run.called)
+    if run.order_of_calls is not None:  # rows of before have layers in another order
+        made_from.append(run.order_of_calls)
     code = digest_user_code(type(measurement))
     if code:
         made_from.append(code)
