@@ -92,7 +92,7 @@ def make_lightning_callback(
             trainer.callbacks = [self, *others]
 
         def on_validation_start(self, trainer: Any, module: Any) -> None:
-            seconds = self._block.enter(self._require_watch(trainer, module))
+            seconds = self._enter_block(trainer, module)
             # Without `sync_dist` Lightning warns where several processes log a value at the end of an epoch.
             module.log(_SECONDS, seconds, batch_size=1, sync_dist=True)
             for name, value in self._running.items():
@@ -102,7 +102,7 @@ def make_lightning_callback(
         on_test_start = on_validation_start
 
         def on_predict_start(self, trainer: Any, module: nn.Module) -> None:
-            self._block.enter(self._require_watch(trainer, module))
+            self._enter_block(trainer, module)
 
         def on_train_epoch_start(self, trainer: Any, module: nn.Module) -> None:
             # As early as this, because StochasticWeightAveraging resets the buffers here before its last pass, and
@@ -121,6 +121,14 @@ def make_lightning_callback(
 
         def teardown(self, trainer: Any, module: nn.Module, stage: str) -> None:
             self._block.leave()
+
+        def _enter_block(self, trainer: Any, module: nn.Module) -> float:
+            """Measure exact statistics and write them; the seconds that took."""
+            training = self._require_watch(trainer, module)
+            # Lightning begins the autocast of mixed precision in each of its steps, and hooks run outside of it.
+            autocast = getattr(trainer.precision_plugin, "autocast_context_manager", contextlib.nullcontext)
+            with autocast():
+                return self._block.enter(training)
 
         def _require_watch(self, trainer: Any, module: nn.Module) -> Watch:
             """Return the watch of this module, which lives on after `fit`: a test has its batches."""

@@ -556,6 +556,29 @@ def test_batches_are_converted_as_lightning_converts_those_that_it_trains_on(
     assert module.network[1].running_mean.dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
 
 
+class NeedsAutocast(nn.Module):
+    """Keeps whether autocast held in each of its forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.held.append(torch.is_autocast_enabled("cpu"))
+        return images
+
+
+@slow
+def test_lightning_measures_under_the_autocast_of_its_steps(make_module: Any, make_trainer: Any) -> None:
+    probe = NeedsAutocast()
+    module = make_module(nn.Sequential(probe, *make_network()))
+
+    make_trainer(make_lightning_callback(), precision="bf16-mixed").fit(module, LOADER, HELD_OUT_LOADER)
+
+    assert probe.held
+    assert all(probe.held)
+
+
 @slow
 @pytest.mark.parametrize("given", [None, LOADER], ids=["watched", "batches"])
 @pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])

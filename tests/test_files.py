@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bnlab import Moments, MomentTrace, Statistics
@@ -71,6 +72,26 @@ def test_a_file_that_the_system_refuses_is_named_and_what_was_there_stays(tmp_pa
 def test_a_file_that_cannot_be_read_is_named(error: Exception) -> None:
     with pytest.raises(Unreadable, match=r"x.json: cannot be read \("), reading("x.json"):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError("No such device (os error 19)"), errno.ENODEV),
+        (RuntimeError("unable to mmap 80 bytes from file </d/x>: Cannot allocate memory (12)"), errno.ENOMEM),
+        (SafetensorError("Error while reading: Input/output error (os error 5)"), errno.EIO),
+    ],
+)
+def test_a_machine_that_fails_is_no_damaged_file(error: Exception, number: int) -> None:
+    """safetensors and torch give the number in their text alone."""
+    with pytest.raises(OSError, match="x.json") as raised, reading("x.json"):
+        raise error
+    assert raised.value.errno == number
+
+
+def test_too_little_memory_is_no_damaged_file() -> None:
+    with pytest.raises(MemoryError), reading("x.json"):
+        raise MemoryError
 
 
 def test_a_file_that_may_not_be_read_is_not_damaged() -> None:

@@ -45,7 +45,7 @@ STAGES = (
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
-    "model": "warn arguments batches borrow reading layers",
+    "model": "warn arguments batches layers borrow reading",
     "common": "files precision pages storage names vision printing",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",

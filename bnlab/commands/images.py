@@ -261,7 +261,8 @@ def _list_images(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(place, name))]
         shown = [Path(place, name) for name in files if not name.startswith(".")]
         images += [path for path in shown if path.suffix.lower() in _ENDINGS]
-    return sorted(images)
+    # By their parts, because Windows compares paths without case, and the same seed would then choose other images.
+    return sorted(images, key=lambda path: path.parts)
 
 
 def _leads_back(folder: Path) -> bool:

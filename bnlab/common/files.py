@@ -7,12 +7,15 @@ import errno
 import hashlib
 import itertools
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _UNREADABLE = (None, errno.ENOENT, errno.EISDIR)  # pyarrow raises OSError without a number where a file is damaged
+# safetensors and torch report the system's error number in the text alone.
+_NUMBER = re.compile(r"\(os error (\d+)\)|unable to mmap .*\((\d+)\)")
 
 
 class Unreadable(ValueError):
@@ -23,17 +26,27 @@ class Unreadable(ValueError):
 def reading(path: str | Path) -> Iterator[None]:
     """Whatever fails in the block is the fault of this file: `Unreadable`, which names it.
 
-    A disk that fails and a file that may not be read are no fault of its contents: OSError.
+    A disk that fails, a file that may not be read and too little memory are no fault of its contents: OSError, or
+    MemoryError.
     """
     try:
         yield
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in _UNREADABLE:
-            raise
+        number = find_error_number(error)
+        if number not in _UNREADABLE:
+            raise OSError(number, " ".join(str(error).split()), str(path)) from error
         # The messages of parsers often have several lines; ours have one.
         raise Unreadable(f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+
+
+def find_error_number(error: Exception) -> int | None:
+    """Find the number of the system's error, in the text if a library has put it there; None if it has none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    match = _NUMBER.search(str(error))
+    return int(match[match.lastindex or 0]) if match else None
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bnlab.common.files import Unreadable, reading, write_whole
+from bnlab.common.files import Unreadable, find_error_number, reading, write_whole
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, str]) -> None:
@@ -27,11 +26,10 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, met
         try:
             save_file(copies, beside, labelled)
         except SafetensorError as error:  # a full disk, say: "I/O error: … (os error 28)"
-            # safetensors reports the system's error number in the text alone.
-            number = re.search(r"\(os error (\d+)\)", str(error))
+            number = find_error_number(error)
             if number is None:
                 raise OSError(f"{path}: {error}") from error
-            raise OSError(int(number[1]), str(error)) from error
+            raise OSError(number, str(error)) from error
 
     write_whole(path, write)
 

@@ -53,7 +53,7 @@ def check(config: Config) -> None:
         check_settings(chosen, group)
 
     # The name becomes a folder beside results/runs, which has all networks, and results/reference.
-    if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
+    if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name.lower() in ("runs", "reference"):
         raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
 
     config.data.check()
@@ -154,9 +154,12 @@ def _check_measured(config: Config) -> None:
     chosen: dict[str, Measurement] = {}
     for name in as_list(config.measurements):
         measurement = find_measurement(name)
-        if measurement.name in chosen:
-            raise UserError(f"measurements={name}: there is another table {measurement.name}; give it another name")
-        chosen[measurement.name] = measurement
+        # Without case, because on many disks Mine and mine are one file.
+        file_name = measurement.name.lower()
+        if file_name in chosen:
+            other = chosen[file_name].name
+            raise UserError(f"measurements={name}: there is another table {other}; give it another name")
+        chosen[file_name] = measurement
         if measurement.about_batches and (config.averaging != "none" or config.freeze_at is not None):
             raise UserError(
                 f"measurements={measurement.name}: is about what batches make of running averages, which networks with "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-# Folders of bnlab and the standard library.
-_NOT_OF_USER = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+# Folders of bnlab and the standard library, which Homebrew's Python names by a link while modules lie behind it.
+_NOT_OF_USER = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")), Path(os.__file__).parent)
 _INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, of any environment
 
 

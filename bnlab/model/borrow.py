@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from bnlab.model.batches import is_dense
+from bnlab.model.layers import BatchNorm
 
 _WITH_GENERATORS = ("cuda", "mps", "xpu")  # types of devices that draw random numbers of their own
 # Types of what a forward sets for its batch: values that are replaced, and not written into.
@@ -106,7 +107,12 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         # Weights are copied before the mode changes, because changing it may merge them.
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
         if training is not None:
-            model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
+            model.train(training)
+        # Self-tuned layers bring their buffers up to date before values are taken: otherwise the block may do it, and the
+        # layers would find other values in them afterwards, and begin new averages.
+        for module in modules:
+            if isinstance(module, BatchNorm):
+                module.state_dict()
 
         undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_frozen_parameters(model)]))
         # An ExitStack undoes in reverse order: first the random state, then weights and values, then the tensors

@@ -80,7 +80,8 @@ class SelfTuned(AveragesByItself):
     def convert(model: nn.Module) -> nn.Module:
         """Let the batch-norm layers of `model` choose their momentum.
 
-        The averages begin from the buffers if the model has been trained (`num_batches_tracked` > 0).
+        The averages begin from the buffers if the model has been trained (`num_batches_tracked` > 0, or other values
+        than 0 and 1).
 
         Args:
             model: changed in place and returned; after `convert_sync_batchnorm`, before DDP and torch.compile.
@@ -90,18 +91,20 @@ class SelfTuned(AveragesByItself):
             ValueError: it has no batch-norm layer with running statistics.
 
         Warns:
-            UserWarning: layers of other classes than torch's keep their momentum.
+            UserWarning: layers of other classes than torch's, and those whose `forward` somebody has replaced, keep
+                their momentum.
         """
         left = []
         for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items():
-            # The class has to be exactly torch's: a subclass would lose what it overrides.
-            if type(layer) in _KINDS:
+            # The class has to be exactly torch's: a subclass would lose what it overrides. A forward of the layer's own,
+            # as hooks of other libraries set it, would be called in place of that of the new class.
+            if type(layer) in _KINDS and "forward" not in vars(layer):
                 _convert_layer(layer)
             elif not isinstance(layer, SelfTuned):
                 left.append(name)
 
         if left:
-            text = f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, and keep their momentum"
+            text = f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, or have a forward of their own, and keep their momentum"
             warn(text, UserWarning)
         return model
 
@@ -213,7 +216,13 @@ def _begin(layer: SelfTuned) -> Averages:
     batches = layer.num_batches_tracked
     # Without a count nobody knows whether the buffers have seen data; they are assumed to have.
     updates = 1 if batches is None else int(batches)
-    return Averages(_read(layer), updates, layer.eps)
+
+    start = _read(layer)
+    # Statistics may also have been loaded, or written into a new layer, without their count.
+    is_new = bool((start[0] == 0).all() and (start[1] == 1).all())
+    if not updates and not is_new:
+        updates = 1
+    return Averages(start, updates, layer.eps)
 
 
 def _read(layer: SelfTuned) -> Tensor:

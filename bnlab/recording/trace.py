@@ -36,14 +36,18 @@ class ChunkStore:
     def keep(self, chunk: Tensor) -> Tensor:
         """Put a full chunk where it is kept; return it there."""
         self._bytes += chunk.nbytes
-        if self._bytes <= SPILL_BYTES:
+        # Windows cannot open a temporary file a second time, as the mapping below does.
+        if self._bytes <= SPILL_BYTES or sys.platform == "win32":
             # A full chunk leaves the accelerator, whose memory the training needs.
             return chunk.cpu()
         # The file's memory stays when its name is gone.
         with tempfile.NamedTemporaryFile(prefix="bnlab-trace-") as file:
             # Without its place on the disk reserved, writing into the mapping of a full disk would end the process.
-            if sys.platform == "linux":
+            if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, chunk.nbytes)
+            else:  # macOS
+                file.write(bytes(chunk.nbytes))
+                file.flush()
             # The mapping is shared, so that the system can write its pages to the file when memory runs short.
             flat = torch.from_file(file.name, True, chunk.numel(), dtype=chunk.dtype)
             stored = flat.view_as(chunk)

@@ -29,7 +29,8 @@ _NO_TENSOR = "the model's inputs hold no tensor, so that there are no images to 
 _NO_COPY = "the model's inputs cannot be copied ({error}); pass batches="
 _NOT_CALLED = (
     "the model is trained, but no module that holds all its batch norms has been called (only parts of it, or its "
-    "forward() directly); watch the part that is called, name its layers in layers=, or pass batches="
+    "forward() directly, or code that was compiled before it was watched); watch the part that is called or what "
+    "torch.compile returned, name its layers in layers=, or pass batches="
 )
 _IN_EVAL_MODE = (
     "the model is trained in eval mode, so that its batch norms use their running averages and do not update them; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Number
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def watch(
             and `max_images`.
 
     Returns:
-        A `Watch`.
+        A `Watch`. Keep it: when it is dropped, it is closed.
 
     Raises:
         TypeError, ValueError: an argument is wrong, or the model has no batch norm with running statistics.
@@ -108,7 +109,11 @@ def watch(
     # Every process keeps batches of its own, and only the first one says how much memory they take.
     # If `batches` are measured no images are kept, but updates, frozen layers and calls are still followed.
     keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
-    return Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
+    training = Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
+    # The model's hooks hold the keeper, so that its images would stay where nobody can ask for them any more, as where a
+    # cell of a notebook is run again.
+    weakref.finalize(training, keeper.close).atexit = False
+    return training
 
 
 def require_image_count(images: Any, caller: str) -> None:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from bnlab import population_statistics, record, record_frozen, replay, running_statistics, using
 from bnlab.estimators import EMA, DebiasedEMA, Predictive
 from bnlab.inference import PseudoSamples, apply_statistics
+from bnlab.model.borrow import restored
 from bnlab.model.layers import get_running_buffers
 from bnlab.nn import SelfTuned, momenta
 from tests.exact.zoo import Net, OwnForward
@@ -31,6 +32,15 @@ def make() -> nn.Sequential:
 
 
 def make_plain() -> nn.Sequential:
+    """Make a new network, whose averages are at their start."""
+    model = make_loaded()
+    for layer in (model[1], model[4]):
+        layer.reset_running_stats()
+    return model
+
+
+def make_loaded() -> nn.Sequential:
+    """Make a network whose averages have been loaded without their count."""
     return without_dropout(plain(width=3))
 
 
@@ -112,7 +122,10 @@ WAYS: dict[str, Callable[[nn.Module], Any]] = {
 def test_ways_to_call_it(name: str) -> None:
     model = make()
     expected = make_trained(10)
-    train(WAYS[name](model), draw(10))
+    called = WAYS[name](model)
+    for layer in (model[1], model[4]):
+        layer.reset_running_stats()  # `Net` has drawn values for all buffers
+    train(called, draw(10))
 
     assert is_equal(model, expected)
 
@@ -199,7 +212,7 @@ def test_buffers_that_are_not_finite_are_forgotten() -> None:
 MEASUREMENTS: dict[str, Callable[[nn.Module], Tensor]] = {
     "population_statistics": lambda model: population_statistics(model, draw(2), layers=["4"])["4"].mean,
     "record_frozen": lambda model: record_frozen(model, draw(2)).layers["4"].moments,
-    "using": lambda model: look_within(using(model, running_statistics(make_plain())), model),
+    "using": lambda model: look_within(using(model, running_statistics(make_loaded())), model),
     "apply_statistics": lambda model: look_within(apply_statistics(model, PseudoSamples(9)), model),
 }
 
@@ -265,7 +278,7 @@ def load_other_buffers(model: nn.Module) -> None:
 WRITES: dict[str, Callable[[nn.Sequential], object]] = {
     "load_state_dict": lambda model: model.load_state_dict(dict(make_trained(5).state_dict())),  # without metadata
     "load_state_dict, averaged": load_other_buffers,
-    "write_to": lambda model: running_statistics(make_plain()).write_to(model),
+    "write_to": lambda model: running_statistics(make_loaded()).write_to(model),
     "in evaluation": lambda model: [model.eval().get_buffer(f"{place}.running_mean").fill_(3.0) for place in (1, 4)],
     "update_bn": lambda model: update_bn(draw(3), model),
     "another type": lambda model: model.double()(draw(1)[0].double()) is model.float(),
@@ -333,7 +346,7 @@ def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
 
 
 def test_what_is_refused_and_how() -> None:
-    with pytest.warns(UserWarning, match="SelfTuned.convert: '1' are not of torch's own classes, and keep") as caught:
+    with pytest.warns(UserWarning, match="SelfTuned.convert: '1' are not of torch's own classes, or have") as caught:
         model = nn.Sequential(nn.BatchNorm2d(3), OwnForward(3))
         SelfTuned.convert(model)
 
@@ -407,3 +420,43 @@ def test_a_graph_is_made_after_revert(make_graph: Any) -> None:
     SelfTuned.revert(model)
     x = draw(1)[0]
     torch.testing.assert_close(make_graph(model.eval())(x), model(x))
+
+
+def test_a_block_of_evaluation_leaves_the_averages_of_batches_that_wait() -> None:
+    """Values that were copied before the layers had settled would come back as somebody else's, and end the averages."""
+    model, expected = make_trained(6), make_trained(6)
+
+    with restored(model):
+        model.eval()
+        model(*draw(1))
+
+    assert momenta(model)["batches"].eq(6).all()
+    for each in (model, expected):
+        train(each.train(), draw(5, seed=5))
+    assert is_equal(model, expected)
+
+
+def test_statistics_without_their_count_are_a_start() -> None:
+    """As checkpoints without `num_batches_tracked` have them, or `Statistics.write_to` a new model."""
+    counted = make_trained(6)
+    state = {key: value for key, value in counted.state_dict().items() if "num_batches" not in key}
+    uncounted = make_plain()
+    uncounted.load_state_dict(state, strict=False)
+    plain_again = SelfTuned.revert(counted)
+    for model in (uncounted, plain_again):
+        SelfTuned.convert(model)
+        train(model, draw(1, seed=7))
+
+    assert_equal_statistics(running_statistics(uncounted), running_statistics(plain_again))
+
+
+def test_a_layer_whose_forward_was_replaced_is_left_out_and_named() -> None:
+    model = make_plain()
+    layer = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    forward = layer.forward
+    layer.forward = lambda *images: forward(*images)  # type: ignore[method-assign]
+
+    with pytest.warns(UserWarning, match="or have a forward of their own, and keep their momentum"):
+        SelfTuned.convert(model)
+
+    assert type(layer) is nn.BatchNorm2d

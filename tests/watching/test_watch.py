@@ -1063,11 +1063,12 @@ def test_the_bytes_are_said_at_the_first_batch(
 ) -> None:
     """Of 3·8·8 float32 values, 768 bytes an image; also of the images that are more, as batches are not cut."""
     model = plain().train()
-    bnlab.watch(model, wanted)
+    watch = bnlab.watch(model, wanted)
     for batch in images(size, size):
         model(batch)
 
     assert capsys.readouterr().err == f"bnlab.watch keeps the latest {kept}\n"
+    watch.close()
 
 
 def test_the_history_is_drawn_and_written(tmp_path: Path) -> None:
@@ -1242,6 +1243,14 @@ def test_a_model_on_a_device_without_values_is_named() -> None:
     for ask in (watch.measure, lambda: watch.compare(lambda: 0.5)):
         with pytest.raises(ValueError, match="on the meta device"):
             ask()
+
+
+def test_a_watch_that_is_dropped_is_closed() -> None:
+    """As where a cell of a notebook is run again: the model's hooks would hold its images for good."""
+    model = make_model().train()
+    with unchanged(model):
+        watch = bnlab.watch(model)
+        del watch
 
 
 def test_after_close_nothing_is_kept() -> None:

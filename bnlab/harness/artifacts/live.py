@@ -176,7 +176,7 @@ class _Csv:
         self._write("settings.csv", pd.DataFrame({"setting": [*settings], "value": [*settings.values()]}))
 
     def _write(self, name: str, frame: pd.DataFrame) -> None:
-        write_text(Path(self._folder, name), frame.to_csv(index=False))
+        write_text(Path(self._folder, name), frame.to_csv(index=False, lineterminator="\n"))
 
 
 def _list_settings(run: Run) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def find_measurement(name: str) -> Measurement:
         raise UserError(
             f"measurements={name}: means over seeds have a column {clashing[0]!r} already; call it otherwise"
         )
-    if cls.name in ("runs", *list_names()) or not re.fullmatch(r"\w+", cls.name):
+    # Without case, because on many disks Gaps and gaps are one folder.
+    if cls.name.lower() in ("runs", *list_names()) or not re.fullmatch(r"\w+", cls.name):
         raise UserError(f"measurements={name}: give it another name than {cls.name!r}, of letters, digits and _")
     try:
         # Without @dataclass of its own a class has the base's `__init__`, whose default is the base's name.
