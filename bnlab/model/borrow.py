@@ -108,8 +108,8 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
         if training is not None:
             model.train(training)
-        # Self-tuned layers bring their buffers up to date before values are taken: otherwise the block may do it, and the
-        # layers would find other values in them afterwards, and begin new averages.
+        # Self-tuned layers bring their buffers up to date before values are taken: otherwise the block may do it, and
+        # the layers would find other values in them afterwards, and begin new averages.
         for module in modules:
             if isinstance(module, BatchNorm):
                 module.state_dict()

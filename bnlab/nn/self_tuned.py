@@ -96,15 +96,18 @@ class SelfTuned(AveragesByItself):
         """
         left = []
         for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items():
-            # The class has to be exactly torch's: a subclass would lose what it overrides. A forward of the layer's own,
-            # as hooks of other libraries set it, would be called in place of that of the new class.
+            # The class has to be exactly torch's: a subclass would lose what it overrides. A forward of the layer's
+            # own, as hooks of other libraries set it, would be called in place of that of the new class.
             if type(layer) in _KINDS and "forward" not in vars(layer):
                 _convert_layer(layer)
             elif not isinstance(layer, SelfTuned):
                 left.append(name)
 
         if left:
-            text = f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, or have a forward of their own, and keep their momentum"
+            text = (
+                f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, or have a forward of their own, and "
+                "keep their momentum"
+            )
             warn(text, UserWarning)
         return model
 

@@ -110,8 +110,8 @@ def watch(
     # If `batches` are measured no images are kept, but updates, frozen layers and calls are still followed.
     keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
     training = Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
-    # The model's hooks hold the keeper, so that its images would stay where nobody can ask for them any more, as where a
-    # cell of a notebook is run again.
+    # The model's hooks hold the keeper, so that its images would stay where nobody can ask for them any more, as where
+    # a cell of a notebook is run again.
     weakref.finalize(training, keeper.close).atexit = False
     return training
 

@@ -4,9 +4,8 @@
 lose depends on the rate first of all. These are the seeds that `ground` tests, in batches of 64, at three rates, all on
 one CPU, over 2,250 updates. All claims were written before their first number. Of three other seeds it was known that
 running averages lose 0.57 points at 0.025, 1.97 at 0.1 and 13.6 at 0.4, at the end of a constant rate, on validation
-images; so the claims on a constant rate say what a repetition would have to show. Of the seven seeds that were planned,
-103 to 109, four are measured so far: the time was over, and what they said was not known then. The verdicts of these
-four will be known when the others are added.
+images; so the claims on a constant rate say what a repetition would have to show. Seven seeds were planned, 103 to 109.
+The last three were added when the verdicts of the first four were known: the time had been over.
 """
 
 from typing import Any

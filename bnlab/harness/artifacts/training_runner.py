@@ -383,8 +383,8 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors.items():
             group, name = _split_key(key)
-            # Copies: optimizers keep what they are given, which would be the file's memory, and Windows replaces no file
-            # whose memory is in use.
+            # Copies: optimizers keep what they are given, which would be the file's memory, and Windows replaces no
+            # file whose memory is in use.
             groups[group][name] = value.clone()
 
         state.model.load_state_dict(groups["model"])
