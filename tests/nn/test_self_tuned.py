@@ -34,9 +34,14 @@ def make() -> nn.Sequential:
 def make_plain() -> nn.Sequential:
     """Make a new network, whose averages are at their start."""
     model = make_loaded()
-    for layer in (model[1], model[4]):
-        layer.reset_running_stats()
+    reset(model)
     return model
+
+
+def reset(model: nn.Module) -> None:
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
 
 
 def make_loaded() -> nn.Sequential:
@@ -123,8 +128,7 @@ def test_ways_to_call_it(name: str) -> None:
     model = make()
     expected = make_trained(10)
     called = WAYS[name](model)
-    for layer in (model[1], model[4]):
-        layer.reset_running_stats()  # `Net` has drawn values for all buffers
+    reset(model)  # `Net` has drawn values for all buffers
     train(called, draw(10))
 
     assert is_equal(model, expected)
@@ -423,7 +427,7 @@ def test_a_graph_is_made_after_revert(make_graph: Any) -> None:
 
 
 def test_a_block_of_evaluation_leaves_the_averages_of_batches_that_wait() -> None:
-    """Values that were copied before the layers had settled would come back as somebody else's, and end the averages."""
+    """Values that were copied before the layers had settled would come back as somebody else's, and end averages."""
     model, expected = make_trained(6), make_trained(6)
 
     with restored(model):

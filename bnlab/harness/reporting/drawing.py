@@ -259,7 +259,7 @@ def _name_panels(axes: Mapping[Any, Axes], grid: _Grid) -> int:
 
 
 def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
-    """Thin the labels of ticks, and write those of the axes, which panels share; the lines of the horizontal one."""
+    """Thin the labels of ticks, and write those of the axes; panels share the upward one. Lines of the others."""
     first = axes[0]
     letters = grid.count_letters(grid.panel_width - 0.3)
     # matplotlib has this formatter where labels are texts: names beside the panels leave them less room.
@@ -270,7 +270,7 @@ def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
 
     is_one_row_of_three = grid.count == 3
     room = grid.width if is_one_row_of_three else grid.panel_width
-    across = textwrap.fill(first.get_xlabel(), grid.count_letters(0.8 * room))
+    across = [textwrap.fill(ax.get_xlabel(), grid.count_letters(0.8 * room)) for ax in axes]
     drawn.supylabel(textwrap.fill(first.get_ylabel(), grid.count_letters(0.85 * grid.rows * grid.height)))
     for number, ax in enumerate(axes):
         thin_labels(ax, letters)
@@ -278,9 +278,9 @@ def _label_axes(drawn: Drawn, axes: Sequence[Axes], grid: _Grid) -> int:
         is_labelled = number + grid.columns >= grid.count
         if is_one_row_of_three:
             is_labelled = number == 1  # the middle one, for all
-        ax.set(xlabel=across if is_labelled else "", ylabel="")
+        ax.set(xlabel=across[number] if is_labelled else "", ylabel="")
         ax.yaxis.set_label_coords(0, 0)  # else ticks are measured to place the empty label
-    return 1 + across.count("\n")
+    return 1 + max(label.count("\n") for label in across)
 
 
 def _add_legend(drawn: Drawn, axes: Iterable[Axes], grid: _Grid) -> int:
