@@ -105,8 +105,8 @@ class SelfTuned(AveragesByItself):
 
         if left:
             text = (
-                f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, or have a forward of their own, "
-                "and keep their momentum"
+                f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, or have a forward of their "
+                "own, and keep their momentum"
             )
             warn(text, UserWarning)
         return model

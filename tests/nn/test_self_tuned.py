@@ -427,7 +427,7 @@ def test_a_graph_is_made_after_revert(make_graph: Any) -> None:
 
 
 def test_a_block_of_evaluation_leaves_the_averages_of_batches_that_wait() -> None:
-    """Values that were copied before the layers had settled would come back as somebody else's, and end averages."""
+    """Values that were copied before layers had settled would come back as somebody else's, and end averages."""
     model, expected = make_trained(6), make_trained(6)
 
     with restored(model):
