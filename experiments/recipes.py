@@ -95,18 +95,20 @@ def select_complete(tables: Tables, accuracies: pd.DataFrame, by: Sequence[str],
 
 
 def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
-    """Find for each schedule the learning rate that has the highest accuracy in most groups.
+    """Find for each schedule the learning rates that have the highest accuracy in most groups.
 
     Args:
         accuracies: rows of `select_accuracies`, one for each learning rate of a group; of equal ones the smallest rate.
         by: the columns that make a group, the schedule among them.
+
+    Returns:
+        A tuple for each schedule: one learning rate, or several that have the highest accuracy in equally many groups.
     """
     # `idxmax` takes the first of equal values, which is now that of the smallest rate.
     ordered = accuracies.sort_values(RATE, kind="stable").reset_index(drop=True)
     labels = ordered.groupby([*by])["accuracy"].idxmax()
     picked = ordered.loc[labels]
-    # `mode` sorts: of rates that are picked equally often, the smallest is taken.
-    return picked.groupby(SCHEDULE)[RATE].agg(lambda rates: rates.mode().iloc[0])
+    return picked.groupby(SCHEDULE)[RATE].agg(lambda rates: tuple(rates.mode()))
 
 
 def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -49,7 +49,7 @@ README = (
 )
 
 WHY = (
-    f"After five updates `eval()` shows {_follow('running average (momentum 0.1)')},",
+    f"After five updates `eval()` shows {_follow('running average')},",
     f"where the network can do {_follow('exact statistics')}.",
     f"running averages show {_draw('falling from rate 1.6', 'running average', 140)} a quarter of the way through "
     f"training, where the networks can do {_draw('falling from rate 1.6', 'exact statistics', 140)}.",
