@@ -33,7 +33,9 @@ def test_the_calls_on_a_model_run() -> None:
 
     names: dict[str, Any] = {"model": model, "loader": loader, "train": train, "test": test}
     names["test_loader"] = loader
+    (watched,) = [block for block in BLOCKS if "bnlab.watch" in block]
     (lines,) = [block for block in BLOCKS if "population_statistics(model, loader)" in block]
+    exec("import bnlab\n" + watched, names)
     exec(lines, names)
 
     assert names["watch"].history["exact"].notna().all()
