@@ -67,7 +67,7 @@ class Cells(Plot):
             # legend.
             _add_to_legend(ax, self.shown, facecolor=colormaps["OrRd"](0.5 * _DARKEST))
             _add_to_legend(ax, self.small_shown, fill=False, linewidth=0)
-            _add_to_legend(ax, "bold: not 0, corrected for all cells", fill=False, linewidth=0)
+            _add_to_legend(ax, "bold: differs from 0 after correction", fill=False, linewidth=0)
             for cell in here.to_dict("records"):
                 self._draw_cell(ax, columns.index(cell[self.x]), rows.index(cell[self.by]), cell)
 

@@ -95,19 +95,21 @@ def select_complete(tables: Tables, accuracies: pd.DataFrame, by: Sequence[str],
 
 
 def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
-    """Find for each schedule the learning rates that have the highest accuracy in most groups.
+    """Find for each schedule the learning rate that is best in the largest number of groups.
 
     Args:
-        accuracies: rows of `select_accuracies`, one for each learning rate of a group; of equal ones the smallest rate.
+        accuracies: rows of `select_accuracies`, one for each learning rate of a group. Of rates that are equally
+            accurate in a group, the smallest is the best.
         by: the columns that make a group, the schedule among them.
 
     Returns:
-        A tuple for each schedule: one learning rate, or several that have the highest accuracy in equally many groups.
+        A tuple for each schedule: that rate, or all such rates if several tie.
     """
     # `idxmax` takes the first of equal values, which is now that of the smallest rate.
     ordered = accuracies.sort_values(RATE, kind="stable").reset_index(drop=True)
     labels = ordered.groupby([*by])["accuracy"].idxmax()
     picked = ordered.loc[labels]
+    # `mode` returns all values that are the most frequent.
     return picked.groupby(SCHEDULE)[RATE].agg(lambda rates: tuple(rates.mode()))
 
 

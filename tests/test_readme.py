@@ -19,7 +19,8 @@ HOWTOS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "
 BLOCKS = [block.partition("\n")[2] for block in TEXT.split("```")[1::2]]
 
 
-def test_the_calls_on_a_model_run() -> None:
+def test_the_calls_on_a_model_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a checkpoint is saved
     model = plain()
     loader = images(8, 8, 4)
 
@@ -35,7 +36,7 @@ def test_the_calls_on_a_model_run() -> None:
     names["test_loader"] = loader
     (watched,) = [block for block in BLOCKS if "bnlab.watch" in block]
     (lines,) = [block for block in BLOCKS if "population_statistics(model, loader)" in block]
-    exec("import bnlab\n" + watched, names)
+    exec(watched, names)
     exec(lines, names)
 
     assert names["watch"].history["exact"].notna().all()

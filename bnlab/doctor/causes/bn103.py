@@ -27,7 +27,8 @@ class SeveralUpdates(Cause):
     to some percent, a forward of the same images at other weights, as in sharpness-aware training.
 
     It is a false alarm if the calls are of different batches, as with gradient accumulation: each deserves its update,
-    and the finding is a note. A smaller momentum then gives the averages the memory that they had without.
+    and the finding is a note. A smaller momentum then restores the memory that the averages have without
+    accumulation.
     """
 
     code = "BN103"

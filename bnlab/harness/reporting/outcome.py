@@ -37,8 +37,8 @@ READING = (
 )
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
-_OF_NETWORKS = "of the networks"
-_IN_PERCENT = ("share", _OF_NETWORKS)
+_COUNTED = ("of the networks", "of the seeds")
+_IN_PERCENT = ("share", *_COUNTED)
 _QUOTED = re.compile(r'(?:holds|fails|undecided|estimated|drawn)\("(\w+)\.')
 _VERDICTS = ("holds", "fails", "undecided")
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
@@ -247,7 +247,7 @@ class _Quotes:
             return mark
 
         unit = declared.margin.unit
-        if unit == _OF_NETWORKS and not interval:
+        if unit in _COUNTED and not interval:
             return _say_counts(cells) + mark
         return _say_means(cells, unit, sign, interval, self.after_one) + mark
 
@@ -258,7 +258,7 @@ class _Quotes:
         declared = outcome.experiment.claims[name]
         mark = POST_HOC if declared.post_hoc else ""
         unit = declared.margin.unit
-        if unit == _OF_NETWORKS:
+        if unit in _COUNTED:
             return _say_counts(cells) + mark
         return _say_means(cells, unit, sign, interval, self.after_one) + mark
 

@@ -9,15 +9,15 @@ committed before the first training of `real`, on whose networks it is tested, a
 earlier tables, which suggested it, it had a recall of 0.91, a precision of 0.82, and 82% of the losses above two points
 within a factor of two. Networks on characters are added to those of `real` when they are trained, whatever these say.
 
-*Foretold* is of the weights at the same step. It needs the statistics of all training batches, recorded while training,
-and labelled validation images, but no further pass over training images. Recall and precision say less than they
-seem to: at a constant rate nine of ten steps of `real` lose over two points, and six of ten along a cosine. So claims
-that are post hoc compare it with two more: what other seeds lose at the same setting and step, and exact statistics of
-training images.
+The forecast is for the weights at the same step, not for later ones. It needs the statistics of all training batches,
+recorded while training, and labelled validation images, but no further pass over training images. Recall and precision
+say less than they seem to: at a constant rate nine of ten steps of `real` lose over two points, and six of ten along a
+cosine. So claims that are post hoc compare it with two more: what other seeds lose at the same setting and step, and
+exact statistics of training images.
 
-Each network gives one number where something is tested, and intervals are over networks: on this page *n*, and the word
-seeds, count networks, of which each seed of `real` has three, one at each rate. Networks without a step of the kind
-that a line is about are not among its n. A line that has one value in all of its networks is a count and no test.
+Each network gives one number where something is tested, and intervals are over networks: on this page *n* counts
+networks, and so does the word seeds. Each seed of `real` has three, one at each rate. Networks without a step of the
+kind that a line is about are not among its n. A line that has one value in all of its networks is a count and no test.
 """
 
 import numpy as np
@@ -39,10 +39,10 @@ MOST_SCATTER = 3.0  # of independent batches; see `batch_scatter`
 SETTINGS = ("data", "model", "model.depth", "optimizer", "order", "batch_size", SCHEDULE, RATE)
 SHUFFLED = "shuffled"
 IN_ORDER = "class after class"
-OTHERS = {
+RIVALS = {
     "by_gap": "a curve of the gap",
     "by_last_batch": "the last batch",
-    "by_others": "other seeds at this step",
+    "by_seeds": "other seeds at this step",
     "by_exact": "exact statistics",
 }
 
@@ -54,8 +54,8 @@ def forecast_losses(tables: Tables) -> pd.DataFrame:
         A row for each network and step, with the columns `kind` (what the network is), `lost` (points of test accuracy,
         exact minus running averages), `foretold` (points, NaN where the forecast abstains), `by_last_batch` (the last
         batch in place of the self-tuned momentum), `by_gap` (read off a curve of the gap, see `read_off_curve`),
-        `by_exact` (exact statistics in its place), `by_others` (see `average_others`), `abstains`; and a `seed` that is
-        another one for each network, so that intervals are over networks.
+        `by_exact` (exact statistics in its place), `by_seeds` (see `average_other_seeds`), `abstains`; and a `seed`
+        that is another one for each network, so that intervals are over networks.
     """
     points = 100 * _widen(select_accuracies(tables, SETTINGS, split=("val", "test")))
     frame = pd.DataFrame(
@@ -74,7 +74,7 @@ def forecast_losses(tables: Tables) -> pd.DataFrame:
     frame["abstains"] = look_dependent(tables, frame)
     frame["foretold"] = frame["foretold"].mask(frame["abstains"])
     frame["by_gap"] = read_off_curve(frame.assign(gap=find_gaps(tables, frame)))
-    frame["by_others"] = average_others(frame)
+    frame["by_seeds"] = average_other_seeds(frame)
     return frame.assign(seed=pd.factorize(frame["run"])[0])
 
 
@@ -129,7 +129,7 @@ def read_off_curve(frame: pd.DataFrame) -> np.ndarray:
     return foretold
 
 
-def average_others(frame: pd.DataFrame) -> pd.Series:
+def average_other_seeds(frame: pd.DataFrame) -> pd.Series:
     """Average what other networks of the same setting lost at the same step; NaN where there are none."""
     lost = frame.groupby([*SETTINGS, "step"], dropna=False)["lost"]
     count = lost.transform("size")
@@ -172,21 +172,21 @@ def compute_abstentions(tables: Tables) -> pd.DataFrame:
     return _average(frame.assign(hits=frame["abstains"]))
 
 
-def compute_errors(tables: Tables, *others: str) -> pd.DataFrame:
+def compute_errors(tables: Tables, *rivals: str) -> pd.DataFrame:
     """Subtract the mean absolute error of other forecasts from that of ours, in points, for each network.
 
     Args:
         tables: the tables of the experiment.
-        others: columns of `forecast_losses`, of `OTHERS`.
+        rivals: columns of `forecast_losses` that are compared, see `RIVALS`.
     """
     frame = forecast_losses(tables)
     spoken = frame[~frame["abstains"]]
     error = (spoken["foretold"] - spoken["lost"]).abs()
     compared = []
-    for column in others:
+    for column in rivals:
         other = (spoken[column] - spoken["lost"]).abs()
-        rows_of_one = spoken.assign(difference=error - other, against=OTHERS[column])
-        compared.append(rows_of_one.groupby(["kind", "seed", "against"])["difference"].mean().reset_index())
+        compared_rows = spoken.assign(difference=error - other, against=RIVALS[column])
+        compared.append(compared_rows.groupby(["kind", "seed", "against"])["difference"].mean().reset_index())
     return pd.concat(compared)
 
 
@@ -194,12 +194,12 @@ def compute_bias(tables: Tables) -> pd.DataFrame:
     """Subtract what was lost from what was foretold, in points, averaged over the steps of each network."""
     frame = forecast_losses(tables)
     spoken = frame[~frame["abstains"]]
-    return _average(spoken.assign(hits=spoken["foretold"] - spoken["lost"]))
+    return _average(spoken.assign(bias=spoken["foretold"] - spoken["lost"]), "bias")
 
 
-def _average(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average the hits of each network over its steps."""
-    return frame.groupby(["kind", "seed"])["hits"].mean().reset_index()
+def _average(frame: pd.DataFrame, column: str = "hits") -> pd.DataFrame:
+    """Average a column of each network over its steps."""
+    return frame.groupby(["kind", "seed"])[column].mean().reset_index()
 
 
 def is_shuffled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -212,7 +212,7 @@ def select_errors(tables: Tables) -> pd.DataFrame:
     frame = forecast_losses(tables)
     # All at the same steps: of those at which the forecast abstains, none is drawn.
     frame = frame[~frame["abstains"]]
-    names = {"foretold": "the forecast", **OTHERS}
+    names = {"foretold": "the forecast", **RIVALS}
     drawn = []
     for column, name in names.items():
         error = (frame[column] - frame["lost"]).abs()
@@ -232,7 +232,7 @@ experiments.questions.cifar10_augmented.measurement.AugmentedGaps,experiments.qu
 bnlab sweep experiment=real_batches name=forecast with the same words""",
     figures={
         "errors": Figure(
-            "What forecasts of the points lost are off",
+            "Errors of the forecasts, in points",
             "Compare the points beside a kind of network, where less is better: the mean absolute difference between "
             "the points foretold and those lost, over the steps of a network at which the forecast does not abstain. "
             "The curve of the gap is fitted to other networks of the same kind, whose losses it has seen, and needs "
@@ -261,7 +261,7 @@ bnlab sweep experiment=real_batches name=forecast with the same words""",
             below(0.0, "points", "at 0 the other one does as well")),
         "nearer_than_other_seeds": Claim(
             "The forecast is off by less than what other seeds lose on average at the same setting and step.",
-            score(lambda tables: is_shuffled(compute_errors(tables, "by_others")), "difference", ("kind",)),
+            score(lambda tables: is_shuffled(compute_errors(tables, "by_seeds")), "difference", ("kind",)),
             below(0.0, "points", "at 0 the other one does as well"), post_hoc="asked"),
         "exact_statistics_are_nearer": Claim(
             "The forecast is off by more than exact statistics of training images in its place.",
@@ -269,7 +269,7 @@ bnlab sweep experiment=real_batches name=forecast with the same words""",
             above(0.0, "points", "at 0 the other one does as well"), post_hoc="asked"),
         "it_foretells_too_little": Claim(
             "The forecast is too low on average: self-tuned averages lag, too.",
-            score(lambda tables: is_shuffled(compute_bias(tables)), "hits", ("kind",)),
+            score(lambda tables: is_shuffled(compute_bias(tables)), "bias", ("kind",)),
             below(0.0, "points", "at 0 it is right on average"), post_hoc="asked"),
         "silent_where_little_is_lost": Claim(
             "Where less than half a point is lost, at least 95% of the time nothing is flagged.",
