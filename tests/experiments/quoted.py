@@ -69,8 +69,8 @@ WHY = (
     f"which lag by only one update, it is {_draw('constant rate 0.1', 'last batch only', 144)} ",
     '{{ holds("momentum.mistake_costs_late") }} more with momentum 0.9 than with 0.1, at the end of four epochs, at '
     "batch sizes 16 to 256",
-    "(with tuned rates less than 0.3 points at batch sizes 64 and 256{{ "
-    'holds("ground.the_last_batch_nearly_alone_is_harmless_late", "batch size 64", "batch size 256", shown=False) }})',
+    "with tuned rates it is less than 0.3 points at batch sizes 64 and 256{{ "
+    'holds("ground.the_last_batch_nearly_alone_is_harmless_late", "batch size 64", "batch size 256", shown=False) }}.',
     f"lost less than half a point at the end, in our networks at batch sizes 16 to 256{_HARMLESS}.",
     f"less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}.",
     'At batch size 4 less than 0.3 points are lost after 9,000 updates{{ holds("gap.nothing_at_adequate_batch", '
@@ -82,7 +82,7 @@ WHY = (
     '"batch size 64") }} are still lost at batch sizes 4 to 64,',
     'and {{ undecided("ground.constant_rates_keep_costing", "batch size 256", interval=False) }} at 256; at none',
     'at batch size 16{{ holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }} (undecided at 256: '
-    '{{ undecided("model_selection.ema_picks_as_well", "batch size 256", interval=False) }} worse);',
+    '{{ undecided("model_selection.ema_picks_as_well", "batch size 256", interval=False) }} worse).',
     'in all four networks, {{ undecided("real.that_checkpoint_costs_little", "learning rate 0.4", interval=False) }} '
     "worse on average (undecided",
     'The largest loss, {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }}, is clearly '

@@ -115,7 +115,7 @@ EXPERIMENT = Experiment(
                    (Zone(0, 25, "START\nfrom 0"), Zone(25, 100, "LAG\nit follows late"),
                     Zone(100, 151, "NOISE\nbatches differ")))),
         "one_network": Figure(
-            "What that costs the same network",
+            "Accuracy of the network of which one channel is shown",
             "Compare the lines: test accuracy of the network of the figure above on 797 digits, after each update, "
             "under its running averages of momentum 0.1 and under exact statistics. One training, so without an "
             "interval.",
