@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,62 @@ def test_buffers_that_a_forward_registers_are_taken_away_again() -> None:
     assert not hasattr(model, "grid")
     assert model.scale is None
     assert torch.equal(model(images(4)[0]), inside)
+
+
+class Caching(nn.Module):
+    """Keeps noise of the size of its first batch, and counts its calls."""
+
+    noise: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.calls = 0
+        self.latest: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "noise"):
+            self.noise = torch.ones(len(x), 1, 1, 1)
+        self.calls += 1
+        self.latest = x + self.noise
+        return self.norm(self.latest)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+def test_what_a_forward_keeps_of_a_measurement_is_taken_away_again(strategy: Any) -> None:
+    """The sample that a measurement begins with has fewer images than a batch."""
+    model = Caching()
+    batches = images(16, 16)
+
+    exact = population_statistics(model, batches, strategy=strategy)
+
+    mean = torch.cat(batches).double().mean((0, 2, 3)) + 1
+    assert torch.allclose(exact["norm"].mean, mean, atol=1e-6)
+    assert exact.check is not None
+    assert exact.check.is_exact
+    assert not hasattr(model, "noise")
+    assert model.calls == 0
+    assert model.latest is None
+    model(batches[0])
+
+
+def test_where_output_goes_is_the_callers_affair(capsys: pytest.CaptureFixture[str]) -> None:
+    """Forwards that take turns would give each other's stream back."""
+
+    class Silent(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                return self.model(x)  # type: ignore[no-any-return]
+
+    streams = sys.stdout, sys.stderr
+
+    population_statistics(Silent(residual()), images(4, 4, 4))
+
+    assert (sys.stdout, sys.stderr) == streams
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="of torch 2.9")

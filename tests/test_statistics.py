@@ -12,6 +12,7 @@ from torch import nn
 
 from bnlab import Moments, Statistics, population_statistics, record, replay, running_statistics, using
 from bnlab.estimators import Cumulative
+from bnlab.model.layers import match_names
 from tests.helpers import images, plain, residual, train, unchanged
 
 
@@ -215,3 +216,16 @@ def test_what_is_made_in_inference_mode_can_be_written_into(call: str) -> None:
     errors = (statistics.standard_errors or {}).get("1", ())
     for values in (moments.mean, moments.var, *errors):
         values.add_(1)  # of a tensor of inference mode a RuntimeError
+
+
+def test_a_part_that_is_called_module_is_not_taken_for_a_wrapper() -> None:
+    """A student `net` beside its teacher `module.net`: inside of DataParallel each name is another layer's."""
+    model = nn.ModuleDict({"net": nn.BatchNorm2d(3), "module": nn.ModuleDict({"net": nn.BatchNorm2d(3)})})
+    names = ["net", "module.net"]
+    wrapped = [f"module.{name}" for name in names]
+
+    assert match_names(names, names) == {name: name for name in names}
+    assert match_names(["module.net"], names) == {"module.net": "module.net"}
+    assert match_names(names, wrapped) == {}
+    with pytest.raises(ValueError, match="no batch-norm layer 'net'"):
+        running_statistics(model).write_to(nn.DataParallel(model))

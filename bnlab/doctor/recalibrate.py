@@ -16,7 +16,7 @@ from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
 from bnlab.doctor.evidence.choosing import choose_scoring
 from bnlab.doctor.evidence.examine import add_forwards, add_training
 from bnlab.doctor.evidence.fills import add_fills
-from bnlab.doctor.evidence.labels import Labels, require_labels
+from bnlab.doctor.evidence.labels import Labels, name_unread, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
 from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
 from bnlab.doctor.evidence.scoring import score
@@ -279,10 +279,9 @@ def recalibrate(
     local_images = sum(map(count_images, task.data))
     hidden = _choose_hidden(ranks.gather((local_mistake, local_images)))
     # For the reason alone: scores are missing if there are no labels, or if labels do not fit the outputs.
-    has_local_labels = any(find_labels(task, batch) is not None for batch in task.data)
-    has_labels = any(ranks.gather(has_local_labels))
+    why_not = _say_why_not_scored(task)
 
-    is_wanted, reason = _decide(hidden, scores, is_broken, has_labels, statistics.check)
+    is_wanted, reason = _decide(hidden, scores, is_broken, why_not, statistics.check)
     if force and not is_wanted:
         reason = f"force=True, although {reason}"
     written = is_wanted or force
@@ -403,10 +402,19 @@ def _choose_hidden(found: Sequence[tuple[_Mistake | None, int]]) -> _Mistake | N
     return mistakes[0][0] if 2 * of_finders > of_all else None
 
 
+def _say_why_not_scored(task: Task) -> str:
+    """Say what is the matter with labels, for the case that there are no scores."""
+    has_local_labels = any(find_labels(task, batch) is not None for batch in task.data)
+    if any(task.ranks.gather(has_local_labels)):
+        return "labels cannot be compared with the outputs"
+    kind = name_unread(task.data[0]) if task.data else None
+    return "the batches have no labels" if kind is None else f"labels are a {kind} and no tensor"
+
+
 def _decide(
-    hidden: _Mistake | None, scores: Scores | None, is_broken: bool, has_labels: bool, check: Check | None
+    hidden: _Mistake | None, scores: Scores | None, is_broken: bool, why_not: str, check: Check | None
 ) -> tuple[bool, str]:
-    """Decide whether the new statistics should be written, with the reason."""
+    """Decide whether the new statistics should be written, with the reason; `why_not`: why there are no scores."""
     # This comes before any gain: new statistics of images that are prepared wrongly raise the score, too.
     if hidden is not None and hidden.is_certain:
         is_wanted = False
@@ -417,8 +425,7 @@ def _decide(
     elif scores is None:
         # Nothing can show a gain here, so statistics that are known to be inexact are not written.
         is_wanted = check is None or check.is_exact
-        why = "labels cannot be compared with the outputs" if has_labels else "the batches have no labels"
-        reason = f"not judged, as {why} and there is no evaluate="
+        reason = f"not judged, as {why_not} and there is no evaluate="
     else:
         is_wanted, reason = _judge_gain(scores.compare("exact", "running"))
     return is_wanted, _add_doubts(reason, is_wanted, hidden, check)

@@ -20,7 +20,7 @@ from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Call, Walk
 from bnlab.memory import LiveBytes, Profile
 from bnlab.model.batches import count_bytes, count_images, is_dense, list_tensors, take_images
-from bnlab.model.borrow import ForwardSnapshot, borrowed, measured
+from bnlab.model.borrow import ForwardSnapshot, borrowed, list_places, measured
 from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments, compare_moments, fetch
@@ -96,6 +96,7 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
 
     with borrowed(task.root), live, watched(task, task.layers, note):  # takes back what a sample leaves in the model
         task.evaluate(sample)
+        task.places = list_places(task.root)
 
     # A batch that holds arrays and no tensors counts 0 bytes, and the profile divides by its bytes.
     return Profile.of(calls, live.peak, max(1, count_bytes(sample)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnlab.model.batches import Forward, copy_batch
+from bnlab.model.borrow import Place
 from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, unwrap_parallel
 from bnlab.model.reading import Pooled, Reader
 from bnlab.statistics.moments import Moments, fetch
@@ -38,6 +39,7 @@ class Task:
         reader: reads the moments of what they normalize.
         sample_size: how many of a batch's images are evaluated to profile a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
+        places: attributes that a forward sets, which forwards that take turns keep apart.
         unmeasured: norms of other classes than torch's that normalize something other than their input.
         changed_for_a_while: what a forward changes and puts back itself, so that it cannot be interrupted; "" if
             nothing.
@@ -58,6 +60,7 @@ class Task:
     reader: Reader
     sample_size: int = sys.maxsize
     channels_last: bool = False
+    places: Sequence[Place] = ()
     unmeasured: frozenset[str] = frozenset()
     changed_for_a_while: str = ""
     caller: str = CALLER

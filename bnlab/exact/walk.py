@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -97,7 +98,7 @@ class Walk:
         self._assumed = assumed
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._is_passing = False  # whether that forward only goes on to its end
-        self._state = ForwardState(task.root, task.device)
+        self._state = ForwardState(task.root, task.device, task.places)
         # The caller's settings. A new tensor has no tangent, which counts as no forward-mode differentiation.
         self._fixed_settings = read_fixed_settings(torch.zeros(()))
         self.batches = [_Batch(index, index in checked) for index in range(len(task.data))]
@@ -317,13 +318,18 @@ class Walk:
 def _kept_settings() -> Iterator[None]:
     """Give the caller its settings back after the block: forwards that take turns may put back each other's.
 
-    They are filters of warnings, and whether torch differentiates in forward mode, which a function of autograd, such
-    as a reentrant checkpoint, turns off while its forward runs.
+    They are filters of warnings, where output goes, and whether torch differentiates in forward mode, which a function
+    of autograd, such as a reentrant checkpoint, turns off while its forward runs.
     """
     # Forward mode has no switch among torch's public names. Inference mode puts it back when its block ends; it is
     # entered as it is, and turns gradients on where it is off.
     is_inference = torch.is_inference_mode_enabled()
-    with warnings.catch_warnings(), torch.inference_mode(is_inference), torch.no_grad():
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(warnings.catch_warnings())
+        undo.enter_context(contextlib.redirect_stdout(sys.stdout))
+        undo.enter_context(contextlib.redirect_stderr(sys.stderr))
+        undo.enter_context(torch.inference_mode(is_inference))
+        undo.enter_context(torch.no_grad())
         yield
 
 

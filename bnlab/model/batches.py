@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import operator
 from collections import UserDict
@@ -54,9 +55,9 @@ def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
         parts = [map_batch(function, part) for part in batch]
         if isinstance(batch, PackedSequence):  # torch wants its sizes on the CPU, wherever the data are
             parts[1] = parts[1].cpu()
-        is_namedtuple = hasattr(batch, "_fields")
-        # A named tuple is made of separate arguments, any other of one list.
-        return type(batch)(*parts) if is_namedtuple else type(batch)(parts)
+        # A named tuple is made of separate arguments, unless by this: its class may have a constructor of its own.
+        make = getattr(type(batch), "_make", type(batch))
+        return make(parts)
 
     return function(batch)
 
@@ -86,9 +87,26 @@ def _list_parts(batch: Any, kind: type | tuple[type, ...], depth: int) -> Iterat
         for part in batch:
             yield from _list_parts(part, kind, depth)
     # The depth is limited, because objects may refer to each other in a circle.
-    elif depth and not isinstance(batch, Tensor) and hasattr(batch, "__dict__"):
-        for part in vars(batch).values():
+    elif depth and not isinstance(batch, Tensor):
+        for part in _list_attributes(batch).values():
             yield from _list_parts(part, kind, depth - 1)
+
+
+def _list_attributes(item: Any) -> dict[str, Any]:
+    """List what an object holds, by name, also where its class has slots (`dataclass(slots=True)`, attrs)."""
+    kind: type = type(item)
+    held = {name: getattr(item, name) for name in _list_slots(kind) if hasattr(item, name)}
+    return {**held, **getattr(item, "__dict__", {})}
+
+
+@functools.cache
+def _list_slots(kind: type) -> tuple[str, ...]:
+    """List the names of a class's slots that a caller can read."""
+    names: list[str] = []
+    for parent in kind.__mro__:
+        slots = vars(parent).get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = False) -> Any:
@@ -134,10 +152,10 @@ def _copy_object(leaf: Any, copy_leaf: Callable[[Any], Any]) -> Any:
         kind = type(leaf).__name__
         raise TypeError(f"a batch holds a {kind}, which cannot be copied for each forward; leave it out") from error
     # `copy.copy` returns immutable objects themselves, and into those nothing can be written.
-    if copied is not leaf and hasattr(leaf, "__dict__"):
-        for name, value in vars(leaf).items():
+    if copied is not leaf:
+        for name, value in _list_attributes(leaf).items():
             if isinstance(value, (Tensor, np.ndarray, list, tuple, dict)):
-                vars(copied)[name] = map_batch(copy_leaf, value)  # also where the class is frozen
+                object.__setattr__(copied, name, map_batch(copy_leaf, value))  # also where the class is frozen
     return copied
 
 

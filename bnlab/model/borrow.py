@@ -51,7 +51,9 @@ def count_loans(layers: frozenset[int]) -> int:
 def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = False) -> Iterator[None]:
     """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
 
-    What `restored` puts back is put back. What was compiled runs as it is written, because compiled code sees no hooks.
+    What `restored` puts back is put back; and, unless the caller's code runs in the block, what forwards have set on
+    modules that are not torch's own, such as a mask that is made of the first batch. What was compiled runs as it is
+    written, because compiled code sees no hooks.
 
     Args:
         model: the model.
@@ -71,6 +73,7 @@ def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = Fal
             yield
             return
 
+        undo.callback(_give_back_attributes, _copy_attributes(model))
         _measurements += 1
         try:
             yield
@@ -148,6 +151,30 @@ def _list_frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def _copy_values(tensors: Iterable[Tensor]) -> Values:
     return [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+
+# What torch keeps in every module: tables of tensors, modules and hooks, and the mode.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _copy_attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Copy what modules hold beside tensors and modules: the attributes themselves, and what they are now.
+
+    Torch's own modules have none that a forward sets. Self-tuned norms bring theirs up to date by themselves.
+    """
+    copied = []
+    for module in model.modules():
+        if not _is_of_torch(module) and not isinstance(module, BatchNorm):
+            attributes = vars(module)
+            copied.append((attributes, {name: attributes[name] for name in attributes.keys() - _OF_EVERY_MODULE}))
+    return copied
+
+
+def _give_back_attributes(copied: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    for attributes, before in copied:
+        for name in attributes.keys() - _OF_EVERY_MODULE - before.keys():
+            del attributes[name]
+        attributes.update(before)
 
 
 def _give_back_weights(module: nn.Module, mode: bool, weights: Values) -> None:
@@ -276,29 +303,44 @@ def _is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
 
 
+Place = tuple[dict[str, Any], str]
+"""An attribute of a module: all attributes of that module, and its name."""
+_MISSING = object()  # in the place of the value of an attribute that is not there
+
+
+def list_places(model: nn.Module) -> list[Place]:
+    """List the attributes of modules that may differ between the forwards of batches; after a forward, also its own.
+
+    Torch's own layers have none that is set for a batch, and are many.
+    """
+    places: list[Place] = []
+    for module in model.modules():
+        if _is_of_torch(module):
+            continue
+        attributes = vars(module)
+        names = [name for name in attributes.keys() - _OF_EVERY_MODULE if isinstance(attributes[name], _SIMPLE)]
+        places += [(attributes, name) for name in names]
+    return places
+
+
 class ForwardState:
     """Keeps what a forward has set where it is interrupted, and sets it before it goes on.
 
     That is grad mode, autocast, and attributes of modules that may differ between the forwards of batches, such as the
-    domain that each sets. The attributes are those that modules have when this is made, after a forward. Torch's own
-    layers have none that is set for a batch, and are many. As long as forwards change nothing, nothing is set.
+    domain that each sets. As long as forwards change nothing, nothing is set.
 
     Args:
         model: the model.
         device: where its forwards run, which may turn autocast on there and on the CPU.
+        places: where a forward has set attributes that the model does not have now, see `list_places`.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, places: Sequence[Place] = ()) -> None:
         self._kinds = tuple(dict.fromkeys(("cpu", "cuda", device.type)))
-        # What torch keeps in every module (tables of tensors and hooks, the mode) is not set for a batch.
-        of_every_module = vars(nn.Module()).keys()
-        self._places: list[tuple[dict[str, Any], str]] = []
-        for module in model.modules():
-            if _is_of_torch(module):
-                continue
-            attributes = vars(module)
-            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
-            self._places += [(attributes, name) for name in names]
+        by_identity = {
+            (id(attributes), name): (attributes, name) for attributes, name in (*places, *list_places(model))
+        }
+        self._places = [*by_identity.values()]
         # The caller's settings, between forwards, and the values of attributes as they are now.
         self._outside, self._values = self._read()
         self._at_first = self._values
@@ -318,7 +360,11 @@ class ForwardState:
             self._set(settings)
         if values is not self._values:
             for (attributes, name), value in zip(self._places, values, strict=True):
-                if attributes.get(name) is not value:
+                if attributes.get(name, _MISSING) is value:
+                    continue
+                if value is _MISSING:
+                    del attributes[name]
+                else:
                     attributes[name] = value
             self._values = values
 
@@ -337,7 +383,7 @@ class ForwardState:
     def _read(self) -> tuple[tuple[Any, ...], list[Any]]:
         autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self._kinds]
         settings = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast)
-        return settings, [attributes.get(name) for attributes, name in self._places]
+        return settings, [attributes.get(name, _MISSING) for attributes, name in self._places]
 
     def _set(self, settings: tuple[Any, ...]) -> None:
         grad, caches, autocast = settings

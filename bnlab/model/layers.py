@@ -48,7 +48,7 @@ def require_watchable(model: nn.Module, caller: str) -> None:
     require_module(model, caller)
     for name, module in model.named_modules():
         part = repr(name) if name else "the model"
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule) and (module is model or _has_running_averages(module)):
             raise ValueError(
                 f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
                 "pass the model before torch.jit.script or trace"
@@ -62,6 +62,11 @@ def require_watchable(model: nn.Module, caller: str) -> None:
                 f"{caller}: {part} is sharded by FSDP, so that no process holds its weights; load its full state dict "
                 "into a model without FSDP, and pass that"
             )
+
+
+def _has_running_averages(module: nn.Module) -> bool:
+    """Return whether a part has running averages; one without, such as a scripted activation, need not be watched."""
+    return any(name.endswith(("running_mean", "running_var")) for name, _ in module.named_buffers())
 
 
 def _is_sharded(module: nn.Module) -> bool:
@@ -254,19 +259,30 @@ def strip_wrappers(name: str) -> str:
 def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     """Find for each of `names` the one of `others` that is the same layer, as far as there is one.
 
-    The same name is; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`).
+    The same name is, if all are found by it; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`).
+    Names that are the same without their wrappers have no pair then.
     """
-    # The exact name comes first, because a model may have a part that is really called `module`.
+    wanted = list(names)
     known = list(others)
-    by_plain = {strip_wrappers(name): name for name in known}
+    # Exact names come first, because a model may have a part that is really called `module`. Where only some are found,
+    # one of the models is wrapped, and such a part would be taken for another one.
+    if {*wanted} <= {*known}:
+        return {name: name for name in wanted}
+
+    by_plain = _group_by_plain_name(known)
     pairs = {}
+    for plain, same in _group_by_plain_name(wanted).items():
+        found = by_plain.get(plain, [])
+        if len(same) == len(found) == 1:
+            pairs[same[0]] = found[0]
+    return {name: pairs[name] for name in wanted if name in pairs}
+
+
+def _group_by_plain_name(names: Iterable[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
     for name in names:
-        plain = strip_wrappers(name)
-        if name in known:
-            pairs[name] = name
-        elif plain in by_plain:
-            pairs[name] = by_plain[plain]
-    return pairs
+        groups.setdefault(strip_wrappers(name), []).append(name)
+    return groups
 
 
 def unwrap_parallel(model: nn.Module) -> nn.Module:
@@ -317,10 +333,13 @@ def get_batch_count(layer: BatchNorm) -> Tensor | None:
 def find_replaced_forward(layer: BatchNorm) -> Callable[..., Any] | None:
     """Find the forward that somebody has set on this very layer, in the place of its class's; None without.
 
-    What `record` sets in its block has an attribute `replaced`: what was set there before.
+    What `record` sets in its block has an attribute `replaced`: what was set there before. A copy that was made in the
+    block has its class's forward there, which replaces nothing.
     """
     forward = vars(layer).get("forward")
-    return getattr(forward, "replaced", forward)
+    forward = getattr(forward, "replaced", forward)
+    is_own = getattr(forward, "__self__", None) is layer and getattr(forward, "__func__", None) is type(layer).forward
+    return None if is_own else forward
 
 
 def get_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

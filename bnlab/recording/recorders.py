@@ -57,8 +57,14 @@ class RecordingCall:
         return self._call(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copying a bound method also copies its layer, so that the forward of a copy belongs to the copy.
-        return functools.partial, (self._layer_forward,)
+        forward = self._layer_forward
+        while isinstance(forward, RecordingCall):  # of a block around this one
+            forward = forward._layer_forward
+        owner = getattr(forward, "__self__", None)
+        # A copy of the layer is copied with it, so that the forward of a copy is its own.
+        if isinstance(owner, nn.Module) and getattr(type(owner), "forward", None) is getattr(forward, "__func__", None):
+            return getattr, (owner, "forward")
+        return functools.partial, (forward,)
 
 
 def count_averaged(layer: nn.Module, x: Tensor) -> int:

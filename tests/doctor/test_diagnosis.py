@@ -207,9 +207,11 @@ def test_labels_of_one_class_do_not_make_a_model_bad(batches: Batches) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda labels: labels[:, None], "Labels [32, 1] of int64 cannot be compared with outputs [32, 10] of float32"),
-        (lambda labels: labels.tolist(), "Labels were not read, as they are a list: pass a tensor."),
-        (lambda labels: labels.numpy(), "Labels were not read, as they are a ndarray: pass a tensor."),
+        (
+            lambda labels: labels[:, None].expand(-1, 3),
+            "Labels [32, 3] of int64 cannot be compared with outputs [32, 10] of float32",
+        ),
+        (lambda labels: labels.tolist(), "Labels were not read, as they are a list: pass a tensor of class numbers."),
     ],
 )
 def test_labels_that_do_not_fit_are_named(spoil: Callable[[Tensor], Any], says: str, batches: Batches) -> None:

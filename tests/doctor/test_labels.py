@@ -94,12 +94,32 @@ def test_labels_that_do_not_fit_are_refused_and_nothing_is_changed(
         diagnose(model, make_batches(images=IMAGES), labels=labels, progress=False)
 
 
-def test_arrays_are_refused_in_words() -> None:
-    batches = [(images, labels.numpy()) for images, labels in make_batches(images=IMAGES)]
+@pytest.mark.parametrize(
+    ("convert", "kind"),
+    [
+        (lambda labels: labels.numpy(), "ndarray"),
+        (lambda labels: labels.tolist(), "list"),
+        (lambda labels: tuple(labels.tolist()), "tuple"),
+        (lambda labels: [f"class {label}" for label in labels], "list"),
+    ],
+)
+def test_labels_that_are_no_tensor_are_refused_in_words(convert: Callable[[Tensor], Any], kind: str) -> None:
+    batches = [(images, convert(labels)) for images, labels in make_batches(images=IMAGES)]
 
     diagnosis = diagnose(make_healthy(), batches, progress=False)
+    recalibration = bnlab.recalibrate(make_healthy(), batches, progress=False)
 
-    assert "Labels were not read, as they are a ndarray: pass a tensor." in diagnosis.notes
+    assert f"Labels were not read, as they are a {kind}: pass a tensor of class numbers." in diagnosis.notes
+    assert f"as labels are a {kind} and no tensor" in recalibration.reason
+
+
+def test_labels_of_one_column_are_one_for_each_image() -> None:
+    batches = make_batches(images=IMAGES)
+    columns = [(images, labels[:, None]) for images, labels in batches]
+
+    found, expected = (diagnose(make_healthy(), data, progress=False) for data in (columns, batches))
+
+    assert str(found) == str(expected)
 
 
 # Which output is scored

@@ -156,6 +156,7 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)), DATA, {}, ValueError,
          r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only [^;]* are read\)$"),
         (torch.jit.trace(plain().eval(), FIRST), DATA, {}, ValueError, "the model is TorchScript, whose layers cannot"),
+        (nn.Sequential(torch.jit.trace(plain().eval(), FIRST)), DATA, {}, ValueError, "'0' is TorchScript, whose"),
         (nn.LazyBatchNorm2d(), DATA, {}, ValueError, "is lazy and not built yet; run one forward pass first"),
         (plain().to("meta"), DATA, {}, ValueError, "on the meta device, which holds no values; use model.to_empty"),
         (nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), DATA, {}, ValueError, r"'0\.weight' is lazy and not"),
@@ -270,3 +271,15 @@ def test_earlier_words_for_the_statistic_warn_and_mean_the_same(earlier: str, no
     assert measure_difference(found, population_statistics(plain(), DATA, statistic=now)) == 0
     with pytest.raises(ValueError, match="upstream='both'; write statistic='exact' or statistic='precise'"):
         population_statistics(plain(), DATA, upstream="both")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_a_part_in_torchscript_that_has_no_averages_is_no_obstacle() -> None:
+    model = plain().eval()
+    scripted = nn.Sequential(model, torch.jit.trace(nn.Hardswish(), model(FIRST)))
+
+    found = population_statistics(scripted, DATA)
+
+    expected = population_statistics(model, DATA)
+    assert [name.removeprefix("0.") for name in found] == [*expected]
+    assert all(torch.equal(found[f"0.{name}"].mean, moments.mean) for name, moments in expected.items())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -60,8 +61,43 @@ def refill_nested(batches: list[Tensor]) -> Iterator[Any]:
         yield {**memory}
 
 
+@dataclass(slots=True)
+class Slotted:
+    """A batch whose tensor is not in a dictionary of attributes."""
+
+    images: Tensor
+
+
+def refill_slot(batches: list[Tensor]) -> Iterator[Any]:
+    memory = torch.empty_like(batches[0])
+    for batch in batches:
+        yield Slotted(memory.copy_(batch))
+
+
+class Pair(NamedTuple):
+    images: Tensor
+    name: str
+
+
+class MadeOfImages(Pair):
+    """A named tuple with a constructor of its own."""
+
+    __slots__ = ()
+
+    def __new__(cls, images: Tensor) -> MadeOfImages:
+        return super().__new__(cls, images, "made")
+
+
+def refill_made(batches: list[Tensor]) -> Iterator[Any]:
+    memory = torch.empty_like(batches[0])
+    for batch in batches:
+        yield MadeOfImages(memory.copy_(batch))
+
+
 def forward(model: nn.Module, batch: Any) -> Any:
     while not isinstance(batch, (Tensor, np.ndarray)):
+        if isinstance(batch, Slotted):
+            return model(batch.images)
         batch = batch["images"] if isinstance(batch, dict) else batch[0]
     return model(torch.as_tensor(batch))
 
@@ -93,7 +129,7 @@ def assert_same(measured: bnlab.Statistics, expected: bnlab.Statistics) -> None:
         torch.testing.assert_close(measured[name].var, moments.var, rtol=0, atol=0)
 
 
-FILLS = [refill_one, refill_ring, refill_views, refill_dictionary, refill_nested]
+FILLS = [refill_one, refill_ring, refill_views, refill_dictionary, refill_nested, refill_slot, refill_made]
 
 
 @pytest.mark.parametrize("fill", FILLS)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from bnlab import MomentTrace, population_statistics, record, record_frozen, replay, running_statistics, using
 from bnlab.estimators import EMA, Cumulative, LastBatch
 from bnlab.inference import TestBatch, apply_statistics
+from bnlab.model.layers import batch_norm_layers, find_replaced_forward
 from bnlab.recording.recorders import count_averaged
 from tests.exact.zoo import Net, OwnForward, conv, make_cases
 from tests.helpers import (
@@ -375,6 +376,7 @@ def test_a_copy_made_inside_works_and_is_not_recorded(make: Callable[[], nn.Modu
 
     assert all(map(torch.equal, outputs, expected))
     assert trace.last_step == of_clone.last_step == 1
+    assert not any(map(find_replaced_forward, batch_norm_layers(clone, caller="test").values()))
     assert all(layer.counts[0] % 4 == 0 and len(layer) == 1 for layer in trace.layers.values())
 
     train(twin, images(5))

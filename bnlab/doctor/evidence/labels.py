@@ -127,15 +127,22 @@ def _are_classes(images: Any, part: Any) -> bool:
 
 
 def _are_numbers(part: Any) -> bool:
-    return isinstance(part, list) and all(isinstance(label, Number) for label in part)
+    return isinstance(part, (list, tuple)) and len(part) > 0 and all(isinstance(label, Number) for label in part)
+
+
+def name_unread(batch: Any) -> str | None:
+    """Name the type of an array, or a list of numbers or names, that stands where labels do; None without."""
+    labels = _get_labels(batch)
+    are_names = isinstance(labels, (list, tuple)) and len(labels) > 0 and all(isinstance(name, str) for name in labels)
+    if not are_names and not _are_numbers(labels) and not isinstance(labels, np.ndarray):
+        return None
+    return type(labels).__name__
 
 
 def describe_unread(batch: Any) -> str | None:
-    """Say that a list of numbers, or an array, stands where labels do; None where that is not so."""
-    labels = _get_labels(batch)
-    if not _are_numbers(labels) and not isinstance(labels, np.ndarray):
-        return None
-    return f"Labels were not read, as they are a {type(labels).__name__}: pass a tensor."
+    """Say that labels were not read, and what to do; None where nothing stands in their place."""
+    kind = name_unread(batch)
+    return None if kind is None else f"Labels were not read, as they are a {kind}: pass a tensor of class numbers."
 
 
 def find_logits(output: Any) -> Tensor | None:

@@ -116,7 +116,17 @@ def measure_under(task: Task, given: Statistics) -> Statistics:
 
 
 def find_labels(task: Task, batch: Any) -> Tensor | None:
-    """Find the labels of a batch, in the part that was chosen for tuples of so many parts."""
+    """Find the labels of a batch, in the part that was chosen for tuples of so many parts.
+
+    Whole numbers [N, 1], as some data sets have them, are returned as [N].
+    """
+    labels = _find_labels_as_given(task, batch)
+    if labels is None or labels.is_floating_point() or labels.dim() != 2 or labels.shape[1] != 1:
+        return labels
+    return labels[:, 0]
+
+
+def _find_labels_as_given(task: Task, batch: Any) -> Tensor | None:
     if task.label_place is not None and isinstance(batch, (tuple, list)):
         number, parts = task.label_place
         # Other batches, such as those of training, may have another layout, with labels in the usual part.
