@@ -49,7 +49,10 @@ _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_l
 
 
 def list_waiting(configs: Iterable[Config]) -> list[Config]:
-    """List the jobs that are not done: not trained, failed in the last sweep, or without all rows or checkpoints."""
+    """List the jobs that are not done: not trained, failed in the last sweep, or without all rows or checkpoints.
+
+    Rows of an earlier training of a network do not count: on other threads, say, it has other numbers.
+    """
     asked: dict[str, str] = {}
     waiting = []
     for config in configs:
@@ -58,9 +61,16 @@ def list_waiting(configs: Iterable[Config]) -> list[Config]:
         if kind not in asked:
             asked[kind] = _describe_asked(run)
         request = locate_request(config.folder, run.id, asked[kind])
-        if locate_failure_of(run).exists() or not has_all_rows(request, Path(config.results)) or not is_trained(run):
+        is_done = is_trained(run) and has_all_rows(request, Path(config.results), _read_training(run))
+        if not is_done or locate_failure_of(run).exists():
             waiting.append(config)
     return waiting
+
+
+def _read_training(run: Run) -> str:
+    """Read which training a trained network is of; empty where an earlier version has trained it."""
+    status = run.status
+    return status.get("training", "") if status else ""
 
 
 def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
@@ -285,7 +295,8 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
         path = locate_request(folder, run.id, _describe_asked(run, failed))
         images = run.config.population_images
         row = _describe_run(run)
-        request = Request(run.id, row, selections, command=command, population_images=images)
+        training = _read_training(run) if selections else ""
+        request = Request(run.id, row, selections, command=command, population_images=images, training=training)
         write_request(path, request)
 
 

@@ -10,6 +10,7 @@ Tables are put together from the requests of an experiment when they are read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Container, Mapping
@@ -70,6 +71,8 @@ class Request:
         command: that ran the job; empty without a sweep.
         population_images: on how many images the network was measured before its last step, None for all of them; not
             noted by earlier versions.
+        training: of the network that was measured, see `Run.training`; empty of a job that failed, and in requests of
+            earlier versions.
     """
 
     run: str
@@ -78,6 +81,11 @@ class Request:
     written: int = 0
     command: str = ""
     population_images: int | str | None = NOT_NOTED
+    training: str = ""
+
+    def is_of(self, training: str) -> bool:
+        """Return whether it is about this training of its network, as far as both are known."""
+        return not self.training or not training or self.training == training
 
 
 def locate_request(folder: Path, run: str, settings: str) -> Path:
@@ -130,8 +138,17 @@ def locate_rows(results: Path, run: str, table: str) -> Path:
 
 def write_request(path: Path, request: Request) -> None:
     """Write a request, as of now unless it says when."""
-    written = request.written or time.time_ns()
+    written = request.written or _find_now(path.parent.parent, request.run)
     write_text(path, json.dumps({**asdict(request), "written": written}, indent=0))
+
+
+def _find_now(folder: Path, run: str) -> int:
+    """Find the time, in ns since 1970; after that of all requests for this network, whatever clocks wrote them."""
+    now = time.time_ns()
+    for path in list_requests(folder, run):
+        with contextlib.suppress(Unreadable):  # it is set aside where requests are read
+            now = max(now, read_request(path).written + 1)
+    return now
 
 
 def read_request(path: Path) -> Request:
@@ -150,6 +167,7 @@ def read_request(path: Path) -> Request:
             values["written"],
             values.get("command", ""),
             values.get("population_images", NOT_NOTED),
+            values.get("training", ""),
         )
 
 
@@ -164,13 +182,15 @@ def read_requests(folder: Path) -> list[Request]:
     return sorted(requests, key=lambda request: request.written)
 
 
-def has_all_rows(path: Path, results: Path) -> bool:
-    """Return whether a request can be read, and all files with its rows are there."""
+def has_all_rows(path: Path, results: Path, training: str) -> bool:
+    """Return whether a request can be read, is about this training of its network, and has all files with its rows."""
     if not path.exists():
         return False
     try:
         request = read_request(path)
     except Unreadable:  # it is written again
+        return False
+    if not request.is_of(training):
         return False
     for table, selection in request.selections.items():
         folder = locate_rows(results, request.run, table)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize
+from hydra.core.global_hydra import GlobalHydra
 from pandas.testing import assert_frame_equal
 
 import bnlab.harness
@@ -46,9 +48,27 @@ def test_a_dry_run_has_no_tables(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not [*tmp_path.glob("runs/*/seed_0/status.json")]
 
 
+def test_a_program_that_uses_hydra_keeps_its_own(tmp_path: Path) -> None:
+    with initialize(config_path=None, version_base="1.3"):
+        held = GlobalHydra.instance().hydra
+        bnlab.harness.sweep(**SMALL, batch_size=32, dry_run=True, results=tmp_path)
+
+        assert held is not None
+        assert GlobalHydra.instance().hydra is held
+
+
+@pytest.mark.parametrize("name", ["größe", "b.1"])
+def test_names_may_have_any_letters(name: str, tmp_path: Path) -> None:
+    sweep_small(tmp_path, f"name={name}", "steps=1", "evaluate_at=final")
+
+    assert len(bnlab.harness.load(name, tmp_path)["runs"]) == 1
+
+
 def test_mistakes_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch_size=many: must be a whole number"):
         bnlab.harness.sweep(batch_size="many", results=tmp_path)
+    with pytest.raises(UserError, match=r"seed=\[\]: is swept over no value; name at least one"):
+        bnlab.harness.sweep(**SMALL, seed=[], results=tmp_path)
     with pytest.raises(UserError, match="momentum=7: is the weight of the new batch"):
         bnlab.harness.sweep(**SMALL, batch_size=32, momentum=7, results=tmp_path)
 

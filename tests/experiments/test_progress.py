@@ -218,6 +218,11 @@ def test_networks_that_are_made_side_by_side_end_side_by_side(three: ThreeNetwor
     three.report(1, "measuring gaps", share=1.0)
     assert "1 of 3 networks, about 10 min left" in count.describe()
 
+    # Before the tables are written the line is still there.
+    three.now = 1200.0
+    three.waiting = []
+    assert count.describe() == "3 of 3 networks"
+
 
 @pytest.mark.slow
 def test_processes_share_a_terminal(tmp_path: Path) -> None:

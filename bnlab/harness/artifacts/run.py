@@ -269,7 +269,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any] | None:
-        """The end of training: status, step, train_seconds, final_loss; None before that."""
+        """The end of training: status, step, train_seconds, final_loss, training (see there); None before that."""
         return self._read("status.json") if self.finished else None
 
     @property
@@ -288,7 +288,7 @@ class Run:
     @cached_property
     def training(self) -> str:
         """A digest of the losses of all updates, which tells this training from one with other numbers."""
-        return digest(self.read_log()["loss"].to_numpy().tobytes(), digits=10)
+        return digest_losses(self.read_log())
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
@@ -359,6 +359,11 @@ class Run:
         if trace.last_step == self.frozen_from and self.status:
             trace.last_step = self.status["step"]
         return trace
+
+
+def digest_losses(log: pd.DataFrame) -> str:
+    """Digest the losses of all updates of a training."""
+    return digest(log["loss"].to_numpy().tobytes(), digits=10)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from bnlab.harness.artifacts.attributes import Attributes
 from bnlab.harness.artifacts.job_settings import list_code
 from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.optimizers import divide_state, restore_state
-from bnlab.harness.artifacts.run import Run, describe_environment, name_decay
+from bnlab.harness.artifacts.run import Run, describe_environment, digest_losses, name_decay
 from bnlab.harness.artifacts.seeding import restore_generators, write_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.errors import JobError, where_raised
@@ -69,7 +69,10 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             # The status says where an earlier training diverged: if this one does so too, the last steps
             # before that are wanted. They are listed here, because the status is removed below.
             steps_if_diverged = {*wanted, *run.list_kept()}
-            # A run without a status goes on after a kill; with one, it would count as finished.
+            # A run without a status goes on after a kill, from its state; with one, it would count as finished. A state
+            # beside a status was left by a kill, and belongs to the training that has finished.
+            if run.finished:
+                run.state.unlink(missing_ok=True)
             (run.folder / "status.json").unlink(missing_ok=True)
             # Without a status this lists the steps of a whole training. Checkpoints that exist are written
             # again too: after a kill no status lists them, and all of them have to come from one training.
@@ -131,10 +134,12 @@ def _train(run: Run, kept: set[int]) -> None:
         "train_seconds": seconds_before + seconds,
         "final_loss": state.loss,
         "checkpoints": run.list_checkpoints(),
+        # Not `run.training`, which may have been read of an earlier training of this network.
+        "training": digest_losses(run.read_log()),
     }
-    # Before there is a status: with a state left, a training for a checkpoint that is wanted later would go on from it.
-    run.state.unlink(missing_ok=True)
+    # The state goes last: without it and without a status, a killed training would begin again.
     write_text(run.folder / "status.json", json.dumps(end, indent=1))
+    run.state.unlink(missing_ok=True)
 
 
 def _train_part(
@@ -255,6 +260,8 @@ def _write_where_images_are(run: Run) -> None:
     with reading(path):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         before = settings["data"]
+        if settings["seed"] != run.config.seed:  # somebody has copied the folder of another network here
+            raise ValueError(f"it is the network of seed={settings['seed']}")
     if before | now != before:
         write_text(path, yaml.safe_dump(settings | {"data": before | now}, sort_keys=False))
 

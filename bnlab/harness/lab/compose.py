@@ -7,7 +7,7 @@ import copy
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
@@ -84,7 +85,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     register()
     _forget()
     overrides = [_read_word(word) for word in (*words, *_find_own_files())]
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
+    with _own_hydra(), initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
         # Composed a first time for the launcher, and for what the files sweep. Words with several values are
         # left out, because they are divided among the jobs later.
@@ -113,6 +114,18 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
         if config.dry_run or not launched_by.is_cluster:
             check_device(config.device)
     return Sweep(jobs, launched_by)
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """In the block Hydra is free: the caller may be a program of Hydra's, which holds it."""
+    others = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        # Asked for again, because Hydra puts another instance in the place of the first.
+        GlobalHydra.instance().hydra = others
 
 
 def _find_own_files() -> list[str]:
@@ -239,7 +252,7 @@ def _read_word(word: str) -> Override:
 def _quote_text(word: str) -> str:
     """Put the text that a word gives in quotes, unless it has some: unquoted, Hydra reads few letters."""
     key, _, text = word.partition("=")
-    is_invalid_name = key == "name" and not re.fullmatch(r"[\w.-]+", text, re.ASCII)  # is refused as it stands
+    is_invalid_name = key == "name" and not re.fullmatch(r"[\w.-]+", text)  # is refused as it stands
     if key not in _TEXTS or is_invalid_name or text.startswith(("'", '"')):
         return word
     return f"{key}={quote(text)}"

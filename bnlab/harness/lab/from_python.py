@@ -74,6 +74,8 @@ def _write_word(key: str, value: Any, is_list: bool) -> str:
     if not isinstance(value, list | tuple | range):
         return f"{key}={_write_value(value, read_texts)}"
 
+    if len(value) == 0 and not is_list:
+        raise UserError(f"{key}=[]: is swept over no value; name at least one, or leave it out")
     values = ",".join(_write_value(each, read_texts) for each in value)
     return f"{key}=[{values}]" if is_list else f"{key}={values}"
 

@@ -146,6 +146,8 @@ class NetworkCount:
         if took < _SOON:
             return ""
         rest = self._names - self._ended
+        if not rest:
+            return ""  # all are made, and tables come next
         what = ""
         # Short networks are hardly ever seen, or late.
         is_seen = 2 * len(self._durations) > len(self._ended) and self._durations[-1] > _LONG

@@ -5,8 +5,8 @@ results/<experiment>/tables/<table>.parquet   one row for each key, as a sweep l
 results/<experiment>/tables/made_from.json   the requests whose rows these files hold, and the user's code at that time:
                                              they are read while both are the same
 
-Rows that were measured by two versions of a user's estimator or measurement are never in one table: see
-`_keep_one_version`.
+Rows of two trainings of a network, or that were measured by two versions of a user's estimator or measurement, are
+never in one table: see `_keep_one_training` and `_keep_one_version`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class LoadedTables(dict[str, pd.DataFrame]):
     """The tables of an experiment that have been measured, by name.
 
     Attributes:
-        notes: sentences on rows that were measured by other code of the user's than there is now.
+        notes: sentences on rows that were measured by other code of the user's than there is now, or left out.
         own: those among them that measurements of the user's own have measured.
     """
 
@@ -194,7 +194,7 @@ def _put_together(folder: Path) -> _Together:
 
     Files that cannot be read are named and set aside.
     """
-    requests = read_requests(folder)
+    requests, sentences = _keep_one_training(read_requests(folder), folder)
     if not requests:
         return _Together(LoadedTables({}), {}, {}, is_whole=False)
     columns = RUNS.schema
@@ -226,13 +226,36 @@ def _put_together(folder: Path) -> _Together:
         frames[name] = _finish(rows, schemas[name])
         for note in notes:
             tables_by_note.setdefault(note, []).append(name)
-    sentences = []
     for (estimator, sentence), names in tables_by_note.items():
         of_estimator = f"{estimator} in " if estimator else ""
         sentences.append(f"{of_estimator}{', '.join(names)}: {sentence}")
     own = {name: _describe_own(schemas[name]) for name in frames if _is_own(name, requests)}
     tables = LoadedTables(frames, sentences, own)
     return _Together(tables, schemas, {module: now.get(module) for module in modules}, is_whole)
+
+
+def _keep_one_training(requests: Sequence[Request], folder: Path) -> tuple[list[Request], list[str]]:
+    """Keep, of each network, the requests that are about its latest training; what is left out is said.
+
+    A network that is trained again, for another checkpoint or because it was removed, may have other numbers: on
+    another machine, on other threads or with other versions. Rows of both would be no comparison within a network.
+
+    Args:
+        requests: all of the experiment, the newest last.
+        folder: of the experiment.
+    """
+    latest = {request.run: request.training for request in requests if request.training}
+    kept = [request for request in requests if request.is_of(latest.get(request.run, ""))]
+    left_out = [request for request in requests if not request.is_of(latest.get(request.run, ""))]
+    if not left_out:
+        return kept, []
+    count = len({request.run for request in left_out})
+    networks = "1 network" if count == 1 else f"{count:,} networks"
+    commands = read_commands(folder, {request.command for request in left_out})
+    return kept, [
+        f"rows of {networks} are of an earlier training, which had other numbers, and left out; to measure them again: "
+        f"{'; '.join(commands) or 'sweep again'}"
+    ]
 
 
 def _list_modules(requests: Iterable[Request]) -> set[str]:

@@ -21,6 +21,7 @@ from bnlab.harness.artifacts import training_runner
 from bnlab.harness.artifacts.run import find_commit
 from bnlab.harness.artifacts.training import Diverged, TrainingState
 from bnlab.harness.progress import Progress
+from bnlab.harness.requests import read_requests
 from tests.harness.kills import assert_same, interrupted_at, read_trace
 from tests.helpers import find_network, sweep_small
 
@@ -168,6 +169,27 @@ def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path, capsys: py
     assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), load("adhoc", whole)["gaps"])
 
 
+def test_a_training_that_was_saved_on_its_way_leaves_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_runner, "STATE_SECONDS", 0.0)
+
+    sweep_small(tmp_path, "steps=4", "evaluate_at=final")
+
+    assert not (find_network(tmp_path) / "state.safetensors").exists()
+
+
+def test_a_state_that_a_kill_has_left_beside_the_status_is_not_gone_on_from(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = find_network(copied) / "state.safetensors"
+    state.write_bytes(b"nonsense")
+
+    sweep_small(copied, BOTH, "evaluate_at=[10,20]")
+
+    assert "cannot be read" not in capsys.readouterr().err
+    assert list_steps(copied) == [1, 7, 10, 20, 40]
+    assert not state.exists()
+
+
 def test_a_network_that_diverges_is_predicted_at_its_last_step_before_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,20 +229,92 @@ def test_of_a_network_that_diverges_nothing_of_an_earlier_training_is_left(
 
 def test_another_training_is_measured_again(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with other threads or versions: nothing of both is mixed."""
-    start_training = training_runner.start_training
-
-    def start_elsewhere(run: Any) -> Any:
-        progress = start_training(run)
-        next(progress.model.parameters()).data.mul_(1.001)
-        return progress
-
-    monkeypatch.setattr(training_runner, "start_training", start_elsewhere)
+    train_elsewhere(monkeypatch)
     shutil.rmtree(find_network(copied))
 
     sweep_small(copied, BOTH)
     sweep_small(tmp_path / "alone", BOTH)
 
     assert_same_rows(copied, tmp_path / "alone")
+
+
+def train_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on trainings have other numbers, as on other threads or with other versions."""
+    start_training = training_runner.start_training
+
+    def start(run: Any) -> Any:
+        progress = start_training(run)
+        next(progress.model.parameters()).data.mul_(1.001)
+        return progress
+
+    monkeypatch.setattr(training_runner, "start_training", start)
+
+
+def test_rows_of_two_trainings_are_never_in_one_table(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later sweep wants another checkpoint and another estimator: what the first has measured is left out, and said.
+
+    The first sweep, given again, measures its rows on the network that is there now.
+    """
+    train_elsewhere(monkeypatch)
+    capsys.readouterr()
+    sweep_small(copied, "estimator=cumulative", "evaluate_at=[10,20]")
+
+    tables = load("adhoc", copied)
+    assert {*tables["gaps"]["estimator"]} == {"cumulative"}
+    (note,) = tables.notes
+    assert note.startswith("rows of 1 network are of an earlier training, which had other numbers, and left out; to")
+    assert "estimator=[ema,exact]" in note
+
+    sweep_small(copied, BOTH)
+    sweep_small(tmp_path / "alone", BOTH)
+
+    tables = load("adhoc", copied)
+    assert not tables.notes
+    assert {*tables["gaps"]["estimator"]} == {"cumulative", "ema", "exact"}
+    alone = load("adhoc", tmp_path / "alone")["gaps"]
+    both = tables["gaps"]
+    of_alone = both[both["estimator"].isin(["ema", "exact"])].reset_index(drop=True)
+    assert_frame_equal(of_alone, alone)
+
+
+def test_another_sweep_of_the_same_network_measures_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load("adhoc", copied)["runs"]["final_loss"].item()
+    train_elsewhere(monkeypatch)
+    sweep_small(copied, "name=other", "evaluate_at=[10,20]")
+    assert load("adhoc", copied)["runs"]["final_loss"].item() == before
+
+    sweep_small(copied, BOTH)
+
+    of_other = load("other", copied)["runs"]["final_loss"].item()
+    assert load("adhoc", copied)["runs"]["final_loss"].item() == of_other != before
+
+
+def test_a_network_that_was_copied_to_another_seed_is_not_taken_for_it(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = find_network(copied)
+    shutil.copytree(network, network.with_name("seed_1"))
+
+    sweep_small(copied, BOTH, "seed=1")
+
+    assert "it is the network of seed=0" in capsys.readouterr().err
+    losses = load("adhoc", copied)["runs"].set_index("seed")["final_loss"]
+    assert losses[0] != losses[1]
+
+
+def test_the_latest_request_is_the_newest_whatever_clocks_say(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a machine whose clock was ahead is not the newest for ever."""
+    (path,) = (copied / "adhoc" / "requests").glob("*.json")
+    ahead = json.loads(path.read_text(encoding="utf-8"))
+    ahead["written"] += 10**18
+    path.write_text(json.dumps(ahead), encoding="utf-8")
+
+    sweep_small(copied, "estimator=cumulative")
+
+    requests = read_requests(copied / "adhoc")
+    assert [request.written - ahead["written"] for request in requests] == [0, 1]
 
 
 def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
