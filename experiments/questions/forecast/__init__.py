@@ -13,7 +13,7 @@ The forecast is for the weights at the same step, not for later ones. It needs t
 recorded while training, and labelled validation images, but no further pass over training images. Recall and precision
 say less than they seem to: at a constant rate nine of ten steps of `real` lose over two points, and six of ten along a
 cosine. So claims that are post hoc compare it with two more: what other seeds lose at the same setting and step, and
-exact statistics of training images.
+exact statistics of training images, by which what is foretold is defined.
 
 Each network gives one number where something is tested, and intervals are over networks: on this page *n* counts
 networks, and so does the word seeds. Each seed of `real` has three, one at each rate. Networks without a step of the
@@ -268,7 +268,7 @@ bnlab sweep experiment=real_batches name=forecast with the same words""",
             score(lambda tables: is_shuffled(compute_errors(tables, "by_exact")), "difference", ("kind",)),
             above(0.0, "points", "at 0 the other one does as well"), post_hoc="asked"),
         "it_foretells_too_little": Claim(
-            "The forecast is too low on average: self-tuned averages lag, too.",
+            "The forecast is too low on average: self-tuned averages fall short of exact statistics, too.",
             score(lambda tables: is_shuffled(compute_bias(tables)), "bias", ("kind",)),
             below(0.0, "points", "at 0 it is right on average"), post_hoc="asked"),
         "silent_where_little_is_lost": Claim(

@@ -365,5 +365,10 @@ bnlab sweep experiment=real_batches data.download=true
             "at the end.",
             score(subtract_trained, "accuracy", ("line", RATE), scale=100, **AT_CONSTANT_RATE),
             above(0.0, "points gained", AS_ACCURATE)),
+        "a_long_average_loses_after_a_cosine": Claim(
+            "At the end of a cosine averages over about the last thousand updates (decay 0.999) are less accurate than "
+            "the trained weights, both under exact statistics.",
+            score(subtract_trained, "accuracy", (RATE,), scale=100, line="decay 0.999", **ON_COSINE),
+            below(0.0, "points gained", AS_ACCURATE), post_hoc="asked"),
     },
 )  # fmt: skip

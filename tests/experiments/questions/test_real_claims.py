@@ -115,6 +115,8 @@ def test_real() -> None:
         *("the_last_batch_gains_on_the_way", "the_last_batch_loses_at_the_end"),
     }
     assert {claim for claim, verdicts in found.items() if {*verdicts} == {"holds"}} >= holding
+    # Averaged weights are planted a point above the trained ones.
+    assert found["a_long_average_loses_after_a_cosine"] == ["fails"] * 3
     # At rate 0.4 it loses 0.8 points there.
     assert found["little_at_nine_tenths"] == ["holds", "holds", "fails"]
     # 2 points times what is left: a point and more until half of the schedule is done.
