@@ -19,7 +19,7 @@ from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.labels import Labels, name_unread, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
 from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
-from bnlab.doctor.evidence.scoring import score
+from bnlab.doctor.evidence.scoring import find_only_class, score
 from bnlab.doctor.evidence.setup import find_labels, measure, read_batches, set_up
 from bnlab.doctor.interventions.experiment import try_undos
 from bnlab.doctor.verdict.attribution import name_place, name_trials
@@ -279,9 +279,14 @@ def recalibrate(
     local_images = sum(map(count_images, task.data))
     hidden = _choose_hidden(ranks.gather((local_mistake, local_images)))
     # For the reason alone: scores are missing if there are no labels, or if labels do not fit the outputs.
+    only_class = find_only_class(task) if evaluate is None else None
     why_not = _say_why_not_scored(task)
 
     is_wanted, reason = _decide(hidden, scores, is_broken, why_not, statistics.check)
+    # Statistics of one class alone are those of no training set.
+    if scores is None and only_class is not None and is_wanted and not is_broken:
+        is_wanted = False
+        reason = f"all labels are class {only_class}; pass shuffled batches, or all of them"
     if force and not is_wanted:
         reason = f"force=True, although {reason}"
     written = is_wanted or force

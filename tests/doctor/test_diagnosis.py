@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+import bnlab
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Cause, Signs
 from bnlab.doctor.evidence.case import Case
@@ -192,16 +194,47 @@ def test_without_labels_and_outputs_of_images_there_is_no_verdict(batches: Batch
     assert str(diagnosis).startswith("No warnings or errors in 3 batch norms (no labels, no evaluate=, and ")
 
 
-def test_labels_of_one_class_do_not_make_a_model_bad(batches: Batches) -> None:
-    """Always naming it would score 100%, and nothing scores more."""
-    images = torch.cat([images[labels == 1] for images, labels in batches])
-    model = make_healthy()
+@pytest.mark.parametrize("number", [0, 1])
+def test_labels_of_one_class_judge_nothing(number: int, batches: Batches) -> None:
+    """Whatever moves the predictions towards that class would score more, right or wrong."""
+    dummy = [(images, torch.full_like(labels, number)) for images, labels in batches]
 
-    diagnosis = diagnose(model, [(images, torch.ones(len(images)).long())], progress=False)
+    diagnosis = diagnose(make_healthy(), dummy, progress=False)
+    recalibration = bnlab.recalibrate(make_healthy(), dummy, progress=False)
 
-    assert diagnosis.scores["running"] > 0.9
-    assert diagnosis.judged is not None
-    assert diagnosis.judged.word != "network"
+    assert f"All labels are class {number}, by which nothing can be judged" in " ".join(str(diagnosis).split())
+    assert not diagnosis.scores
+    assert diagnosis.judged is None or diagnosis.judged.word != "network"
+    assert not recalibration.written
+    assert recalibration.reason == f"all labels are class {number}; pass shuffled batches, or all of them"
+
+
+def smooth(labels: Tensor) -> Tensor:
+    return 0.9 * F.one_hot(labels, 10).float() + 0.01
+
+
+@pytest.mark.parametrize("convert", [lambda labels: F.one_hot(labels, 10).float(), smooth])
+def test_shares_of_classes_are_scored_by_the_largest(convert: Callable[[Tensor], Tensor], batches: Batches) -> None:
+    """One-hot labels, and those of label smoothing: squared errors would prefer logits that are small."""
+    shares = [(images, convert(labels)) for images, labels in batches]
+
+    for model in (make_healthy(), make_spoiled()):
+        found, expected = (diagnose(model, data, progress=False) for data in (shares, batches))
+        assert found.verdict == expected.verdict
+        assert found.scores == expected.scores
+
+
+def test_training_labels_may_be_of_another_kind(batches: Batches) -> None:
+    smoothed = [(images, smooth(labels)) for images, labels in batches]
+    mixed = [(images, 0.7 * smooth(labels) + 0.3 * smooth(labels.roll(1))) for images, labels in batches]
+
+    plain, found, of_mixed = (
+        diagnose(make_healthy(), batches, training_batches=training, progress=False).case.training_score
+        for training in (batches, smoothed, mixed)
+    )
+
+    assert found == plain
+    assert of_mixed is None, "mixed images are no test"
 
 
 @pytest.mark.parametrize(

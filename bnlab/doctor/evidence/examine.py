@@ -18,6 +18,7 @@ from bnlab.doctor.evidence.decisions import compare_decisions
 from bnlab.doctor.evidence.formula import find_deviations
 from bnlab.doctor.evidence.labels import (
     describe_misfit,
+    describe_only_class,
     describe_out_of_range,
     describe_unread,
     find_out_of_range_labels,
@@ -26,7 +27,7 @@ from bnlab.doctor.evidence.labels import (
 from bnlab.doctor.evidence.observing import CallLog, View, observe_batches
 from bnlab.doctor.evidence.predictions import compare_in_callers_mode, find_unread, probe_predictions
 from bnlab.doctor.evidence.scores import Evaluate, score_batch
-from bnlab.doctor.evidence.scoring import add_batch_statistics, score, score_training
+from bnlab.doctor.evidence.scoring import add_batch_statistics, find_only_class, score, score_training
 from bnlab.doctor.evidence.setup import find_labels, measure
 from bnlab.doctor.undo import find_tensor
 from bnlab.exact.population import population_statistics
@@ -85,6 +86,7 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     if scores is not None and evaluate is not None:
         scores = add_batch_statistics(scores, task, evaluate)
     decisions = compare_decisions(task, exact) if scores is None else None
+    only_class = find_only_class(task) if scores is None and evaluate is None else None
     twice, alone = probe_predictions(task)
     examined = case.on_data(
         exact,
@@ -99,7 +101,7 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
         evaluated=log.group(),
         by_batch=compare_in_callers_mode(task),
         warnings=tuple(str(warning.message) for warning in caught),
-        misfit=misfits[0] if misfits else describe_out_of_range(out_of_range),
+        misfit=misfits[0] if misfits else describe_only_class(only_class) or describe_out_of_range(out_of_range),
     )
     return add_forwards(examined, task)
 

@@ -221,6 +221,13 @@ def describe_misfit(output: Any, labels: Tensor) -> str:
     return f"Labels {describe(labels)} cannot be compared with outputs {reported}: pass evaluate=."
 
 
+def describe_only_class(number: int | None) -> str | None:
+    """Say that all labels are of this class, which nothing can be judged by; None without one."""
+    if number is None:
+        return None
+    return f"All labels are class {number}, by which nothing can be judged: pass shuffled batches, or all of them."
+
+
 def find_out_of_range_labels(output: Any, labels: Tensor | None) -> Tensor | None:
     """Find which images have a label that counts and is no class of the output: bool [N]; None without classes."""
     logits = find_logits(output)

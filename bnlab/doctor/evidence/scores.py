@@ -16,6 +16,7 @@ from bnlab.doctor.evidence.labels import find_counted, find_logits, has_only_sha
 from bnlab.doctor.thresholds import LEAST_LIKELIHOOD, NEAR_CHANCE
 
 _ADVICE = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
+_OF_SHARES = 1e-3  # by which shares of classes may miss 1, as half precision rounds them
 _MANY = 8  # outputs: so many logits are hardly ever all between 0 and 1
 
 Evaluate = Callable[[nn.Module], Any]
@@ -175,7 +176,8 @@ class Reading:
     Attributes:
         are_binary: whether all floating-point labels are 0 or 1, so that right ones are counted; of others errors are
             squared.
-        are_one_hot: whether floating-point labels [N, classes, ...] name one class each.
+        are_one_hot: whether floating-point labels [N, classes, ...] are shares of classes that sum to 1: one-hot ones,
+            and those of label smoothing, mixup and distillation. The largest names the class.
         least: outputs of two classes above it stand for 1: 0 of logits, 0.5 of shares, as a sigmoid gives them.
     """
 
@@ -193,7 +195,7 @@ def find_reading(outputs: Sequence[Any], labels: Sequence[Tensor]) -> Reading:
     """
     numbers = [part for part in labels if part.is_floating_point()]
     are_binary = all(_are_binary(part) for part in numbers)
-    are_one_hot = bool(numbers) and are_binary and all(_are_one_hot(part) for part in numbers)
+    are_one_hot = bool(numbers) and all(_are_one_hot(part) for part in numbers)
     return Reading(are_binary, are_one_hot, least=_choose_least(outputs))
 
 
@@ -336,13 +338,13 @@ def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
 
 def _score_numbers(outputs: Tensor, labels: Tensor, reading: Reading) -> Tensor:
     """Score outputs against floating-point labels of the same shape [N, ...]."""
-    if not reading.are_binary:
-        errors = (outputs - labels).double()
-        return average_by_image(-errors.square())
     if reading.are_one_hot:
         named = labels.argmax(1)
         right = outputs.argmax(1) == named
         return average_by_class(right, named, labels.shape[1])
+    if not reading.are_binary:
+        errors = (outputs - labels).double()
+        return average_by_image(-errors.square())
 
     predicted = outputs > reading.least
     right = predicted == labels
@@ -358,8 +360,22 @@ def _are_binary(labels: Tensor) -> bool:
 
 
 def _are_one_hot(labels: Tensor) -> bool:
-    """Return whether labels [N, classes, ...] of 0 and 1 name one of at least two classes each."""
-    return labels.dim() > 1 and labels.shape[1] > 1 and bool((labels.sum(1) == 1).all())
+    """Return whether labels [N, classes, ...] are shares of at least two classes, which sum to 1."""
+    if labels.dim() < 2 or labels.shape[1] < 2:
+        return False
+    is_whole = (labels.double().sum(1) - 1).abs() < _OF_SHARES
+    return bool(is_whole.all() and (labels >= 0).all())
+
+
+def are_mixed(labels: Tensor) -> bool:
+    """Return whether some labels [N, classes] are shares of several images, as mixup makes them.
+
+    Those of label smoothing differ in one class only.
+    """
+    if not labels.is_floating_point() or not _are_one_hot(labels):
+        return False
+    rest = labels.sort(1).values[:, :-1]  # without the largest
+    return bool((rest.amax(1) - rest.amin(1) > _OF_SHARES).any())
 
 
 def average_by_image(values: Tensor) -> Tensor:

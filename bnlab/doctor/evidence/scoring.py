@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from bnlab.doctor.evidence.labels import has_only_shares
 from bnlab.doctor.evidence.scores import (
     Evaluate,
     Scores,
+    are_mixed,
+    find_reading,
     measure_likelihood,
     read_values,
     score_batch,
@@ -26,10 +29,12 @@ from bnlab.doctor.evidence.scores import (
 from bnlab.doctor.evidence.setup import find_labels
 from bnlab.doctor.undo import Apply, normalize_each_batch
 from bnlab.exact.task import Task, watched
-from bnlab.model.batches import take_images
+from bnlab.model.batches import count_images, take_images
 from bnlab.model.borrow import measured
 from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics, using
+
+_ENOUGH = 10  # images, of which shuffled ones are hardly ever all of one class
 
 
 class Judged(NamedTuple):
@@ -68,21 +73,54 @@ def score(
     if evaluate is not None:
         return Scores(joined, _are_shares(joined))
 
-    constants = ranks.gather(_score_constants(task))
     commonest = None
-    # Labels that are no classes have no commonest one.
-    if None not in constants:
-        sums: Counter[int] = sum(constants, Counter())
-        # Where all labels are of one class, always naming it could not be beaten.
-        commonest = max(sums.values()) / len(joined["running"]) if len(sums) > 1 else None
+    sums = _count_classes(task)
+    # Labels that are no classes have no commonest one. Where few are all of one class, always naming it cannot be
+    # beaten.
+    if sums is not None and len(sums) > 1:
+        commonest = max(sums.values()) / len(joined["running"])
     labels = find_labels(task, task.data[0])
     by_class = labels is not None and labels.dim() > 1
+    if sums is not None and len(sums) == 1 and not by_class and len(joined["running"]) >= _ENOUGH:
+        return None
     return Scores(joined, _are_shares(joined), commonest, by_class)
 
 
+def find_only_class(task: Task) -> int | None:
+    """Find the class that all labels are of; None if there are several, or hardly any labels.
+
+    Images that are sorted by class, or that have a number in the place of a label, say nothing of a network: whatever
+    moves its predictions towards that class scores better.
+    """
+    sums = _count_classes(task)
+    images = sum(task.ranks.gather(sum(map(count_images, task.data))))
+    labels = find_labels(task, task.data[0]) if task.data else None
+    if sums is None or len(sums) > 1 or images < _ENOUGH or labels is None or labels.dim() > 1:
+        return None
+    return next(iter(sums), None)
+
+
+def _count_classes(task: Task) -> Counter[int] | None:
+    """Sum over the images of all processes what naming each class would score; None where labels are no classes."""
+    constants = task.ranks.gather(_score_constants(task))
+    return None if None in constants else sum(constants, Counter())
+
+
 def score_training(task: Task) -> float | None:
-    """Score the training batches by the model as it is, in eval mode; None where labels do not say by shares."""
-    values = score_by_labels(task)
+    """Score the training batches by the model as it is, in eval mode; None where labels do not say by shares.
+
+    Their labels may be of another kind than those of the images: smoothed, or mixed. Mixed images are no test.
+    """
+    labels = [each for each in (find_labels(task, batch) for batch in task.data) if each is not None]
+    if any(map(are_mixed, labels)):
+        return None
+    are_classes = all(part.dim() == 1 and not part.is_floating_point() for part in labels)
+    if labels and are_classes and sum(map(len, labels)) >= _ENOUGH and len(score_constants(labels)) == 1:
+        return None
+    reading = find_reading([], labels)
+    if task.reading is not None:
+        reading = replace(reading, least=task.reading.least)  # which is of outputs, not of labels
+    values = score_by_labels(replace(task, reading=reading))
     if values is None or not _are_shares({"running": values}):
         return None
     return float(values.mean())
