@@ -39,6 +39,9 @@ def main() -> int:
     except BrokenPipeError:  # as by `| head`
         sys.stdout = None  # type: ignore[assignment]  # it is not flushed at the end
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return code
 
 
@@ -54,13 +57,24 @@ def _run_command(words: list[str]) -> int:
         # `max_images=100` too, as Python and the commands of the harness write it.
         words = [re.sub("^max_images=", "--max-images=", word) for word in words]
         arguments = _make_parser().parse_args(words)
-        code: int = arguments.run(arguments)
+        code = _run(arguments)
     # This is nobody's mistake, and `main` handles it.
     except BrokenPipeError:
         raise
     except Exception as error:  # the caller's model and batches may raise anything
         print(f"error: {_describe_error(error)}", file=sys.stderr)
         return 2
+    return code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run a command; RuntimeError where the caller's code ends the program, whose status would be taken for ours."""
+    try:
+        code: int = arguments.run(arguments)
+    except SystemExit as error:
+        raise RuntimeError(f"the program was ended by sys.exit({error.code!r})").with_traceback(
+            error.__traceback__
+        ) from None
     return code
 
 
@@ -107,8 +121,13 @@ def _describe_error(error: Exception) -> str:
 
     lines = [_summarize(error)]
     lines += getattr(error, "__notes__", [])
-    callers = [frame for frame in foreign if "site-packages" not in frame.filename]
-    if callers:
+    is_frozen = "<frozen "  # as the files of Python's import system are called
+    callers = [
+        frame for frame in foreign if "site-packages" not in frame.filename and not frame.filename.startswith(is_frozen)
+    ]
+    if isinstance(error, SyntaxError) and error.filename is not None:  # no frame has reached it
+        lines.append(f"at {error.filename}:{error.lineno}: {(error.text or '').strip()}")
+    elif callers:
         last = callers[-1]
         lines.append(f"at {last.filename}:{last.lineno}: {last.line}")
     return "\n  ".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,11 +57,14 @@ MISTAKES = {
     "doctor mine:model --evaluate mine:values": "--evaluate is about batches, and none are given",
     "doctor mine:model mine:batches --worth 0": "worth=0.0; pass a positive difference of scores",
     "doctor mine:model --select BN7": "--select BN7: no code begins so; bnlab explain lists them",
+    "doctor mine:model --select ,": "--select: names no code; bnlab explain lists them",
+    "doctor mine:model mine:batches --expected nan": "expected=nan; pass a mean score",
     "doctor mine:model --html nowhere/page.html": "--html nowhere/page.html: is a folder, or lies in none",
     "explain BN000": "'BN000' is no code; there are",
     # models
     "gap mine:plain mine:batches": "no BatchNorm layer",
     "gap mine:modle mine:batches": "mine:modle: cannot be imported",
+    "gap mine:nowhere mine:batches": "mine.py has no nowhere)",
     "gap ./mine.py:model mine:batches": "./mine.py:model: write package.module:function",
     "gap mine:net mine:batches": "mine:net is a Sequential; name a function without arguments",
     "gap mine:deep mine:batches": "deep() missing 1 required positional argument: 'layers'",
@@ -111,9 +115,17 @@ def test_mistakes_are_one_line_and_status_2(folder: Path, line: str) -> None:
     [
         ("mine:broken", "error: ValueError: of the function's own\n  at "),
         ("mine:Breaking", "return self.bn(x) @ torch.zeros(3, 3)"),
+        ("mine:leave", "error: RuntimeError: the program was ended by sys.exit(0)\n  at "),
+        ("spelled:model", "has no attribute 'Sequentail'\n  at "),
+        ("spelled:model", "spelled.py:2: net = nn.Sequentail()"),
+        ("unclosed:model", "unclosed.py:1: def model(:"),
+        ("lacking:model", "error: ModuleNotFoundError: No module named 'nobody_has_this'\n  at "),
     ],
 )
 def test_errors_of_the_users_code_have_their_line(folder: Path, model: str, message: str) -> None:
+    (folder / "spelled.py").write_text("from torch import nn\nnet = nn.Sequentail()\n", encoding="utf-8")
+    (folder / "unclosed.py").write_text("def model(:\n", encoding="utf-8")
+    (folder / "lacking.py").write_text("import nobody_has_this\n", encoding="utf-8")
     done = call_bnlab(folder, "gap", model, "mine:images")
 
     assert done.returncode == 2
@@ -161,7 +173,8 @@ def test_weights_of_a_file(folder: Path, name: str) -> None:
         ("w.pt", None, "no such file"),
         ("w.pt", [1, 2], "holds a list; pass safetensors or a state dict"),
         ("w.pt", {"0.weight": torch.zeros(1)}, "is not of this model"),
-        ("w.pt", b"hello", "cannot be read ("),
+        ("w.pt", b"version https://git-lfs.github.com", "is no checkpoint (it begins with 'version https://git-lfs.')"),
+        ("w.pt", b"PK, and no archive", "cannot be read ("),
         ("w.safetensors", {"0.weight": torch.zeros(1)}, "cannot be read ("),  # not what its name says
     ],
 )
@@ -218,3 +231,25 @@ def test_help_and_version(folder: Path) -> None:
         done = call_bnlab(folder, *words.split())
         assert done.returncode == 0
         assert shown in done.stdout
+
+
+def test_an_interrupted_command_says_so(folder: Path) -> None:
+    done = call_bnlab(folder, "doctor", "mine:model", "mine:interrupted")
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_json_stands_alone_whatever_the_users_code_prints(folder: Path) -> None:
+    done = call_bnlab(folder, "doctor", "mine:talking", "--json")
+
+    assert json.loads(done.stdout)["findings"] == []
+    assert "hello" in done.stderr
+
+
+def test_safetensors_are_known_by_what_they_begin_with(folder: Path) -> None:
+    torch.manual_seed(1)
+    save_file({"another.weight": torch.zeros(1)}, folder / "w.pth")
+
+    done = call_bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", "w.pth")
+
+    assert "is not of this model (Error(s) in loading state_dict for Sequential: Missing key(s)" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
@@ -77,7 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
         show_demo()
         return 0
     _require_arguments(arguments)
-    diagnosis = _diagnose(arguments)
+    # What the caller's code prints would stand before the JSON.
+    printed = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
+    with printed:
+        diagnosis = _diagnose(arguments)
     # With --select, only the selected codes decide the exit status; the verdict does not.
     severities = []
     if arguments.select is not None:
@@ -117,6 +121,8 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is about batches, and none are given: name them too")
     if arguments.select is not None:
         codes = [cause.code for cause in list_causes()]
+        if not _split(arguments.select):
+            raise ValueError("--select: names no code; bnlab explain lists them")
         for prefix in _split(arguments.select):
             if not any(code.startswith(prefix) for code in codes):
                 raise ValueError(f"--select {prefix}: no code begins so; bnlab explain lists them")
@@ -128,7 +134,7 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
 
 def _split(select: str) -> tuple[str, ...]:
     """Split what codes may begin with; codes of earlier versions are those that they are part of now."""
-    prefixes = [prefix.strip().upper() for prefix in select.split(",")]
+    prefixes = [prefix.strip().upper() for prefix in select.split(",") if prefix.strip()]
     return tuple(ALIASES.get(prefix, prefix) for prefix in prefixes)
 
 

@@ -188,9 +188,16 @@ def find_function(name: str) -> Any:
     # Python does not search the current folder when it runs an installed script such as `bnlab`.
     sys.path.insert(0, os.getcwd())
     try:
-        value = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # Another module that is missing is one that the caller's file imports.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
         raise ValueError(f"{name}: cannot be imported ({error})") from error
+    if not hasattr(imported, function):
+        where = getattr(imported, "__file__", None) or module
+        raise ValueError(f"{name}: cannot be imported ({where} has no {function})")
+    value = getattr(imported, function)
     if not callable(value) or isinstance(value, nn.Module):  # a module is called with its input
         raise TypeError(f"{name} is a {type(value).__name__}; name a function without arguments")
     return value
@@ -214,8 +221,8 @@ def report_warnings() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         yield
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):  # each once
+        print(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager

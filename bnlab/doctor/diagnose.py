@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -273,7 +274,7 @@ def _require_arguments(
             worth, lambda value: value > 0, f"{CALLER}: worth={worth!r}; pass a positive difference of scores"
         )
     if expected is not None:
-        require_number(expected, lambda value: True, f"{CALLER}: expected={expected!r}; pass a mean score")
+        require_number(expected, math.isfinite, f"{CALLER}: expected={expected!r}; pass a mean score")
     if max_images is not None:
         require_count(max_images, f"{CALLER}: max_images={max_images!r}; pass at least 1, or None for all")
     for cause in causes:

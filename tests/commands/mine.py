@@ -1,6 +1,8 @@
 # mypy: ignore-errors
 """A user's module, of which tests of commands name the functions: models, batches, metrics."""
 
+import sys
+
 import torch
 from torch import nn
 
@@ -88,6 +90,19 @@ def plain():
 
 def broken():
     raise ValueError("of the function's own")
+
+
+def leave():
+    sys.exit(0)
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def talking():
+    print("hello")
+    return model()
 
 
 class Breaking(nn.Module):

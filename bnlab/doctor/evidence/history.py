@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,14 +78,30 @@ def read_state(source: Any, caller: str) -> Mapping[str, Any]:
     raise TypeError(f"{caller} is a {type(source).__name__}; pass a module, a state dict, or a file of one")
 
 
+_OF_TORCH = (b"PK", b"\x80")  # with which zip archives and pickles begin
+
+
+def _read_beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
 def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
     """Read a file of weights; nothing in it is run."""
     if not path.is_file():
         raise ValueError(f"{caller} {path}: no such file")
+    begins = _read_beginning(path)
+    is_safe = path.suffix == ".safetensors" or begins[8:10] == b'{"'
+    if not is_safe and not begins.startswith(_OF_TORCH):
+        shown = begins[:24].decode("utf-8", "backslashreplace").partition("\n")[0]
+        raise ValueError(
+            f"{caller} {path}: is no checkpoint (it begins with {shown!r}); pass safetensors or a state dict"
+        )
+    if begins.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{caller} {path}: cannot be read (an archive without its end); copy or save it again")
     try:
         with warnings.catch_warnings():  # torch's, of other formats, would stand beside the error
             warnings.simplefilter("ignore")
-            is_safe = path.suffix == ".safetensors"
             state = load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors raise what they like
         if "weights_only" in str(error):  # torch advises to turn it off, which would run what the file says

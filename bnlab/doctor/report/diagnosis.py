@@ -342,7 +342,8 @@ class Diagnosis:
         # Imported late, because the page's templates need Jinja, and most diagnoses are only printed.
         from bnlab.doctor.report.page import make_page
 
-        Path(path).write_text(make_page(self), encoding="utf-8")
+        # Encoded before the file is opened: names may have letters that no encoding has, as of old archives.
+        Path(path).write_bytes(make_page(self).encode("utf-8", "backslashreplace"))
 
 
 def list_between(model: nn.Module, first: str, last: str) -> list[str]:
