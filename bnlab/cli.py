@@ -116,11 +116,11 @@ def _describe_error(error: Exception) -> str:
     ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
     # The traceback begins in `_run_command`, so that at least one frame is ours.
     foreign = frames[max(ours) + 1 :]
+    notes = getattr(error, "__notes__", [])
     if not foreign:
-        return str(error)
+        return "\n  ".join([str(error), *notes])
 
-    lines = [_summarize(error)]
-    lines += getattr(error, "__notes__", [])
+    lines = [_summarize(error), *notes]
     is_frozen = "<frozen "  # as the files of Python's import system are called
     callers = [
         frame for frame in foreign if "site-packages" not in frame.filename and not frame.filename.startswith(is_frozen)

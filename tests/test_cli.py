@@ -74,6 +74,7 @@ MISTAKES = {
     "doctor torchvision:deeplabv3_resnet50": "torchvision has no classifier deeplabv3_resnet50",  # it would download
     # batches and files
     "gap mine:model mine:nothing": "batches is empty",
+    "doctor mine:model mine:batches --training mine:nothing": "training_batches is empty",
     "doctor mine:model nowhere": "nowhere: no such folder; name a folder of images, or write package.module:function",
     "doctor mine:model mine:one": "doctor: mine:one is a Tensor; pass an iterable of batches",
     "doctor mine:model mine:one_labelled": "mine:one_labelled is one batch of images and labels; pass a list",

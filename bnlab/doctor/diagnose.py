@@ -144,7 +144,7 @@ def diagnose(
             task, choices = choose_scoring(task)
         case = _try_to_examine(case, task, evaluate)
         if case.has_data and training_batches is not None:
-            training = read_batches(task, training_batches, max_images)
+            training = read_batches(task, training_batches, max_images, "training_batches")
             case = add_training(case, training, evaluate)
 
     # Also without batches, because a DataLoader's lengths are known without reading it.

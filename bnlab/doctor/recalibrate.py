@@ -269,7 +269,8 @@ def recalibrate(
     if training_batches is not None:
         # A tolerance ends the reading of the images, and nothing that of the training batches: as many are read.
         most_training = most if tolerance is None else sum(map(count_images, task.data))
-        case = add_training(case, read_batches(task, training_batches, most_training), evaluate)
+        training = read_batches(task, training_batches, most_training, "training_batches")
+        case = add_training(case, training, evaluate)
     # Averages that are not finite are at fault whatever an undo brings back, so that nothing is looked for.
     # All ranks skip it alike, because layers that were left out are measured by all of them together.
     is_any_broken = any(ranks.gather(case.is_broken))

@@ -289,3 +289,11 @@ def test_values_of_evaluate(returned: Any, expected: list[float] | str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         read_values(returned, "f")
     assert f"{caught.type.__name__}: {caught.value}".startswith(expected)
+
+
+def test_an_interval_of_shares_ends_where_shares_do() -> None:
+    """Of two images that are both lost, the interval of normal distributions would go beyond all that can be lost."""
+    lost = Scores({"running": torch.ones(2).double(), "exact": torch.zeros(2).double()}, are_shares=True)
+
+    assert lost.compare("exact", "running").low == -1.0
+    assert lost.compare("running", "exact").high == 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from statistics import NormalDist
 from typing import Any
@@ -118,7 +118,11 @@ class Scores:
         are_signs = bool(are_right_or_wrong.all())
 
         if len(differences) < 2 or are_signs or differences.any():
-            return estimate_mean(differences, are_signs)
+            estimate = estimate_mean(differences, are_signs)
+            # Of few images an interval leaves what shares can differ by.
+            if self.are_shares:
+                estimate = replace(estimate, low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
+            return estimate
         # All differences are 0, and their standard deviation would make an interval of no width.
         spread = 1.0
         if not self.are_shares:

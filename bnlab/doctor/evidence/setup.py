@@ -59,8 +59,14 @@ def set_up(
     )
 
 
-def read_batches(task: Task, batches: Iterable[Any], max_images: int | None) -> Task:
+def read_batches(task: Task, batches: Iterable[Any], max_images: int | None, name: str = "batches") -> Task:
     """Read this process's batches once and keep them, until they are so many images; return the task on them.
+
+    Args:
+        task: a task without batches, or on others.
+        batches: any iterable.
+        max_images: after how many images reading stops; None: all are read.
+        name: of the caller's argument.
 
     Raises:
         ValueError: there are none, one is empty, or they take more than half of the free memory; of any process.
@@ -73,7 +79,7 @@ def read_batches(task: Task, batches: Iterable[Any], max_images: int | None) -> 
             Source(batches, count_images, task.caller).read(data, max_images)
         if not data:
             advice = "pass at least one batch (an iterator is used up once read)"
-            raise ValueError(f"{task.caller}: batches is empty; {advice}")
+            raise ValueError(f"{task.caller}: {name} is empty; {advice}")
 
     task.ranks.run_together(read)
     return task.on(data)
