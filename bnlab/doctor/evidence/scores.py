@@ -119,8 +119,8 @@ class Scores:
 
         if len(differences) < 2 or are_signs or differences.any():
             estimate = estimate_mean(differences, are_signs)
-            # Of few images an interval leaves what shares can differ by.
-            if self.are_shares:
+            # Of few images an interval leaves what shares can differ by; that of one image says that nothing is known.
+            if self.are_shares and math.isfinite(estimate.low):
                 estimate = replace(estimate, low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
             return estimate
         # All differences are 0, and their standard deviation would make an interval of no width.
