@@ -77,7 +77,8 @@ def diagnose(
             Labels are what a dictionary or a named tuple calls `labels`, `label`, `targets`, `target` or `y`, the
             second part of a tuple or list, and of a longer one the part that outputs predict; in masks, positions
             with 255 or a negative label do not count, and the classes in an image count alike, however small. Of
-            several outputs the one that names classes is scored.
+            labels that are shares of classes, as of label smoothing, the largest counts. By ten labels or more that are
+            all of one class nothing is judged. Of several outputs the one that names classes is scored.
         before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
             contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
         trace: what `bnlab.record` recorded of the training.
