@@ -34,8 +34,8 @@ class WeightsMovedAlone(Cause):
         "The averages belong to other weights: those before a change, or those of the network they were copied from."
     )
     remedy = (
-        "Recalibrate after averaging, merging, pruning or rounding weights; let an average of weights average the "
-        "buffers too, and save adapters with their buffers."
+        "Recalibrate after averaging, merging, pruning or rounding weights, also where an average of weights averages "
+        "its buffers; save adapters with their buffers."
     )
     undone_by = (EXACT, RESCALED)
     severity = "warning"

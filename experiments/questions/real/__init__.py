@@ -279,6 +279,10 @@ bnlab sweep experiment=real_batches data.download=true
             "At the end of a constant rate of 0.1 and of 0.4 running averages lose over a point.",
             score(lambda tables: compute_lost(tables, 1.0), "accuracy", (RATE,), scale=-100,
                   **AT_LARGE_CONSTANT_RATES), COSTS_A_POINT),
+        "the_smallest_rate_keeps_costing_too": Claim(
+            "At the end of a constant rate of 0.025 running averages lose over a point.",
+            score(lambda tables: compute_lost(tables, 1.0), "accuracy", (RATE,), scale=-100,
+                  **{**AT_CONSTANT_RATE, RATE: 0.025}), COSTS_A_POINT, post_hoc="asked"),
         "it_grows_with_the_rate": Claim(
             "At a constant rate four times the rate loses more, from a fifth of the training on.",
             score(compute_lost_with_rate, "accuracy", ("rates",), average="panel", scale=-100, **AT_CONSTANT_RATE),
@@ -303,6 +307,10 @@ bnlab sweep experiment=real_batches data.download=true
             "twelve, in most networks.",
             score(pick_checkpoints, "differs", (RATE,), **AT_LARGE_CONSTANT_RATES),
             above(0.5, "of the networks", MOST)),
+        "another_checkpoint_is_picked_at_the_smallest_rate": Claim(
+            "So it does at a constant rate of 0.025.",
+            score(pick_checkpoints, "differs", (RATE,), **{**AT_CONSTANT_RATE, RATE: 0.025}),
+            above(0.5, "of the networks", MOST), post_hoc="asked"),
         "that_checkpoint_costs_little": Claim(
             "At a constant rate that checkpoint costs less than half a point of exact test accuracy.",
             score(pick_checkpoints, "cost", (RATE,), scale=100, **AT_CONSTANT_RATE), below(*HALF)),
