@@ -55,7 +55,7 @@ def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
         parts = [map_batch(function, part) for part in batch]
         if isinstance(batch, PackedSequence):  # torch wants its sizes on the CPU, wherever the data are
             parts[1] = parts[1].cpu()
-        # A named tuple is made of separate arguments, unless by this: its class may have a constructor of its own.
+        # A named tuple takes separate arguments, and its class may have a constructor of its own; `_make` takes a list.
         make = getattr(type(batch), "_make", type(batch))
         return make(parts)
 

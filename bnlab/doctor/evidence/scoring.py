@@ -75,14 +75,14 @@ def score(
 
     commonest = None
     sums = _count_classes(task)
+    if _choose_only_class(task, sums) is not None:
+        return None
     # Labels that are no classes have no commonest one. Where few are all of one class, always naming it cannot be
     # beaten.
     if sums is not None and len(sums) > 1:
         commonest = max(sums.values()) / len(joined["running"])
     labels = find_labels(task, task.data[0])
     by_class = labels is not None and labels.dim() > 1
-    if sums is not None and len(sums) == 1 and not by_class and len(joined["running"]) >= _ENOUGH:
-        return None
     return Scores(joined, _are_shares(joined), commonest, by_class)
 
 
@@ -92,12 +92,17 @@ def find_only_class(task: Task) -> int | None:
     Images that are sorted by class, or that have a number in the place of a label, say nothing of a network: whatever
     moves its predictions towards that class scores better.
     """
-    sums = _count_classes(task)
+    return _choose_only_class(task, _count_classes(task))
+
+
+def _choose_only_class(task: Task, sums: Counter[int] | None) -> int | None:
+    """Choose the class of all labels, whose `_count_classes` are given; all processes call it together."""
     images = sum(task.ranks.gather(sum(map(count_images, task.data))))
-    labels = find_labels(task, task.data[0]) if task.data else None
-    if sums is None or len(sums) > 1 or images < _ENOUGH or labels is None or labels.dim() > 1:
+    labels = find_labels(task, task.data[0])
+    # A mask that is all background says what it says of every position.
+    if sums is None or len(sums) != 1 or images < _ENOUGH or labels is None or labels.dim() > 1:
         return None
-    return next(iter(sums), None)
+    return next(iter(sums))
 
 
 def _count_classes(task: Task) -> Counter[int] | None:
