@@ -41,7 +41,7 @@ from bnlab.harness.requests import (
     write_request,
 )
 from bnlab.harness.setting_columns import describe_runs
-from bnlab.harness.trial import select_kind, try_training
+from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
@@ -134,8 +134,10 @@ def _leave_out_seed(run: str) -> str:
     return run.rpartition("/")[0]
 
 
-def prepare(configs: list[Config]) -> None:
+def prepare(configs: list[Config]) -> float:
     """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
+
+    Returns the seconds that training takes, see `try_networks`.
 
     UserError for an estimator that cannot average a short stream, a kind of network that cannot make an update, or a
     network that would be measured on two numbers of images.
@@ -144,15 +146,7 @@ def prepare(configs: list[Config]) -> None:
     try_estimators(subject for config in configs for subject in list_subjects(config))
     runs = [Run(config) for config in configs]
     _require_one_sample(runs)
-    # Networks that are trained need no trial, and of the others one of each kind is enough.
-    kinds: dict[tuple[Any, ...], Run] = {}
-    for run in runs:
-        if not run.finished:
-            kinds.setdefault(select_kind(run.config), run)
-    warnings: dict[str, None] = {}  # each once
-    for run in kinds.values():
-        prepare_process(run.config)
-        warnings |= dict.fromkeys(try_training(run).warnings)
+    seconds, warnings = try_networks(runs)
     for warning in warnings:
         say_problem(warning)
 
@@ -164,6 +158,30 @@ def prepare(configs: list[Config]) -> None:
     columns = describe_runs().schema  # for reports, which do not see the components
     for folder in {config.folder for config in configs}:
         schema.write_frame(locate_columns(folder), schema.empty(columns), columns)
+    return seconds
+
+
+def try_networks(runs: Iterable[Run]) -> tuple[float, list[str]]:
+    """Try two updates of each kind of network that is not trained, at each batch size.
+
+    Returns the seconds that training all of them takes one after the other, NaN where a loss is not finite, and what to
+    say beforehand, each once.
+
+    Raises:
+        UserError: a kind of network cannot make an update.
+    """
+    trials: dict[tuple[Any, ...], TrialResult] = {}
+    seconds = 0.0
+    untrained = {run.id: run for run in runs if not run.finished}
+    for run in untrained.values():
+        # Whether an update can be made depends on the kind alone, its time on the batch size as well.
+        kind = (select_kind(run.config), run.config.batch_size)
+        if kind not in trials:
+            prepare_process(run.config)
+            trials[kind] = try_training(run)
+        seconds += run.steps * trials[kind].update
+    warnings = [warning for trial in trials.values() for warning in trial.warnings]
+    return seconds, list(dict.fromkeys(warnings))
 
 
 def list_needed_checkpoints(run: Run) -> list[int]:

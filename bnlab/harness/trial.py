@@ -22,7 +22,7 @@ from bnlab.harness.artifacts.training_runner import record_moments, start_traini
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.model.layers import BatchNorm, get_momentum, is_batch_norm, join_names
 
-_WARM_UP = 5  # updates that are not timed
+_WARM_UP = 5  # updates of a longer trial that are not timed
 _REMEDY = (
     "let them average in train mode, by their momentum; of what is not their input name a function that gives it, from "
     "the layer, the arguments and the keyword arguments of its call: inputs=module.function"
@@ -33,7 +33,7 @@ class TrialResult(NamedTuple):
     """Trial of a network.
 
     Attributes:
-        update: seconds of an update; NaN without a time for the trial.
+        update: seconds of an update; NaN where a loss is not finite.
         moments: bytes of the batch moments of an update.
         network: bytes of the network's weights and buffers; a checkpoint takes them once, and once more for each
             average of its weights.
@@ -54,8 +54,8 @@ def select_kind(config: Config) -> tuple[Any, ...]:
     return config.data, config.model, config.norm, optimizer, config.inputs, config.precision, is_frozen
 
 
-def try_training(run: Run, seconds: float | None = None) -> TrialResult:
-    """Make an update, and more for so many seconds, of a network that is not kept.
+def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
+    """Make two updates, and more for so many seconds, of a network that is not kept.
 
     UserError if the network cannot be built, take images, be trained or be measured.
     """
@@ -170,18 +170,17 @@ def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor)
         raise UserError(f"{name}: {error}, so that no killed training could go on; let it keep these alone") from error
 
 
-def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
-    """Make an update, and more for so many seconds; the seconds that one takes, without the first ones."""
+def _time_updates(updates: Iterator[int], seconds: float) -> float:
+    """Make two updates, and more for so many seconds; the seconds that one takes, without the first ones."""
+    # What the first updates allocate once is not timed.
+    warm_up = _WARM_UP if seconds else 1
     started = time.perf_counter()
     for step in updates:
         now = time.perf_counter()
-        if seconds is None:
-            break
-        # What the first updates allocate once is not timed.
-        if step <= _WARM_UP:
+        if step <= warm_up:
             started = now
         elif now - started >= seconds:
-            return (now - started) / (step - _WARM_UP)
+            return (now - started) / (step - warm_up)
     return math.nan
 
 

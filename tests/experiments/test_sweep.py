@@ -64,7 +64,12 @@ def test_lists_and_sweeps_give_the_same_rows(results: Path, call: Call, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("words", "processes"), [("hydra/launcher=joblib hydra.launcher.n_jobs=1", "1 network"), ("", "2 networks")]
+    ("words", "processes"),
+    [
+        ("hydra/launcher=joblib hydra.launcher.n_jobs=1", "1 network"),
+        ("epochs=100000", "2 networks"),
+        ("epochs=1", "1 network"),  # over before other processes have begun
+    ],
 )
 def test_a_dry_run_says_how_many_are_trained_at_a_time(
     words: str, processes: str, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -36,12 +37,21 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher, command: str) -> None:
     UserError for what all jobs would meet, such as a full disk, or where a process was ended from outside.
     """
     if launcher.name == "basic":
-        for job in jobs:
-            _run(job.config, job.heading, command)
+        run_here(jobs, command, math.inf)
     elif launcher.name == "joblib":
         _run_in_processes(jobs, launcher, command)
     else:
         _run_on_cluster(jobs, launcher, command)
+
+
+def run_here(jobs: Sequence[Job], command: str, seconds: float) -> Sequence[Job]:
+    """Run jobs in this process, one after the other, until so many seconds have passed; those that are left."""
+    started = time.perf_counter()
+    for number, job in enumerate(jobs):
+        if time.perf_counter() - started >= seconds:
+            return jobs[number:]
+        _run(job.config, job.heading, command)
+    return []
 
 
 def _run(config: Config, heading: str, command: str) -> None:

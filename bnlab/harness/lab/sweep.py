@@ -16,9 +16,10 @@ from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
 
 _MULTIRUN = ("-m", "--multirun")
+_SHORT = 60.0  # seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
@@ -82,15 +83,19 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
 
     display.begin("looking what is there")
     # Takes a second or two, in which a mistake has been answered.
-    from bnlab.harness.jobs import list_waiting
+    from bnlab.harness.artifacts.run import Run
+    from bnlab.harness.jobs import list_waiting, try_networks
     from bnlab.harness.planning import outline, plan
 
     configs = sweep.configs
     waiting = list_waiting(configs)
     launcher = _choose_launcher(waiting, words, sweep.launcher)
     if configs[0].dry_run:
-        processes = _count_processes(waiting, launcher)
         display.begin("trying networks")
+        seconds, _ = try_networks(map(Run, waiting))
+        if _is_short(launcher, sweep.launcher, seconds):
+            launcher = sweep.launcher
+        processes = _count_processes(waiting, launcher)
         starts = _count_starts(waiting, launcher, processes)
         for line in plan(configs, waiting, processes, starts * imported):
             say(line)
@@ -98,16 +103,18 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
 
     display.print(*outline(configs, waiting))
     if waiting:
-        command = _prepare(configs, launcher, words, display)
+        command, seconds = _prepare(configs, launcher, words, display)
         # Configurations have no hash.
         is_waiting = {id(config) for config in waiting}
-        _run([job for job in sweep.jobs if id(job.config) in is_waiting], launcher, command, display)
+        jobs = [job for job in sweep.jobs if id(job.config) in is_waiting]
+        time_here = _SHORT if _is_short(launcher, sweep.launcher, seconds) else 0.0
+        _run(jobs, launcher, command, time_here, display)
     display.begin("writing the tables")
     return _finish(configs, waiting, words, display, started), configs[0]
 
 
-def _prepare(configs: list[Config], launcher: Launcher, words: list[str], display: Display) -> str:
-    """Find what would stop the jobs, and keep the command that runs them, which is returned."""
+def _prepare(configs: list[Config], launcher: Launcher, words: list[str], display: Display) -> tuple[str, float]:
+    """Find what would stop the jobs, and keep the command that runs them; that command, and the seconds of training."""
     from bnlab.harness.jobs import prepare
 
     display.begin("reading data, and trying an update of each kind of network")
@@ -115,20 +122,31 @@ def _prepare(configs: list[Config], launcher: Launcher, words: list[str], displa
     if launcher.is_cluster:
         # The machine that sends jobs to a cluster need not have the devices on which they run.
         tried = [replace(config, device="cpu") for config in configs]
-    prepare(tried)
+    seconds = prepare(tried)
     # The command is kept only now, because a sweep that `prepare` refuses makes no tables.
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
     command = shlex.join(["bnlab", "sweep", *ordered])
     keep_command(configs[0].folder, command)
-    return command
+    return command, seconds
 
 
-def _run(jobs: list[Job], launcher: Launcher, command: str, display: Display) -> None:
-    """Run the jobs that are waiting."""
-    from bnlab.harness.lab.launch import run_jobs
+def _run(jobs: Sequence[Job], launcher: Launcher, command: str, time_here: float, display: Display) -> None:
+    """Run the jobs that are waiting: for so many seconds in this process, then as the launcher does."""
+    from bnlab.harness.lab.launch import run_here, run_jobs
 
     display.show(NetworkCount([job.config for job in jobs]).describe)
-    run_jobs(jobs, launcher, command)
+    jobs = run_here(jobs, command, time_here)
+    if jobs:
+        run_jobs(jobs, launcher, command)
+
+
+def _is_short(launcher: Launcher, given: Launcher, seconds: float) -> bool:
+    """Find out whether a sweep is over before processes that nobody has asked for would pay.
+
+    Each takes several seconds of a core until it has imported torch. How long measuring takes is not known
+    beforehand, so that processes are started after all once `_SHORT` has passed.
+    """
+    return launcher is not given and seconds < _SHORT
 
 
 def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher) -> Launcher:

@@ -34,6 +34,7 @@ class Display:
         self.quiet = quiet
         self._describe: Callable[[], str] = str  # returns an empty line
         self._silence = _SILENCE
+        self._said = ""
         self._since = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -70,8 +71,10 @@ class Display:
             ended = time.monotonic()
             pause = max(_PAUSE, _SPARING * (ended - began))
             self._draw(line)
-            if line and not is_terminal(sys.stdout) and ended - self._since >= self._silence:
+            is_news = line not in ("", self._said)
+            if is_news and not is_terminal(sys.stdout) and ended - self._since >= self._silence:
                 self.print(line)
+                self._said = line
                 self._silence = min(2 * self._silence, _LONGEST_SILENCE)
 
     def _draw(self, line: str) -> None:
