@@ -8,6 +8,7 @@ setup(
     package_data={
         "bnlab": [
             "py.typed",
+            "doctor/codes.json",
             "doctor/report/page.html",
             "doctor/gallery/faults.csv",
             "doctor/gallery/networks/*.safetensors",

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import bnlab
+from bnlab.commands.parsers import add_parsers
 from bnlab.common.printing import escape_unprintable
 
 _DESCRIPTION = (
     "Batch norm's running averages against exact statistics: of your own model (doctor, gap, recalibrate, undo), and "
     "of small networks that are trained for it (sweep, report, runs). bnlab COMMAND --help says more."
 )
-_OF_A_MODEL = ("doctor", "gap", "recalibrate")
-"""Modules of `bnlab.commands`, with the commands for a model of the caller's own."""
 _OF_SWEEPS = {
     "sweep": "train the networks that are missing, measure them, write tables",
     "report": "draw figures of a sweep, or the figures and verdicts of a question",
@@ -49,10 +48,6 @@ def _run_command(words: list[str]) -> int:
     if words and words[0] in _OF_SWEEPS:
         return _run_lab(words[0], words[1:])
 
-    # Imported here, because it loads torch. A sweep loads torch itself, where Ctrl-C ends it with one line.
-    from bnlab.memory import keep_freed_memory
-
-    keep_freed_memory()
     try:
         # `max_images=100` too, as Python and the commands of the harness write it.
         words = [re.sub("^max_images=", "--max-images=", word) for word in words]
@@ -69,8 +64,14 @@ def _run_command(words: list[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run a command; RuntimeError where the caller's code ends the program, whose status would be taken for ours."""
+    # Imported here, because it loads torch, which explaining a code does not need.
+    if arguments.command != "explain":
+        from bnlab.memory import keep_freed_memory
+
+        keep_freed_memory()
+    command = importlib.import_module(f"bnlab.commands.{arguments.command}")
     try:
-        code: int = arguments.run(arguments)
+        code: int = command.run(arguments)
     except SystemExit as error:
         raise RuntimeError(f"the program was ended by sys.exit({error.code!r})").with_traceback(
             error.__traceback__
@@ -95,8 +96,7 @@ def _make_parser() -> argparse.ArgumentParser:
     # These are only listed in --help, because importing their modules would load the whole harness.
     for name, purpose in _OF_SWEEPS.items():
         commands.add_parser(name, help=purpose)
-    for name in _OF_A_MODEL:
-        importlib.import_module(f"bnlab.commands.{name}").add_parsers(commands)
+    add_parsers(commands)
     return parser
 
 

@@ -1,15 +1,18 @@
-"""python -m docs.codes: write docs/codes.md, the page of the doctor's codes, of what each cause says itself.
+"""python -m docs.codes: write what each cause of the doctor says itself, for readers and for `bnlab.doctor.explain`.
 
-The page is committed, so that links to a code lead to something to read wherever the repository is shown.
+docs/codes.md is committed, so that links to a code lead to something to read wherever the repository is shown;
+bnlab/doctor/codes.json, so that explaining a code does not load torch, as all causes do.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 
 from bnlab.doctor import Cause, list_causes
-from bnlab.doctor.catalogue import ALIASES, describe_needs, describe_severity, describe_signs
-from bnlab.doctor.cause import NEEDS
+from bnlab.doctor.cause import HIDDEN, NEEDS
+from bnlab.doctor.codes import ALIASES, EXPLANATIONS
 from bnlab.doctor.gallery import FAULTS, UNSHOWN, Fault
 
 PAGE = Path(__file__).with_name("codes.md")
@@ -24,9 +27,10 @@ _RECALIBRATION = {
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(write_codes(), encoding="utf-8")
-    print(PAGE)
+    """Write the page, and the explanations."""
+    for path, text in ((PAGE, write_codes()), (EXPLANATIONS, write_explanations())):
+        path.write_text(text, encoding="utf-8")
+        print(path)
 
 
 def write_codes() -> str:
@@ -60,8 +64,8 @@ def _write_code(cause: Cause) -> str:
         f"## {cause.code}",
         f"**{title}.** {cause.meaning}",
         f"**What to do.** {cause.remedy}",
-        f"**How it is detected.** {describe_signs(cause)}",
-        f"**What it needs.** {describe_needs(cause)} {describe_severity(cause)}",
+        f"**How it is detected.** {_describe_signs(cause)}",
+        f"**What it needs.** {_describe_needs(cause)} {_describe_severity(cause)}",
     ]
     examples = [_write_example(fault) for fault in FAULTS.values() if fault.code == cause.code]
     if examples:
@@ -74,6 +78,43 @@ def _write_code(cause: Cause) -> str:
 
 def _write_example(fault: Fault) -> str:
     return f"- *{fault.name}*: {fault.done} {_RECALIBRATION[fault.recalibration]}"
+
+
+def write_explanations() -> str:
+    """Write what `bnlab.doctor.explain` says of each code, as JSON."""
+    explanations = {cause.code: _write_explanation(cause) for cause in list_causes()}
+    return json.dumps(explanations, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_explanation(cause: Cause) -> str:
+    heading = f"{cause.code}: {cause.title}"
+    what_to_do = f"{cause.meaning}\n{cause.remedy}"
+    conditions = f"{_describe_needs(cause)}\n{_describe_severity(cause)}"
+    return "\n\n".join([heading, what_to_do, _describe_signs(cause), conditions])
+
+
+def _describe_signs(cause: Cause) -> str:
+    """Say how a cause detects its fault, and when it is a false alarm: its docstring."""
+    return inspect.getdoc(type(cause)) or ""
+
+
+def _describe_needs(cause: Cause) -> str:
+    """Say what must be given for a cause to look."""
+    wanted = " and ".join(NEEDS[need] for need in cause.needs)
+    return f"It needs {wanted or 'the model alone'}."
+
+
+def _describe_severity(cause: Cause) -> str:
+    """Say how severe what a cause finds is, and whether recalibration refuses to cover it up."""
+    article = "an" if cause.severity == "error" else "a"
+    unknown = f"if that is unknown, it is {article} {cause.severity}"
+    is_undone = type(cause).propose is not Cause.propose or cause.undone_by
+    reported = f"How severe it is depends on how much undoing it gains; {unknown}."
+    if not is_undone:
+        reported = "Nothing is undone for it: how severe it is depends on what was seen."
+    hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
+    refuses = "bnlab.recalibrate refuses if undoing it gains as much as new statistics do, because these would hide it."
+    return f"{reported} {refuses}" if hides else reported
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ import torch
 
 import bnlab
 from bnlab.doctor import list_causes
-from bnlab.doctor.catalogue import ALIASES
+from bnlab.doctor.codes import ALIASES, EXPLANATIONS
 from bnlab.doctor.gallery import FAULTS, UNSHOWN, faults, make_healthy
 from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.job_settings import Config
 from docs import pages
-from docs.codes import PAGE, write_codes
+from docs.codes import PAGE, write_codes, write_explanations
 from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
 from tests.helpers import run_job
 
@@ -137,8 +137,9 @@ def list_sections() -> dict[str, str]:
     return {section[:5]: section for section in sections}
 
 
-def test_the_page_of_codes_is_as_the_causes_are() -> None:
-    is_current = PAGE.read_text(encoding="utf-8") == write_codes()
+@pytest.mark.parametrize(("path", "write"), [(PAGE, write_codes), (EXPLANATIONS, write_explanations)])
+def test_the_files_of_codes_are_as_the_causes_are(path: Path, write: Callable[[], str]) -> None:
+    is_current = path.read_text(encoding="utf-8") == write()
     assert is_current, "a cause or a network of the gallery has changed: python -m docs.codes"
 
 

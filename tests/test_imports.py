@@ -24,7 +24,8 @@ FLOORS = (
     "gaps doctor",
     "watching",
     "callbacks",
-    "commands cli",
+    "commands",
+    "cli",
     "__main__",
 )
 # Of bnlab/harness/: data flows from one to the next.
@@ -52,8 +53,8 @@ FOLDERS = {
     "nn": "state self_tuned",
     "recording": "trace steps recorders block frozen",
     "exact": "task source input_probe walk samples measure population",
-    "doctor": "thresholds undo evidence words cause causes catalogue interventions verdict report diagnose backup "
-    "recalibrate gallery",
+    "doctor": "codes thresholds undo evidence words cause causes catalogue interventions verdict report diagnose "
+    "backup recalibrate gallery",
     "doctor.evidence": "labels exported stored scores observing looking history setup predictions formula case fills "
     "lag sample first_layer choosing scoring decisions examine",
     "doctor.interventions": "experiment",
@@ -63,7 +64,7 @@ FOLDERS = {
     "reproduction report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",
-    "commands": "images packages loading demo doctor gap recalibrate",
+    "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
     "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings code_changes run live "
     "attributes training_runner",
     "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
@@ -227,6 +228,26 @@ def test_nobody_waits_for_what_is_not_used() -> None:
     assert not {"torch", "hydra", "omegaconf", "pandas"} & found
     found = loaded_by("bnlab.harness.lab.compose")  # so that mistakes are answered soon
     assert "hydra" in found and not {"pandas", "pyarrow", "matplotlib", "sympy"} & found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--help",
+        "--version",
+        "explain",
+        "explain BN003",
+        *(f"{command} --help" for command in ("doctor", "explain", "gap", "recalibrate", "undo")),
+    ],
+)
+def test_help_and_explanations_do_not_wait_for_torch(line: str) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "bnlab", *line.split()]
+
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", check=True)
+
+    found = {row.rpartition("|")[2].strip().partition(".")[0] for row in done.stderr.splitlines()}
+    assert "bnlab" in found
+    assert not {"torch", "numpy", "pandas"} & found
 
 
 def test_reading_tables_does_not_wait_for_torch() -> None:

@@ -77,7 +77,7 @@ def test_a_wheel_has_what_sweeps_and_reports_read(tmp_path: Path) -> None:
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"bnlab/{path.relative_to(ROOT)}" in packed
     written = [path for ending in ("md", "yaml", "py", "csv") for path in ROOT.glob(f"experiments/**/*.{ending}")]
-    for path in [*written, *ROOT.glob("bnlab/**/*.py")]:
+    for path in [*written, *ROOT.glob("bnlab/**/*.py"), *ROOT.glob("bnlab/**/*.json")]:
         assert str(path.relative_to(ROOT)) in packed
 
 

@@ -1,1 +1,1 @@
-"""The commands of `bnlab`, a module each: `add_parser` says how it is called, `run` does it and returns its status."""
+"""The commands of `bnlab`, a module each: `parsers` says how they are called, `run` does it and returns its status."""

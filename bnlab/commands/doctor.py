@@ -1,4 +1,4 @@
-"""`bnlab doctor` and `bnlab explain`: what is wrong with a model's batch norms, what it costs, what codes mean."""
+"""`bnlab doctor`: what is wrong with a model's batch norms, what it costs, and what to do."""
 
 from __future__ import annotations
 
@@ -13,61 +13,22 @@ from typing import Any
 import bnlab
 from bnlab.commands.images import ImageFolder
 from bnlab.commands.loading import (
-    add_model_arguments,
-    add_score_arguments,
     hint_at_forward,
     load_arguments,
     name_options,
     report_warnings,
 )
 from bnlab.commands.packages import is_packaged
-from bnlab.doctor.catalogue import ALIASES, explain, list_causes
+from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import SEVERITIES, Severity
+from bnlab.doctor.codes import ALIASES
 from bnlab.doctor.evidence.history import read_state_file
 from bnlab.doctor.report.diagnosis import Diagnosis
 from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.model.layers import require_watchable
 
-_ABOUT = (
-    "What is wrong with a model's batch-norm statistics, what it costs, and what to do. Without batches in "
-    "milliseconds, from what the model holds; with batches also a verdict, by their labels or --evaluate, else by how "
-    "predictions differ. Exit status: 0 healthy, or "
-    "nothing but notes; 1 something was found; 2 a wrong call."
-)
 _WITH_BATCHES = ("forward", "evaluate", "labels", "training", "expected", "worth", "max_images")
 """Arguments that say nothing without batches."""
-
-
-def add_parsers(commands: Any) -> None:
-    """Add both commands to `commands`, the subparsers of `bnlab`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
-    )
-    add_model_arguments(parser, nargs="?")
-    add_score_arguments(parser)
-    parser.add_argument("--before", help="an earlier checkpoint, or the network that this one is a copy or average of")
-    parser.add_argument("--expected", type=float, help="the score that the model should reach; accuracy 0.9, not 90")
-    parser.add_argument(
-        "--worth",
-        type=float,
-        help="the least difference of scores that matters; default 0.005 of shares, half a point",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else on stdout")
-    parser.add_argument("--html", help="write a page to this file")
-    parser.add_argument(
-        "--select", help="only codes that begin so, such as BN1 or BN101,BN2; the exit status is of these alone"
-    )
-    parser.add_argument(
-        "--fail-on", choices=SEVERITIES, default="warning", help="least severity for exit status 1; default warning"
-    )
-    parser.add_argument("--demo", action="store_true", help="spoil a small trained network in five ways, and ask")
-    parser.set_defaults(run=run)
-
-    explaining: argparse.ArgumentParser = commands.add_parser(
-        "explain", help="what a code of the doctor's means, how it is detected, and what to do"
-    )
-    explaining.add_argument("code", nargs="?", help="such as BN102; all codes are listed without one")
-    explaining.set_defaults(run=run_explain)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,16 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
     # The severity is None for a verdict that reports no fault.
     is_severe = [severity is not None and SEVERITIES.index(severity) >= threshold for severity in severities]
     return int(any(is_severe))
-
-
-def run_explain(arguments: argparse.Namespace) -> int:
-    """Print what a code means, or all codes; 0."""
-    if arguments.code is None:
-        for cause in list_causes():
-            print(f"{cause.code}  {cause.title}")
-    else:
-        print(explain(arguments.code))
-    return 0
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import bnlab
-from bnlab.commands.loading import add_model_arguments, hint_at_forward, load_arguments, report_warnings
-
-
-def add_parsers(commands: Any) -> None:
-    """Add the command to `commands`, the subparsers of `bnlab`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "gap", help="per layer, the gap of the running statistics from exact population statistics"
-    )
-    add_model_arguments(parser)
-    parser.set_defaults(run=run)
+from bnlab.commands.loading import hint_at_forward, load_arguments, report_warnings
 
 
 def run(arguments: argparse.Namespace) -> int:

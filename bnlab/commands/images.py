@@ -21,51 +21,6 @@ _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision has them
 _STD = (0.229, 0.224, 0.225)
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says how a folder of images becomes batches."""
-    group = parser.add_argument_group(
-        "a folder of images",
-        "Images are resized, cropped to a square about their center, and normalized as (value - mean) / std, of values "
-        "between 0 and 1: as the package says of a model of torchvision or timm, else as is usual for ImageNet, unless "
-        "the options below say otherwise. Two subfolders with images or more are classes 0, 1, ... in alphabetical "
-        "order, and then each has to have some; the model must number them in this way. Images beside the subfolders "
-        "belong to no class: then there are no labels. Images are in random order, the same each time.",
-    )
-    group.add_argument(
-        "--size", type=int, help="height and width of the square, in pixels; of models by function 224 by default"
-    )
-    group.add_argument(
-        "--resize",
-        type=int,
-        help="pixels of the shorter side before the square is cropped; the size itself if --size is given, else 256 of "
-        "models by function",
-    )
-    group.add_argument(
-        "--mean",
-        type=numbers,
-        metavar="R,G,B",
-        help="or one number for gray images; of models by function 0.485,0.456,0.406 by default, of ImageNet",
-    )
-    group.add_argument(
-        "--std",
-        type=numbers,
-        metavar="R,G,B",
-        help="as many; of models by function 0.229,0.224,0.225 by default, of ImageNet",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=64,
-        help="images in a batch at most, best as in training; batches are as equal as possible; default 64",
-    )
-
-
-# argparse names this function where a text cannot be read: "invalid numbers value".
-def numbers(text: str) -> tuple[float, ...]:
-    """Read numbers with commas between them."""
-    return tuple(map(float, text.split(",")))
-
-
 @dataclass(frozen=True)
 class Preparation:
     """How an image becomes the input of a model. The default is how torchvision evaluates most models on ImageNet.

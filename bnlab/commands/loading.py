@@ -13,12 +13,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from bnlab.commands.images import ImageFolder, Preparation, add_image_arguments, find_images
+from bnlab.commands.images import ImageFolder, Preparation, find_images
 from bnlab.commands.packages import find_preparation, is_packaged, make_packaged
 from bnlab.doctor.evidence.history import read_state_file
 from bnlab.doctor.evidence.labels import find_logits
@@ -39,44 +39,6 @@ _AVERAGED = "n_averaged"  # a buffer of torch's AveragedModel, beside the model 
 _EXPLAIN = re.compile(r"bnlab\.doctor\.explain\('(\w+)'\)")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
-    """Add what commands that measure a model on batches take; model and batches may be left out if `nargs` is "?"."""
-    parser.add_argument(
-        "model", nargs=nargs, help="package.module:function that returns the model; or torchvision:NAME, timm:NAME"
-    )
-    parser.add_argument(
-        "batches",
-        nargs=nargs,
-        help="package.module:function that returns an iterable of batches, e.g. a DataLoader of (images, labels); or "
-        "a folder of images",
-    )
-    parser.add_argument(
-        "--forward",
-        help="package.module:function of model and batch; default model(batch), or model(batch[0]) of a tuple",
-    )
-    parser.add_argument("--weights", help="a file with the model's weights: safetensors, or a state dict of torch's")
-    parser.add_argument(
-        "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
-    )
-    add_image_arguments(parser)
-
-
-def add_score_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what commands that score a model take, too."""
-    parser.add_argument(
-        "--evaluate",
-        help="package.module:function of the model that returns a value for each image, higher is better; default the "
-        "labels in the batches",
-    )
-    parser.add_argument(
-        "--labels",
-        help="package.module:function of a batch that returns its labels; default what a dictionary or a named tuple "
-        "calls labels, label, targets, target or y, the second part of a tuple, and of a longer one the part that the "
-        "model predicts",
-    )
-    parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
-
-
 def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
     """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
     model = load_model(arguments.model, arguments.weights)
@@ -88,7 +50,7 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
         "max_images": arguments.max_images,
         "progress": sys.stderr.isatty(),
     }
-    # Only commands that score a model have these arguments; see `add_score_arguments`.
+    # Only commands that score a model have these arguments.
     if "evaluate" in arguments:
         given["training_batches"] = _load_batches(arguments.training, arguments, base, caller)
         # Labels of the user's own may say which output is meant.

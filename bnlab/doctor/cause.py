@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import Tensor
-
-from bnlab.doctor.undo import Kind, Undo
-
+# `bnlab doctor --help` reads this module, and does not wait for torch.
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bnlab.doctor.evidence.case import Case
+    from bnlab.doctor.undo import Kind, Undo
 
 Severity = Literal["note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")

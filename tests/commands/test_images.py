@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bnlab.commands.images import ImageFolder, Preparation, add_image_arguments, find_images
+from bnlab.commands.images import ImageFolder, Preparation, find_images
+from bnlab.commands.parsers import add_image_arguments
 from bnlab.common.vision import torchvision
 
 

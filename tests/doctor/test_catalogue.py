@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 
 from bnlab.doctor import explain, list_causes
-from bnlab.doctor.catalogue import ALIASES
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause
+from bnlab.doctor.codes import ALIASES
 from bnlab.doctor.undo import Kind
 
 CAUSES = {cause.code: cause for cause in list_causes()}
