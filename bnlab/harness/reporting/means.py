@@ -128,7 +128,8 @@ def interval(
         The columns `by`, `mean`, `low`, `high` and `n`, and three more: `error` is the standard error over seeds, `log`
         says whether it is one of logarithms, `share` whether the mean is a share of the seeds, as it is of truth values
         that are not averaged over anything else: the interval is exact then (Clopper & Pearson 1934). Intervals of
-        other shares, as accuracies are, end at 0 and 1. One seed has no interval: NaN.
+        other shares, as accuracies are, end at 0 and 1. One seed has no interval, and neither have seeds of the same
+        value, whose spread is not known: NaN.
     """
     averaged = [average] if isinstance(average, str) else list(average or ())
     require_columns(frame, [value, "seed", *by, *averaged])
@@ -150,7 +151,9 @@ def interval(
     deviation = statistics["std"].where(statistics["nunique"] != 1, 0.0)
     error = (deviation / n**0.5).where(n > 1)
     # Student's t by `scipy.special`: importing `scipy.stats` would take half a second of each report.
-    half = special.stdtrit(n - 1, 0.975) * error
+    # Equal values, as two seeds of a small test set soon have, do not show how far apart seeds can be: an interval of
+    # width 0 would look certain.
+    half = special.stdtrit(n - 1, 0.975) * error.where(error > 0)
     low = mean - half
     high = mean + half
 

@@ -71,6 +71,9 @@ class _Measure:
         value: the column of `frame` that is drawn.
         scale: a factor of its values.
         caption: a sentence for its figures.
+        decimals: how many a mean without an interval has in the table; None: as many as `format_number` gives it.
+        together: of a setting, others that have one value for each of its own, so that their effects cannot be told
+            apart.
     """
 
     name: str
@@ -80,6 +83,8 @@ class _Measure:
     value: str
     scale: float = 1
     caption: str = ""
+    decimals: int | None = None
+    together: Mapping[str, list[str]] = field(default_factory=dict)
 
     def average(self, frame: pd.DataFrame, *by: str) -> pd.DataFrame:
         """Average rows over seeds, see `frames.interval`, for each setting, estimator and momentum."""
@@ -108,7 +113,7 @@ def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> 
         NoRows: nothing has been measured that is drawn, and no network diverged or failed, as the table would say.
     """
     runs = tables["runs"]
-    settings = _find_varied(runs)
+    settings, together = _find_varied(runs)
     networks = runs[[*dict.fromkeys(["run", "seed", "status", "steps", *settings])]]
     measure_by_table = {"gaps": _measure_gaps, "evaluations": _measure_predictions}
     measures = []
@@ -128,8 +133,8 @@ def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> 
 
     figures: dict[str, Figure] = {}
     for measure in itertools.chain(measures, *own_measures.values()):
-        figures |= _declare_figures(measure)
-    sentences = [describe_networks(runs), *_name_current_code(runs)]
+        figures |= _declare_figures(replace(measure, together=together))
+    sentences = [describe_networks(runs), *_describe_together(together), *_name_current_code(runs)]
     own_tables = {name: _write_table(each, networks, settings) for name, each in own_measures.items() if each}
     return Overview(" ".join(sentences), figures, _write_table(measures, networks, settings), own_tables)
 
@@ -150,21 +155,42 @@ def _name_current_code(runs: pd.DataFrame) -> Iterator[str]:
                 yield f"{column} {current} is {path} as it is now."
 
 
-def _find_varied(runs: pd.DataFrame) -> list[str]:
-    """Find the settings that were varied, seed apart; not those that follow from one before them."""
+def _find_varied(runs: pd.DataFrame) -> tuple[list[str], dict[str, list[str]]]:
+    """Find the settings that were varied, seed apart, and by setting those that differ together with it.
+
+    A setting of a component, as the width of a model, is part of what was chosen, and is left out where it follows from
+    the choice.
+    """
     length = find_length(runs)
     varied = [length if column == "epochs" else column for column in list_varied(runs)]
 
-    settings: list[str] = []
+    together: dict[str, list[str]] = {}
     for column in varied:
-        # One that has a single value wherever an earlier setting is the same follows from that.
-        counts = [runs[column].nunique(dropna=False)]
-        for setting in settings:
-            values = runs.groupby(setting, dropna=False)[column].nunique(dropna=False)
-            counts.append(values.max())
-        if min(counts) > 1:
-            settings.append(column)
-    return settings
+        choice, dot, _ = column.partition(".")
+        is_part = bool(dot) and choice in varied and _follows(runs, column, choice)
+        if is_part or runs[column].nunique(dropna=False) < 2:
+            continue
+        leading = [setting for setting in together if _follows(runs, column, setting)]
+        if leading:
+            together[leading[0]].append(column)
+        else:
+            together[column] = []
+
+    settings = [column for setting, others in together.items() for column in (setting, *others)]
+    return settings, {setting: others for setting, others in together.items() if others}
+
+
+def _follows(runs: pd.DataFrame, column: str, setting: str) -> bool:
+    """Find out whether a column has a single value wherever a setting is the same."""
+    counts = runs.groupby(setting, dropna=False)[column].nunique(dropna=False)
+    return bool(counts.max() == 1)
+
+
+def _describe_together(together: Mapping[str, list[str]]) -> Iterator[str]:
+    """Say which settings differ together, so that what one of them does cannot be told from what the others do."""
+    for setting, others in together.items():
+        names = " and ".join(map(name_setting, others))
+        yield f"Not told apart: {name_setting(setting)} differs together with {names}."
 
 
 def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
@@ -187,7 +213,11 @@ def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: l
         if frame[column].nunique() > 1:
             keys.append(column)
     images = list_values(frame["split"])
-    accuracy = _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys, "accuracy", scale=100)
+    # One image more or less is the least by which an accuracy in percent can change.
+    least = 100 / frame["images"].max()
+    decimals = max(0, -math.floor(math.log10(least)))
+    axis = Axis(f"{images} accuracy (%)")
+    accuracy = _Measure("accuracy", axis, frame, keys, "accuracy", scale=100, decimals=decimals)
     return [accuracy, *_measure_losses(accuracy)]
 
 
@@ -285,7 +315,8 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     """Declare a figure of means; what is across may be given."""
     layout = _choose_layout(measure, means, across)
     # Both are named from the means as they are: a user's table may have a column `line` itself.
-    named = means.assign(line=_name_lines(measure, means, layout), panel=_name_rows(means, layout.panels))
+    panel = _name_rows(means, _list_together(measure, layout.panels))
+    named = means.assign(line=_name_lines(measure, means, layout), panel=panel)
 
     has_estimators = bool(means["estimator"].any())
     caption = measure.caption
@@ -303,14 +334,20 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     plot: Plot = Forest("line", axis)
     if layout.across:
         by = "line" if layout.lines or not has_estimators else "estimator"
-        plot = Curves(layout.across, by, axis, across=_choose_axis(layout.across, named[layout.across]))
+        across_axis = _choose_axis(layout.across, named[layout.across])
+        others = [name_setting(column) for column in measure.together.get(layout.across, ())]
+        if others:
+            across_axis = replace(across_axis, label=f"{across_axis.label}, with {' and '.join(others)}")
+        plot = Curves(layout.across, by, axis, across=across_axis)
     title = f"{measure.name.replace('_', ' ').capitalize()} {when}"
     return Figure(title, caption.strip(), lambda tables: named, plot)
 
 
 def _choose_layout(measure: _Measure, means: pd.DataFrame, given: str) -> _Layout:
     """Choose what is across, unless that is given, and which settings make lines and panels."""
-    varied = [column for column in measure.settings if means[column].nunique(dropna=False) > 1]
+    following = {*itertools.chain(*measure.together.values())}
+    settings = [column for column in measure.settings if column not in following]
+    varied = [column for column in settings if means[column].nunique(dropna=False) > 1]
     across = given or _choose_across(means, varied)
     others = [column for column in varied if column != across]
 
@@ -326,12 +363,17 @@ def _choose_layout(measure: _Measure, means: pd.DataFrame, given: str) -> _Layou
     return _Layout(across, lines, panels=others[len(lines) :])
 
 
+def _list_together(measure: _Measure, settings: Sequence[str]) -> list[str]:
+    """List settings, each with those that differ together with it."""
+    return [column for setting in settings for column in (setting, *measure.together.get(setting, ()))]
+
+
 def _name_lines(measure: _Measure, means: pd.DataFrame, layout: _Layout) -> str | list[str]:
     """Name the line of each row, by settings, estimators or both; the measured column where nothing tells lines apart.
 
     Lines across a setting have one statistic, which the caption names.
     """
-    columns = [*layout.lines]
+    columns = _list_together(measure, layout.lines)
     if means["estimator"].any() and not (layout.across and layout.lines):
         columns.append("estimator")
     if not columns:
@@ -428,8 +470,8 @@ def _write_means(measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
         label = measure.axis.label
         counts[label] = f"n of {label}"
         means = measure.average_last()
-        numbers = means[["mean", "low", "high"]].to_numpy(float)
-        means[label] = [format_number(*row) for row in numbers]
+        rows = means[["mean", "low", "high", "n"]].to_numpy(float)
+        means[label] = [_write_mean(mean, low, high, n, measure.decimals) for mean, low, high, n in rows]
         means[counts[label]] = means["n"]
         part = means[[*measure.settings, "estimator", "momentum", label, counts[label]]]
         # Means are joined by the settings and statistics that their measures share.
@@ -444,6 +486,14 @@ def _write_means(measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
             cells.append(f"{mean} (n = {n:.0f})" if has_fewer else mean)
         table = table.assign(**{label: cells})
     return table
+
+
+def _write_mean(mean: float, low: float, high: float, n: float, decimals: int | None) -> str:
+    """Write a mean with its interval; without one the number of decimals may be given."""
+    if not math.isnan(low):
+        return format_number(mean, low, high)
+    written = format_number(mean, low, high) if decimals is None else f"{mean:.{decimals}f}"
+    return f"{written} (the same for all seeds)" if n > 1 else written
 
 
 def _count_left_out(networks: pd.DataFrame, measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
