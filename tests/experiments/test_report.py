@@ -295,11 +295,18 @@ def test_the_commands_of_a_page_make_a_sweep_of_several_parts_again(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_a_question_of_another_sweep_has_the_commands_of_that_sweep(results: Path, call: Call) -> None:
+def test_a_question_of_another_sweep_has_a_folder_there_and_the_commands_of_that_sweep(
+    results: Path, call: Call
+) -> None:
     (results / "adhoc").rename(results / "mine")
+    assert call("report name=mine", f"results={results}").code == 0
+    own_report = (results / "mine" / "report.html").read_bytes()
+
     assert call("report experiment=quickstart name=mine", f"results={results}").code in (0, 1)
 
-    (command,) = read_commands(results / "mine" / "report.html")
+    assert (results / "mine" / "report.html").read_bytes() == own_report
+
+    (command,) = read_commands(results / "mine" / "quickstart" / "report.html")
     assert command.startswith("bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 'momentum=[0.01,0.1]'")
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [watch=FILE] [results=FOLDER]
                     [figure.width=INCHES] [figure.format=FORMAT] [figure.style=FILE]
 
-experiment=NAME    figures and verdicts of a question, and its page (with name=NAME, of a sweep under another name)
+experiment=NAME    figures and verdicts of a question, and its page; with name=SWEEP of a sweep under another name, in
+                   the folder SWEEP/NAME
 name=NAME          figures and a page of any sweep, by what was swept, without a question
 paper=NAME         a published paper beside what is found here, by the tables that are there, and its page; several with
                    commas between them, or all
@@ -179,6 +180,8 @@ def _report_question(experiment: str, name: str, results: Path, file: PaperFile 
     folder = results / name
     if not question.command:
         question = replace(question, command="\n".join(_list_commands(question, folder)))
+    if experiment != name:  # the sweep may have other reports, of its own and of other questions
+        folder = folder / experiment
     outcome, failures = _decide_and_draw(question, tables, folder, file)
     lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
     print("\n".join(lines))
@@ -263,7 +266,7 @@ def _report_paper(paper: Paper, results: Path, file: PaperFile | None) -> int:
 
     page = write_paper(paper, outcomes, write_command("report", f"paper={name}", results))
     print("\n".join([*lines, ""]))
-    folder.mkdir(parents=True, exist_ok=True)  # where no figure could be drawn
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(page, encoding="utf-8")
     _write_page(folder, write_html(name, page, folder))
     return failures
@@ -303,6 +306,7 @@ def _report_watched(words: str, results: Path, file: PaperFile | None) -> int:
 
 def _write_page(folder: Path, page: str) -> None:
     """Write the page of a folder of results, and print where it is."""
+    folder.mkdir(parents=True, exist_ok=True)  # where no figure could be drawn
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     print(path)
