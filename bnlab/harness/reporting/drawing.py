@@ -318,6 +318,9 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     batch_size = ", ".join(map(str, sizes))
     sentences = [figure.caption.format(schedule=schedule, batch_size=batch_size)]
 
+    if "n" not in frame:
+        # Each row is one network, not a mean over seeds.
+        return sentences[0]
     if "printed" in frame:
         # A paper's numbers are of no seeds of ours.
         frame = frame[~frame["printed"].astype(bool)]
@@ -328,6 +331,8 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
         means = f"{'Geometric means' if frame['log'].all() else 'Means'} over {figure.over}s"
         if has_intervals:
             means = f"{means}, {figure.plot.intervals}: 95% intervals"
+            if (frame["low"].isna() & (frame["n"] > 1)).any():
+                means = f"{means} (none where all {figure.over}s are alike)"
         sentences.append(f"{means};")
     if most > 0:  # nothing is said of what was not measured
         count = f"{fewest}–{most}" if fewest < most else f"{most}"

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from bnlab.harness.reporting.means import require_one_row
 from bnlab.harness.reporting.style import SERIES, Axis, axis_of, choose_looks, include_zero, set_axes
-from bnlab.harness.reporting.wording import name_value
+from bnlab.harness.reporting.wording import list_values, name_value
 
 __all__ = [
     "ACCURACY",
@@ -25,6 +27,7 @@ __all__ = [
     "TIMES_THE_BEST",
     "Axis",
     "Curves",
+    "Dots",
     "Forest",
     "Plot",
     "split_panels",
@@ -292,3 +295,52 @@ class Forest(Plot):
         column = frame[self.series]
         values = list(column.unique())
         return sorted(values) if pd.api.types.is_numeric_dtype(column) else values
+
+
+@dataclass(frozen=True)
+class Dots(Plot):
+    """A dot for each row, none of which is a mean; of columns `x`, `by`, mean, run, data and model.
+
+    Panels show the same networks in several ways. The first one says which these are, and how many, in its upper left
+    corner: this plot is for what grows from left to right, which leaves that corner empty.
+
+    Attributes:
+        x: the column across.
+        by: a column of numbers, which have colours; the smaller, the darker.
+        across: the axis of `x`.
+        y: the axis of the column `mean`.
+    """
+
+    x: str
+    by: str
+    across: Axis
+    y: Axis
+
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        """Draw the rows of each panel, see `Plot.draw`."""
+        values = sorted(frame[self.by].unique())
+        shades = colormaps["plasma"](np.linspace(0, 0.85, len(values)))  # beyond, it is too light on white
+        colours = dict(zip(values, shades, strict=True))
+        # In the order of the table one colour would lie above all others.
+        shuffled = frame.sample(frac=1, random_state=0)
+        first = next(iter(axes.values()))
+        for ax, dots in split_panels(shuffled, axes):
+            # `drawing.draw` lets panels share the vertical axis only.
+            if ax is not first:
+                ax.sharex(first)
+            set_axes(ax, self.across, self.y, dots[self.x])
+            if self.across.log:
+                # Half a power of ten apart, as upwards where values have both signs.
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                ax.xaxis.set_minor_locator(NullLocator())
+                ax.xaxis.set_major_formatter("{x:g}")
+            ax.axhline(0, color="#777777", linewidth=0.9)
+            ax.scatter(dots[self.x], dots["mean"], s=15, c=[*dots[self.by].map(colours)], alpha=0.65, linewidths=0)
+
+        _, dots = next(split_panels(frame, axes))
+        for value, colour in colours.items():
+            count = (dots[self.by] == value).sum()
+            first.scatter([], [], s=30, color=colour, label=f"{name_value(self.by, value)} ({count} dots)")
+        settings = ", ".join(name_value(column, list_values(dots[column])) for column in ("data", "model"))
+        words = f"{settings}\n{dots['run'].nunique()} networks, {len(dots)} dots"
+        first.text(0.03, 0.98, words, transform=first.transAxes, verticalalignment="top", fontsize="small")

@@ -23,7 +23,7 @@ from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.drawing import PaperFile
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot
+from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, Axis, Curves, Dots, Forest, Plot
 from bnlab.harness.reporting.style import RC, choose_looks, find_colour
 from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
@@ -181,6 +181,50 @@ def test_series_of_a_forest_share_a_name_and_numbers_are_in_order() -> None:
     below = heights[1.0, 2.0]
     assert (above < below).all(), "heights grow downwards"
     assert (np.round(above) == np.round(below)).all(), "both beside their name"
+
+
+DOTS = pd.DataFrame(
+    {
+        "panel": ["p"] * 4 + ["q"] * 4,
+        "run": ["a", "a", "b", "b"] * 2,
+        "data": "digits",
+        "model": "cnn",
+        "batch_size": [64, 64, 4, 4] * 2,
+        "gap": [0.004, 0.03, 0.1, 0.2, 0.01, 0.02, 0.2, 0.3],
+        "mean": [0.0, 2.0, 9.0, 8.0] * 2,
+    }
+)
+"""Two networks at two steps each, in two panels."""
+
+
+def test_dots_stand_at_their_rows_and_the_picture_says_how_many_they_are() -> None:
+    drawn = draw(Dots("gap", "batch_size", Axis("gap", log=True), LOST), DOTS)
+    left, right = drawn.axes
+
+    for ax, panel in ((left, "p"), (right, "q")):
+        of_panel = DOTS.loc[DOTS["panel"] == panel, ["gap", "mean"]]
+        places = np.concatenate([np.asarray(dots.get_offsets()) for dots in ax.collections])
+        np.testing.assert_array_equal(np.sort(places, axis=0), np.sort(of_panel, axis=0))
+    assert left.get_xlim() == right.get_xlim()
+    assert {"0.01", "0.03", "0.1", "0.3"} <= {*list_words(left.get_xticklabels())}
+    assert list_names(drawn) == ["batch size 4 (2 dots)", "batch size 64 (2 dots)"]
+    (words,) = left.texts
+    assert words.get_text() == "data digits, model cnn\n2 networks, 4 dots"
+
+
+def test_dots_have_the_colour_that_the_legend_has_for_their_value() -> None:
+    ax, _ = draw(Dots("gap", "batch_size", Axis("gap", log=True), LOST), DOTS).axes
+
+    dots, *legend = ax.collections
+    gaps = np.asarray(dots.get_offsets())[:, 0]
+    shades = np.asarray(dots.get_facecolor())[:, :3]
+    small, large = (np.asarray(entry.get_facecolor())[0, :3] for entry in legend)
+    assert (small != large).any()
+    np.testing.assert_array_equal(shades, np.where(gaps[:, None] >= 0.1, small, large))
+
+
+def test_the_caption_of_dots_counts_no_seeds(tmp_path: Path) -> None:
+    assert write_caption(Dots("gap", "batch_size", Axis("gap", log=True), LOST), DOTS, tmp_path) == "Read it so."
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
