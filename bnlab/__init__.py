@@ -1,4 +1,4 @@
-"""Batch normalization's running averages: how far they are from population statistics, and what to use instead.
+"""How far are batch norm's running averages from the true statistics, when does it matter, and what to use instead?
 
 The public names are here. Each is imported when it is asked for: a program that reads tables does not wait for torch.
 """

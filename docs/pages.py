@@ -40,6 +40,7 @@ def list_shown() -> dict[str, Path]:
         "tables": ROOT / "results" / "README.md",
         "contributing": ROOT / "CONTRIBUTING.md",
         "changelog": ROOT / "CHANGELOG.md",
+        "experiments/index": REFERENCE / "README.md",
         "experiments/withdrawn": ROOT / "experiments" / "withdrawn.md",
     }
     for path in sorted(REFERENCE.glob("*/README.md")):
@@ -71,7 +72,8 @@ def write_pages(docs: Path = DOCS) -> None:
     """
     shown = list_shown()
     pages = {name: path.read_text(encoding="utf-8") for name, path in shown.items()}
-    pages["experiments/index"] = _write_experiments(shown)
+    experiments = [path.stem for path in map(Path, shown) if path.parent.name == "experiments" and path.stem != "index"]
+    pages["experiments/index"] += "\n" + "\n".join([*_write_contents(experiments), ""])
     pages["gallery"] = write_gallery(shown)
     for name in MODULES:
         pages[f"reference/{name}"] = _write_module(name)
@@ -85,25 +87,6 @@ def write_pages(docs: Path = DOCS) -> None:
     for path in of_earlier_builds:
         if str(path.relative_to(docs).with_suffix("")) not in pages:
             path.unlink()
-
-
-def _write_experiments(shown: dict[str, Path]) -> str:
-    """Write the page that lists the experiments, each with its question."""
-    lines = [
-        "# Experiments",
-        "",
-        "Each page has an experiment's claims with their verdicts, its figures, and the command that runs it again.",
-        "",
-    ]
-    names = []
-    for page, path in shown.items():
-        folder, _, name = page.rpartition("/")
-        if folder == "experiments":
-            names.append(name)
-            # Pages on all experiments together, such as HYPOTHESES.md, have no question.
-            about = f": {_read_question(path)}" if path.name == "README.md" else ""
-            lines.append(f"- [{name}]({name}.md){about}")
-    return "\n".join([*lines, "", *_write_contents(names), ""])
 
 
 def write_gallery(shown: dict[str, Path]) -> str:
@@ -179,12 +162,11 @@ def adapt_links(text: str, page: str) -> str:
         text: Markdown, as it stands in the file that the page shows.
         page: the page's name, such as "experiments/gap".
     """
-    # Targets with a page: files that the site shows, two READMEs in whose place it has other pages, and
-    # source files of public modules, whose page is in the reference.
+    # Targets with a page: files that the site shows, README.md in whose place it has another page, and source files
+    # of public modules, whose page is in the reference.
     shown = list_shown()
     pages = {path: name for name, path in shown.items()}
     pages[ROOT / "README.md"] = "index"
-    pages[REFERENCE / "README.md"] = "experiments/index"
     for name in MODULES:
         for source in list_sources(name):
             pages[source] = f"reference/{name}"

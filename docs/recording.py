@@ -1,4 +1,4 @@
-"""python -m docs.recording: record `bnlab doctor --demo` as docs/static/doctor.svg, which README.md shows.
+"""python -m docs.recording: record `bnlab doctor --demo` as docs/static/doctor.svg, which the doctor's page shows.
 
 The command is run, and what it prints is drawn as a terminal that shows one network after the other. A browser that
 does not move pictures, or whose reader asked for none that move, shows the first network that is at fault.

@@ -101,7 +101,7 @@ def test_what_is_said_of_all_experiments_stands_beside_them(tmp_path: Path, monk
 
     assert shown["answers"] == tmp_path / "ANSWERS.md"
     of_experiments = [page for page in shown if page.startswith("experiments/")]
-    assert of_experiments == ["experiments/withdrawn", "experiments/hypotheses"]
+    assert of_experiments == ["experiments/index", "experiments/withdrawn", "experiments/hypotheses"]
 
 
 def test_pages_that_are_not_made_any_more_are_removed(tmp_path: Path) -> None:

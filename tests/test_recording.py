@@ -1,4 +1,4 @@
-"""The recording that README.md shows: it holds what the doctor's demo prints, and stays small."""
+"""The recording that the doctor's page shows: it holds what the doctor's demo prints, and stays small."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ KINDS = (("mean", "mean_gap", "σ", "4 to 9 points"), ("variance", "var_gap", "i
 LEARNT = 0.5  # of the test images, under exact statistics
 PANELS = {"mean (σ)": "mean_gap", "variance (log of the ratio)": "var_gap"}
 A_QUARTER = (
-    "at 0.5 the ranks share a quarter of their variance; chosen when the correlation of all networks together was "
-    "known, but not that of single seeds, of variances, or within a batch size"
+    "Spearman's correlation: at 0.5 the ranks share a quarter of their variance; chosen when the correlation of all "
+    "networks together was known, but not that of single seeds, of variances, or within a batch size"
 )
 
 
@@ -228,13 +228,13 @@ EXPERIMENT = Experiment(
             "Over batch sizes and steps, the larger the gap in the layer where it is largest, the more accuracy is "
             "lost (where exact statistics are right on more than half of the test images).",
             score(partial(correlate_ranks, within=("seed",)), "correlation", ("panel", "largest"),
-                  average=("batch_size", "step")), above(0.5, "rank correlation", A_QUARTER),
+                  average=("batch_size", "step")), above(0.5, "in ranks", A_QUARTER),
             post_hoc="asked"),
         "gaps_tell_less_between_seeds": Claim(
             "Between networks of one batch size and step, which differ in their seed alone, the gap says less about "
             "what is lost (on average over batch sizes and steps).",
             score(partial(correlate_ranks, within=("batch_size", "step")), "correlation", ("panel", "largest"),
-                  average=("batch_size", "step")), below(0.5, "rank correlation", A_QUARTER),
+                  average=("batch_size", "step")), below(0.5, "in ranks", A_QUARTER),
             post_hoc="asked"),
     },
 )  # fmt: skip

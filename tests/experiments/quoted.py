@@ -8,6 +8,7 @@ _LOSSES = compute_losses(load_committed())
 _LAGGING = '"batch size 16, updates 560", "batch size 64, updates 144", "batch size 64, updates 560"'
 _AT_THE_END = '"batch size 16", "batch size 64", "batch size 256"'
 _HARMLESS = f'{{{{ holds("ground.harmless_at_the_end", {_AT_THE_END}, shown=False) }}}}'
+_UP_TO_256 = '"batch size 4", "batch size 16", "batch size 64", "batch size 256"'
 _HARMLESS_ON_CIFAR10 = '{{ holds("real.harmless_at_the_end", shown=False) }}'
 _AT_A_TENTH = 'holds("real.a_constant_rate_keeps_costing", "learning rate 0.1")'
 _AT_A_FORTIETH = '(at 0.025 {{ undecided("real.the_smallest_rate_keeps_costing_too") }}, undecided whether over one)'
@@ -25,35 +26,18 @@ def _follow(line: str) -> str:
 
 
 README = (
-    'reads {{ estimated("real.a_cosine_costs_on_the_way", "after 10% of training") }} too low after a tenth of the '
-    'training, and {{ estimated("real.a_cosine_costs_on_the_way", "after 50% of training") }} '
-    "half-way;",
-    f"At its end less than 0.3 points are lost{_HARMLESS_ON_CIFAR10}.",
-    'still lose {{ holds("quantized.three_bits_cost") }}.',
-    'loses {{ holds("real.copied_buffers_lose_after_a_cosine", "learning rate 0.1") }} at the end of the same',
-    f"running averages lost less than half a point in our networks, at batch sizes 16 to 256{_HARMLESS}.",
-    'with a falling rate lost less than 0.3 points{{ holds("cifar10_augmented.as_accurate_as_augmented", shown=False) '
-    "}} at the end;",
-    'The largest loss, {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }}, is clearly '
-    "above 0",
-    'digits) they cost {{ holds("quickstart.start_costs_early", "batch size 256") }}; after 50',
-    f"After 560 updates or more, less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}. "
-    'At batch size 4 less than 0.3 points are lost after 9,000 updates{{ holds("gap.nothing_at_adequate_batch", '
-    '"batch size 4", shown=False) }} (undecided',
-    f"less than 0.3 points are lost at the end of a cosine{_HARMLESS_ON_CIFAR10}.",
-    f"after 5,616 updates, they lose {{{{ {_AT_A_TENTH} }}}} at a rate of 0.1,",
-    f"and {{{{ {_AT_FOUR_TENTHS} }}}} at 0.4 {_AT_A_FORTIETH}.",
-    f'they lose {{{{ holds("ground.constant_rates_cost_early", {_LAGGING}) }}}}.',
-    'After 2,250 updates they lose {{ estimated("ground.constant_rates_keep_costing", "batch size 4", "batch size 16", '
-    '"batch size 64") }} at batch sizes 4 to 64,',
-    'and {{ undecided("ground.constant_rates_keep_costing", "batch size 256", interval=False) }} at 256; after a',
-    'Their pick was {{ undecided("real.that_checkpoint_costs_little", "learning rate 0.4") }} worse on '
-    "average (undecided",
-    'it was as good, to within half a point{{ holds("model_selection.ema_picks_as_well", "batch size 16", '
-    "shown=False) }}; but",
-    'of the full size or less damages the weights{{ holds("last_batch.weights_lose", shown=False) }} (shown',
-    'about two forward passes{{ holds("passes.two_passes_are_enough", shown=False) }} over',
-    '10,000 images, measured in one pass{{ holds("cifar10.precise_is_as_accurate", shown=False) }});',
+    f"from a rate of 0.025, 0.1 or 0.4 | less than 0.3 points{_HARMLESS_ON_CIFAR10} |",
+    'half-way along the cosine from 0.1 | {{ undecided("real.a_cosine_costs_on_the_way", "after 50% of training") }} '
+    "(undecided",
+    f"at a constant rate of 0.1 | {{{{ {_AT_A_TENTH} }}}} |",
+    f"at a constant rate of 0.4 | {{{{ {_AT_FOUR_TENTHS} }}}} |",
+    'trained network\'s buffers | {{ holds("real.copied_buffers_lose_after_a_cosine", "learning rate 0.1") }} |',
+    f'running means are {{{{ estimated("gap.means_are_near_late", {_UP_TO_256}, interval=False) }}}} away from',
+    f'variances {{{{ holds("gap.variances_are_near_late", {_UP_TO_256}, interval=False) }}}}.',
+    f"lost {say_count(_LOSSES)}†",
+    f"The other two lost {say_others(_LOSSES)}†:",
+    'correlate by {{ holds("gap.larger_gaps_cost_more", "mean (σ)") }}; between',
+    'step, by {{ holds("gap.gaps_tell_less_between_seeds", "mean (σ)") }}.',
 )
 
 WHY = (

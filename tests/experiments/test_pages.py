@@ -16,7 +16,8 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
 from bnlab.harness.reporting.means import SHARES
 from bnlab.harness.schema import Column
-from experiments.describe import HELP, README, describe_tables
+from experiments.describe import EXPERIMENTS as EXPERIMENTS_PAGE
+from experiments.describe import HELP, README, describe_experiments, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
 from experiments.pages import adapt_links, describe_devices
 
@@ -26,6 +27,10 @@ REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 def test_the_page_on_tables_is_the_one_that_the_code_gives() -> None:
     assert README.read_text(encoding="utf-8") == describe_tables(), "run: python -m experiments.describe"
+
+
+def test_the_list_of_experiments_is_the_one_that_the_tables_give() -> None:
+    assert EXPERIMENTS_PAGE.read_text(encoding="utf-8") == describe_experiments(), "run: python -m experiments.describe"
 
 
 def test_the_help_is_what_the_code_gives() -> None:

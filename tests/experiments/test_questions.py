@@ -202,7 +202,7 @@ def test_readme_links_to_answers_that_there_are() -> None:
     headings = re.findall(r"^#+ (.*)$", answers, re.MULTILINE)
     anchors = {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
-    assert len(links) >= 4
+    assert links
     assert {*links} <= anchors
 
 
