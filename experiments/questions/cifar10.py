@@ -75,45 +75,46 @@ EXPERIMENT = Experiment(
             "they are farthest (near it is not, see `tolerance`).",
             score(partial(select_largest, at=END, value="mean_gap", by=EACH, **AS_THEY_ARE), "mean_gap",
                   (*EACH, "largest"), geometric=True),
-            below(0.1, "σ", "in all means of networks for rendered characters it costs 4 to 9 points")),
+            below(0.1, "σ", "in all means of networks for rendered characters it costs 4 to 9 points"), lines="each"),
         "harmless_late": Claim(
             "At the end of training PyTorch's momentum costs or gains less than 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA), SAME),
+            score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA), SAME, lines="each"),
         "costs_half_way": Claim(
             "Half-way, where the learning rate is high, PyTorch's momentum costs over a point.",
-            score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA), COSTS_A_POINT),
+            score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA), COSTS_A_POINT, lines="each"),
         "start_costs_first": Claim(
             "After a fiftieth of training, at batch 1024, the start at 0 and 1 alone costs over a point.",
             score(compute_gains, "accuracy", EACH, scale=100, estimator="ema_debiased", panel=share_name(START),
-                  batch_size=1024), COSTS_A_POINT),
+                  batch_size=1024), COSTS_A_POINT, lines="each"),
         "lag_costs_early": Claim(
             "After a tenth of training PyTorch's momentum costs over a point without its start, by lag and noise.",
             score("evaluations", "accuracy", EACH, at=EARLY, split="test",
-                  **{**COST_OF_EMA, "estimator": "ema_debiased"}), COSTS_A_POINT),
+                  **{**COST_OF_EMA, "estimator": "ema_debiased"}), COSTS_A_POINT, lines="each"),
         "gap_is_u_shaped": Claim(
             "Momenta of 0.003 and of 1 have a larger gap in the deeper layers than the best between them.",
             score(RATIOS, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT),
-            post_hoc="layers after the first only; the end was added"),
+            lines="each", post_hoc="layers after the first only; the end was added"),
         "predictive_is_near_the_best": Claim(
             "Over training, in the deeper layers, the gap of predictive momentum is about that of the best fixed "
             "one of each layer and step.",
             score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "thousand_images_suffice": Claim(
             "At the end exact statistics of 1,000 images lose or gain less than 0.3 points against those of all.",
-            score("evaluations", "accuracy", EACH, estimator="exact(images=1000)", **LOSS), SAME),
+            score("evaluations", "accuracy", EACH, estimator="exact(images=1000)", **LOSS), SAME, lines="each"),
         "precise_is_as_accurate": Claim(
             "At the end precise statistics of 10,000 images are as accurate as exact ones of all, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, estimator="precise(images=10000)", **LOSS), SAME),
+            score("evaluations", "accuracy", EACH, estimator="precise(images=10000)", **LOSS), SAME, lines="each"),
         "averaged_weights_lose": Claim(
             "At the end averaged weights lose over a point under the trained network's running averages.",
-            frames.score("evaluations", "accuracy", ("averaging",), estimator="stale", **AVERAGED), COSTS_A_POINT),
+            frames.score("evaluations", "accuracy", ("averaging",), estimator="stale", **AVERAGED), COSTS_A_POINT,
+            lines="each"),
         "averaging_gains": Claim(
             "At the end, under exact statistics, averaged weights are more accurate than those training ended with.",
             frames.score("evaluations", "accuracy", ("averaging",), against="none", along="averaging",
                          matching=("seed",), scale=100, estimator="exact", batch_size=128, **TESTED),
-            above(0.0, "points gained", "at 0 averaging gains nothing")),
+            above(0.0, "points gained", "at 0 averaging gains nothing"), lines="each"),
     },
 )  # fmt: skip

@@ -84,11 +84,11 @@ EXPERIMENT = Experiment(
         **{f"{rule}_grows": Claim(
             f"With batch norm everywhere the gap of {words} is larger in the network's second half than in its first.",
             score(compute_growth, "mean_gap", EACH, geometric=True, estimator=rule),
-            above(1.0, "times", "at 1 it does not grow")) for rule, words in RULES.items()},
+            above(1.0, "times", "at 1 it does not grow"), lines="each") for rule, words in RULES.items()},
         **{f"{rule}_is_blocked": Claim(
             f"With every second norm a group norm, the gap of {words} in batch norms of the second half is smaller.",
             score(compute_gaps, "mean_gap", EACH, against=EVERYWHERE, along="line", matching=("seed", "network"),
                   ratio=True, average="layer", geometric=True, estimator=rule, half="second"),
-            below(1.0, "times", "at 1 they block nothing")) for rule, words in RULES.items()},
+            below(1.0, "times", "at 1 they block nothing"), lines="each") for rule, words in RULES.items()},
     },
 )  # fmt: skip

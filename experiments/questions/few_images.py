@@ -54,20 +54,23 @@ EXPERIMENT = Experiment(
     claims={
         "hundreds_nearly_suffice": Claim(
             "Exact statistics of 512 training images give the accuracy of those of all, to 0.3 points.",
-            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TRAINING, images=512), HARMLESS),
+            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TRAINING, images=512), HARMLESS,
+            lines="each"),
         "tiny_test_batches_cost": Claim(
             "Statistics of two test images cost accuracy against exact ones of the training split.",
-            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=2), COSTS_A_POINT),
+            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=2), COSTS_A_POINT,
+            lines="each"),
         "large_test_batches_cost_nothing": Claim(
             "Statistics of 512 test images cost less than 0.3 points against exact ones of the training split.",
-            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=512), HARMLESS),
+            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=512), HARMLESS,
+            lines="each"),
         "validation_serves": Claim(
             "On test images, statistics of the validation split give the accuracy of exact ones of the training split.",
             score(compute_gains, "accuracy", EACH, scale=100, split="test", statistics_split="val"),
-            within(-0.3, 0.3, "points gained", SIX_IMAGES)),
+            within(-0.3, 0.3, "points gained", SIX_IMAGES), lines="each"),
         "validation_leaks_nothing": Claim(
             "Statistics of the validation split gain no more on validation images than on test images, to 0.3 points.",
             score(compute_gains, "accuracy", EACH, against="test", along="split", scale=100, statistics_split="val"),
-            within(-0.3, 0.3, "points more", "three of 1,000 validation images")),
+            within(-0.3, 0.3, "points more", "three of 1,000 validation images"), lines="each"),
     },
 )  # fmt: skip

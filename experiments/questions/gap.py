@@ -165,76 +165,76 @@ EXPERIMENT = Experiment(
         "population_wins_when_tiny": Claim(
             "At the end of training, at a tiny batch, PyTorch's momentum costs accuracy.",
             score_cost(1.0, batch_size=4), above(0.0, "points", AS_ACCURATE),
-            post_hoc="dropped, and restored"),
+            lines="each", post_hoc="dropped, and restored"),
         "nothing_at_adequate_batch": Claim(
             "At the end of training, at moderate batches, PyTorch's momentum costs less than 0.3 points of accuracy.",
             score_cost(1.0, batch_size=(4, 16, 64, 256)), HARMLESS,
-            post_hoc="batches of 4 were added"),
+            lines="each", post_hoc="batches of 4 were added"),
         **{f"{kind}s_are_near_late": Claim(
             f"At the end of training PyTorch's running {kind}s are nearer to exact ones than 0.1 {unit}, in the layer "
             "where they are farthest (near it is not, see `tolerance`).",
             score(partial(select_largest, at=1.0, value=gap, by=EACH), gap, LARGEST, geometric=True),
             below(0.1, unit, f"in all {kind}s at once such an error costs {cost}"),
-            post_hoc="asked")
+            lines="each", post_hoc="asked")
             for kind, gap, unit, cost in KINDS},
         "means_are_close_late": Claim(
             "At the end of training PyTorch's running means are nearer to exact ones than 0.03 σ, in the layer where "
             "they are farthest.",
             score(partial(select_largest, at=1.0, value="mean_gap", by=EACH), "mean_gap", LARGEST, geometric=True),
             below(0.03, "σ", "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts"),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "costs_early": Claim(
             "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too.",
             score_cost(0.2, batch_size=(4, 16, 64)), COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "lag_costs_when_huge": Claim(
             "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
-            score_cost(1.0, batch_size=1024), above(0.3, "points", SIX_IMAGES)),
+            score_cost(1.0, batch_size=1024), above(0.3, "points", SIX_IMAGES), lines="each"),
         "large_momentum_mends_it": Claim(
             "At a huge batch, with few steps, a momentum of 0.9 costs less than 0.3 points.",
             score_cost(1.0, batch_size=1024, momentum=0.9), HARMLESS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "ema_adds_early": Claim(
             "Early at a huge batch the running mean is much farther from those of single batches than the exact mean "
             "is.",
             score("gaps", "tid_mean", EACH, at=0.1, against="exact", ratio=True, estimator="ema", momentum=0.1,
                   batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "ema_is_pessimistic_early": Claim(
             "Early at a huge batch PyTorch's running average costs accuracy.",
             score_cost(EARLY, batch_size=1024), COSTS_A_POINT,
-            post_hoc="dropped, and restored"),
+            lines="each", post_hoc="dropped, and restored"),
         "last_batch_beats_ema_early": Claim(
             "Early at a huge batch the last batch's moments alone gain accuracy against the running averages.",
             score_cost(EARLY, batch_size=1024, against="last_batch"), GAINS,
-            post_hoc="dropped, and restored"),
+            lines="each", post_hoc="dropped, and restored"),
         "ema_is_pessimistic": Claim(
             "In the middle of training PyTorch's running average costs accuracy.",
             score_cost(MIDDLE, batch_size=(64, 1024)), COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "cumulative_costs": Claim(
             "At a moderate batch the average of all batches costs accuracy.",
             score("evaluations", "accuracy", EACH, at=(EARLY, MIDDLE, LATE), against="exact", scale=-100,
-                  estimator="cumulative", batch_size=64, split="test"), COSTS_A_POINT),
+                  estimator="cumulative", batch_size=64, split="test"), COSTS_A_POINT, lines="each"),
         "lags_early": Claim(
             "Early the moving average of the mini-batches' accuracy is below the network's on training images.",
             score(select_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
-                  panel=share_name(EARLY)), below(-1.0, "points", A_POINT)),
+                  panel=share_name(EARLY)), below(-1.0, "points", A_POINT), lines="each"),
         "agrees_late": Claim(
             "At the end of training the moving average of the mini-batches' accuracy is the network's, to a point.",
             score(select_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
-                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point")),
+                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point"), lines="each"),
         "larger_gaps_cost_more": Claim(
             "Over batch sizes and steps, the larger the gap in the layer where it is largest, the more accuracy is "
             "lost (where exact statistics are right on more than half of the test images).",
             score(partial(correlate_ranks, within=("seed",)), "correlation", ("panel", "largest"),
                   average=("batch_size", "step")), above(0.5, "in ranks", A_QUARTER),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "gaps_tell_less_between_seeds": Claim(
             "Between networks of one batch size and step, which differ in their seed alone, the gap says less about "
             "what is lost (on average over batch sizes and steps).",
             score(partial(correlate_ranks, within=("batch_size", "step")), "correlation", ("panel", "largest"),
                   average=("batch_size", "step")), below(0.5, "in ranks", A_QUARTER),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

@@ -73,37 +73,37 @@ EXPERIMENT = Experiment(
     claims={
         "thirty_two_is_best": Claim(
             "Under exact statistics networks trained in smaller or larger parts are less accurate than in parts of 32.",
-            score_gain(2, 8, 256, against=32, **PARTS), below(0.0, *AS_GOOD)),
+            score_gain(2, 8, 256, against=32, **PARTS), below(0.0, *AS_GOOD), lines="each"),
         "tiny_parts_are_not_rescued": Claim(
             "Under exact statistics, training in parts of 2 images is more than a point worse than in whole batches.",
-            score_gain(2, against=256, **PARTS), below(-1.0, *BY_A_POINT)),
+            score_gain(2, against=256, **PARTS), below(-1.0, *BY_A_POINT), lines="each"),
         "running_averages_fail_when_tiny": Claim(
             "In parts of 2 PyTorch's running average costs more than a point.",
-            score_gain(2, **EMA), below(-1.0, *BY_A_POINT)),
+            score_gain(2, **EMA), below(-1.0, *BY_A_POINT), lines="each"),
         "running_averages_serve_when_large": Claim(
             "In parts of 32 PyTorch's running average costs less than a point.",
-            score_gain(32, **EMA), within(-1.0, 1.0, *BY_A_POINT)),
+            score_gain(32, **EMA), within(-1.0, 1.0, *BY_A_POINT), lines="each"),
         "population_wins_when_large": Claim(
             "Trained in parts of 32 or whole batches, networks are better under exact than test batches' statistics.",
-            score_gain(32, 256, against="test_batch", estimator="exact"), above(0.0, *AS_GOOD)),
+            score_gain(32, 256, against="test_batch", estimator="exact"), above(0.0, *AS_GOOD), lines="each"),
         "batches_win_when_tiny": Claim(
             "Trained in parts of 2 images, networks are worse under exact statistics than those of test batches of 2.",
-            score_gain(2, against="test_batch", estimator="exact"), below(0.0, *AS_GOOD)),
+            score_gain(2, against="test_batch", estimator="exact"), below(0.0, *AS_GOOD), lines="each"),
         "batches_win_after_many_updates": Claim(
             "Trained in batches of 32 that are normalized in parts of 2, networks are less accurate under exact "
             "statistics than under those of test batches of 2.",
             score(compute_leads, "accuracy", ("batch_size",), scale=100, estimator="exact", batch_size=MANY_UPDATES),
-            below(0.0, *AS_GOOD)),
+            below(0.0, *AS_GOOD), lines="each"),
         "the_lead_shrinks": Claim(
             "What exact statistics gain against test batches of 2 is more than a point less in batches of 32 than of "
             "256.",
             score(compute_leads, "accuracy", ("batch_size",), against=FEW_UPDATES, along="batch_size",
                   matching=("seed",),
-                  scale=100, estimator="exact", batch_size=MANY_UPDATES), below(-1.0, *BY_A_POINT)),
+                  scale=100, estimator="exact", batch_size=MANY_UPDATES), below(-1.0, *BY_A_POINT), lines="each"),
         "running_averages_fail": Claim(
             "In batches of 32 that are normalized in parts of 2 PyTorch's running average costs more than a point "
             "against exact statistics.",
             score("evaluations", "accuracy", ("batch_size",), at=1.0, scale=100, batch_size=MANY_UPDATES, **EMA, **TWO),
-            below(-1.0, *BY_A_POINT)),
+            below(-1.0, *BY_A_POINT), lines="each"),
     },
 )  # fmt: skip

@@ -135,46 +135,46 @@ EXPERIMENT = Experiment(
             "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after "
             "it.",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **CONSTANT), COSTS_A_POINT),
+                  **CONSTANT), COSTS_A_POINT, lines="each"),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
             score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, **CONSTANT), COSTS_A_POINT),
+                  **EMA, **CONSTANT), COSTS_A_POINT, lines="each"),
         "weights_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule a last batch of at most 1/6 costs the weights less than 0.3 points.",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **ONE_CYCLE), LITTLE),
+                  **ONE_CYCLE), LITTLE, lines="each"),
         "averages_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule running averages lose less than 0.3 points more after a last batch of "
             "at most 1/6 than after a full one.",
             score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **EMA, **ONE_CYCLE), LITTLE),
+                  **EMA, **ONE_CYCLE), LITTLE, lines="each"),
         "it_is_forgotten": Claim(
             "At a constant rate, 30 updates later, running averages lose as much as without the small batch, to a "
             "point.",
             score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=THIRTY_LATER,
-                  **EMA, **CONSTANT), within(-1.0, 1.0, "points", A_POINT)),
+                  **EMA, **CONSTANT), within(-1.0, 1.0, "points", A_POINT), lines="each"),
         "slow_averages_lose_less": Claim(
             "At a constant rate, with momentum 0.01, running averages lose less than a point more right after a last "
             "batch of at most 1/6 than right after a full one.",
             score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA_SLOW, **CONSTANT), below(1.0, "points", A_POINT)),
+                  **EMA_SLOW, **CONSTANT), below(1.0, "points", A_POINT), lines="each"),
         "half_a_batch_harms": Claim(
             "At a constant rate the update of a last batch of half a full one costs the weights too, right after it.",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder="1/2", when=RIGHT_AFTER,
                   **CONSTANT), above(0.0, "points", AS_ACCURATE),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "weights_lose_at_the_end": Claim(
             "At the end of a constant rate, right after the last small batch, a last batch of at most 1/6 costs the "
             "weights over a point.",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
                   **CONSTANT), COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",
             score(subtract_plain_average, "accuracy", CELL, scale=100, remainder=SMALL, when=RIGHT_AFTER,
-                  **CONSTANT), above(1.0, "points gained", A_POINT)),
+                  **CONSTANT), above(1.0, "points gained", A_POINT), lines="each"),
     },
 )  # fmt: skip

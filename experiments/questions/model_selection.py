@@ -40,22 +40,23 @@ EXPERIMENT = Experiment(
         "last_is_not_best": Claim(
             "At a constant learning rate the last checkpoint has a lower test accuracy than exact statistics' pick.",
             score(select_picks, "cost", ("batch_size",), scale=100, estimator="last"),
-            above(0.0, "points lost", "at 0 there is nothing to select")),
+            above(0.0, "points lost", "at 0 there is nothing to select"), lines="each"),
         "ema_shows_less": Claim(
             "Over training running averages show a lower validation accuracy than exact statistics.",
             score("evaluations", "accuracy", ("batch_size",), against="exact", average="step", scale=-100, split="val",
-                  estimator="ema"), above(0.5, "points", "the margin of what is picked by it")),
+                  estimator="ema"), above(0.5, "points", "the margin of what is picked by it"), lines="each"),
         "ema_costs_at_the_end": Claim(
             "At the last checkpoint, at a constant learning rate, running averages cost over a point.",
             score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, split="test",
                   estimator="ema"), COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "ema_picks_as_well": Claim(
             "The pick under running averages has the test accuracy of that under exact statistics, to half a point.",
             score(select_picks, "cost", ("batch_size",), scale=100, estimator="ema"),
-            within(-0.5, 0.5, "points", MARGIN)),
+            within(-0.5, 0.5, "points", MARGIN), lines="each"),
         "ema_picks_the_same": Claim(
             "In most networks running averages pick the checkpoint that exact statistics pick.",
-            score(select_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST)),
+            score(select_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST),
+            lines="each"),
     },
 )  # fmt: skip

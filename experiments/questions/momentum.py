@@ -143,30 +143,31 @@ EXPERIMENT = Experiment(
             score(select_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
                   ratio=True, **RATIO_OVER_LAYERS),
             above(1.25, "times", "the smallest of many gaps is a little smaller by chance"),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "plain_average_is_farther": Claim(
             "In the deeper layers the average of all batches has a larger gap than PyTorch's running average.",
             score(lambda tables: rows(tables, "gaps", SHARES, momentum=(0.1, None)), "mean_gap", EACH, against="ema",
                   ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "mistake_costs_late": Claim(
             "At the end of training a momentum of 0.9, which is 0.1 in the other convention, costs accuracy.",
-            score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE)),
+            score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE),
+            lines="each"),
         "mistake_gains_early": Claim(
             "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, gains accuracy.",
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=256, **MISTAKE),
-            below(0.0, "points lost", AS_ACCURATE)),
+            below(0.0, "points lost", AS_ACCURATE), lines="each"),
         "theory_knows_momentum": Claim(
             "Theory's momentum, from noise and drift of other seeds, is within a factor of 2 of the best one (not the "
             "hypothesis's 1.5, which is below), over layers where one of them is below 1.",
             score(compute_factors, "factor", EACH, **RATIO_OVER_LAYERS),
             below(2.0, "times", "the sweep's momenta are up to 2.5 times apart"),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "theory_is_right_to_a_half": Claim(
             "Theory's momentum is within a factor of 1.5 of the best one, as the hypothesis has it, over the same "
             "layers.",
             score(compute_factors, "factor", EACH, **RATIO_OVER_LAYERS),
             below(1.5, "times", "the best one is found between the sweep's momenta by a parabola"),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

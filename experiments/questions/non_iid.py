@@ -73,33 +73,35 @@ EXPERIMENT = Experiment(
         "running_average_costs": Claim(
             "Where images of a class come together PyTorch's average, which remembers the last ones, costs much.",
             score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order=IN_ORDER, **COST_OF_EMA,
-                  **FOUR_EPOCHS), above(*MUCH)),
+                  **FOUR_EPOCHS), above(*MUCH), lines="each"),
         "long_average_costs": Claim(
             "In blocks of 16 images of a class a momentum of 0.01 costs much.",
             score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order="blocks:16",
                   **{**COST_OF_EMA, "momentum": 0.01}, **FOUR_EPOCHS), above(*MUCH),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "nothing_rescues": Claim(
             "Networks that saw images of a class together lose much against shuffled ones, under exact statistics too.",
             score("evaluations", "accuracy", ("order",), at=1.0, against=SHUFFLED, along="order", matching=("seed",),
-                  scale=-100, norm="batch", estimator="exact", order=IN_ORDER, **FOUR_EPOCHS), above(*MUCH)),
+                  scale=-100, norm="batch", estimator="exact", order=IN_ORDER, **FOUR_EPOCHS), above(*MUCH),
+                  lines="each"),
         "renorm_rescues_blocks": Claim(
             "In blocks of 16 images of a class renormalization gains more than 5 points against batch norm.",
             score("evaluations", "accuracy", ("order", "norm"), at=1.0, against="batch", along="norm", scale=100,
                   matching=("seed", "order"), estimator="ema", momentum=0.01, order="blocks:16", **FOUR_EPOCHS),
-            HALF_OF_THE_PAPER),
+            HALF_OF_THE_PAPER, lines="each"),
         "long_warmup_rescues": Claim(
             "After 16 epochs renorm with a momentum of 0.01 gains more than 5 points against batch norm after 16 "
             "epochs, both under exact statistics, which are kind to batch norm.",
-            score(compute_gains, "accuracy", EACH, scale=100, **WARMED_UP), HALF_OF_THE_PAPER),
+            score(compute_gains, "accuracy", EACH, scale=100, **WARMED_UP), HALF_OF_THE_PAPER, lines="each"),
         "short_memory_rescues": Claim(
             "After 4 epochs renorm with a momentum of 0.1 gains more than 5 points against batch norm, both under "
             "exact statistics.",
-            score(compute_gains, "accuracy", EACH, scale=100, **QUICK), HALF_OF_THE_PAPER),
+            score(compute_gains, "accuracy", EACH, scale=100, **QUICK), HALF_OF_THE_PAPER, lines="each"),
         "the_start_is_to_blame": Claim(
             "After 4 epochs renorm with a momentum of 0.1 is more than 5 points better than with 0.01, under exact "
             "statistics.",
             score("evaluations", "accuracy", EACH, at=1.0, against=SLOW, along=MOMENTUM, matching=("seed", "epochs"),
-                  scale=100, norm="renorm", estimator="exact", epochs=SHORT, **BLOCKS), HALF_OF_THE_PAPER),
+                  scale=100, norm="renorm", estimator="exact", epochs=SHORT, **BLOCKS), HALF_OF_THE_PAPER,
+                  lines="each"),
     },
 )  # fmt: skip

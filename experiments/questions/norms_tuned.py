@@ -115,22 +115,23 @@ EXPERIMENT = Experiment(
         "group_norm_wins_when_small": Claim(
             "In batches of 4 group norm is more accurate than batch norm (known not to be so at the best of three "
             "rates).",
-            score(compute_gains, "accuracy", EACH, scale=100, gainer=GROUP, batch_size=4), GAINS),
+            score(compute_gains, "accuracy", EACH, scale=100, gainer=GROUP, batch_size=4), GAINS, lines="each"),
         "batch_norm_wins_when_moderate": Claim(
             "In batches of 32 and 128 group norm is less accurate than batch norm.",
             score(compute_gains, "accuracy", EACH, scale=100, gainer=GROUP, batch_size=(32, 128)),
-            below(0.0, "points gained", AS_ACCURATE)),
+            below(0.0, "points gained", AS_ACCURATE), lines="each"),
         "renorm_wins_when_small": Claim(
             "In batches of 4 batch renorm is more accurate than batch norm, both under running averages.",
             score(compute_gains, "accuracy", ("gainer", "batch_size"), scale=100, gainer=RENORMS, batch_size=4,
-                  line=f"against {BATCH}"), GAINS),
+                  line=f"against {BATCH}"), GAINS, lines="each"),
         "renorm_keeps_up_when_moderate": Claim(
             "In batches of 32 and 128 batch renorm is less than a point less accurate than batch norm, both under "
             "running averages.",
             score(compute_gains, "accuracy", ("gainer", "batch_size"), scale=100, gainer=RENORMS, batch_size=(32, 128),
-                  line=f"against {BATCH}"), above(-1.0, "points gained", A_POINT)),
+                  line=f"against {BATCH}"), above(-1.0, "points gained", A_POINT), lines="each"),
         "gain_control_keeps_up": Claim(
             "Gain control is less than a point less accurate than batch norm.",
-            score(compute_gains, "accuracy", EACH, scale=100, gainer=GAIN), above(-1.0, "points gained", A_POINT)),
+            score(compute_gains, "accuracy", EACH, scale=100, gainer=GAIN), above(-1.0, "points gained", A_POINT),
+            lines="each"),
     },
 )  # fmt: skip

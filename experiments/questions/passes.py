@@ -51,30 +51,31 @@ EXPERIMENT = Experiment(
     claims={
         "one_pass_is_enough": Claim(
             "Breadth first, the exact statistics of all layers take less time than two forwards.",
-            score(compute_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS), TWO),
+            score(compute_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS), TWO,
+            lines="each"),
         "two_passes_are_enough": Claim(
             "They take less time than two and a half forwards, however deep the network is.",
             score(compute_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS),
             below(2.5, "times", "what is less rounds to two"),
-            post_hoc="asked when two forwards had failed"),
+            lines="each", post_hoc="asked when two forwards had failed"),
         "images_cost_no_more": Claim(
             "From 256 images to four times as many, exact statistics breadth first take less time than two forwards.",
-            score(compute_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES), TWO),
+            score(compute_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES), TWO, lines="each"),
         "memory_is_the_price": Claim(
             "Breadth first, exact statistics of four times the images need more than twice the memory.",
             score(compute_costs, "peak_bytes", ("strategy",), strategy="breadth", **GROWTH),
-            above(2.0, "times", "the activations between two layers of all images are kept")),
+            above(2.0, "times", "the activations between two layers of all images are kept"), lines="each"),
         "layer_by_layer_is_small": Claim(
             "Layer by layer, exact statistics of four times the images need no more memory, to a quarter.",
             score(compute_costs, "peak_bytes", ("strategy",), strategy="layerwise", **GROWTH),
-            below(1.25, "times", "only one batch is alive at once")),
+            below(1.25, "times", "only one batch is alive at once"), lines="each"),
         "less_memory_is_enough": Claim(
             "With an eighth of its memory or less breadth first begins fewer forwards per batch than there are layers.",
             score(compute_costs, "of_layers", ("shortage",), shortage=(8, 12)),
-            below(1.0, "× layers", "as many as evaluating and setting one layer after the other takes")),
+            below(1.0, "× layers", "as many as evaluating and setting one layer after the other takes"), lines="each"),
         "both_agree": Claim(
             "Breadth first and layer by layer give the same statistics, but for float32's rounding.",
             score(compute_costs, "difference", ("model.depth",), strategy="layerwise", **DEPTHS),
-            below(1e-4, "σ", "a hundred times float32's rounding, through 55 layers")),
+            below(1e-4, "σ", "a hundred times float32's rounding, through 55 layers"), lines="each"),
     },
 )  # fmt: skip

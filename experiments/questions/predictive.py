@@ -103,6 +103,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
         f"each layer and step (over all layers {over_all_layers}).",
         score(RATIOS, "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
         below(1.25, "times", FLAT),
+        lines="each",
         post_hoc=NARROWED,
     )
 
@@ -128,7 +129,7 @@ EXPERIMENT = Experiment(
             "On characters predictive momentum never loses 0.3 points or more against PyTorch's.",
             score(compute_gains, "accuracy", EACH, scale=100, estimator="predictive", **CHARACTERS),
             Margin(-0.3, math.inf, "points", SIX_IMAGES, together=True),
-            post_hoc="lines near chance were left out, and each is tested by itself"),
+            lines="each", post_hoc="lines near chance were left out, and each is tested by itself"),
         "near_the_best": claim_nearness(
             "On characters", "1.460 [1.396, 1.526], 1.455 [1.386, 1.528] and 1.413 [1.341, 1.489] times at 16, 64 and "
             "256 with a one-cycle schedule, see `near_the_best_over_all_layers`", **CHARACTERS),
@@ -138,13 +139,13 @@ EXPERIMENT = Experiment(
             "fixed one.",
             score(partial(RATIOS, at=1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
                   **CHARACTERS), above(1.25, "times", FLAT),
-            post_hoc=f"asked; {NARROWED}"),
+            lines="each", post_hoc=f"asked; {NARROWED}"),
         "near_the_best_over_all_layers": Claim(
             "On characters, over all layers, as it was asked first, the gap of predictive momentum is about that of "
             "the best fixed one of each layer and step.",
             score(RATIOS, "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer",
                   "epoch"),
-                  geometric=True, estimator="predictive", **CHARACTERS), below(1.25, "times", FLAT)),
+                  geometric=True, estimator="predictive", **CHARACTERS), below(1.25, "times", FLAT), lines="each"),
         "near_the_best_digits": claim_nearness("On digits", "the same lines hold", data="digits"),
         "near_the_best_resnet": claim_nearness("In a resnet on characters", "the same lines hold", data="glyphs",
                                                model="resnet"),
@@ -154,17 +155,17 @@ EXPERIMENT = Experiment(
             score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, geometric=True,
                   average=("epoch", "layer"), depth=OtherThan(1), estimator="ema", momentum=1.0, **ONE_CYCLE,
                   **CHARACTERS), above(1.0, "times", AS_NEAR),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "nearer_than_others": Claim(
             "On average over batch sizes, deeper layers and steps, any fixed momentum and Kalman's filter "
             "have a larger gap (over all layers all lines hold).",
             score("gaps", "mean_gap", ("estimator", "momentum"), against="predictive", ratio=True, geometric=True,
                   average=("batch_size", "epoch", "layer"), depth=OtherThan(1), estimator=("ema", "kalman(per=layer)"),
                   **ONE_CYCLE, **CHARACTERS), above(1.0, "times", AS_NEAR),
-            post_hoc=NARROWED),
+            lines="each", post_hoc=NARROWED),
         "as_accurate": Claim(
             "On characters it is less than 0.3 points below the fixed one that is best at that step and batch size.",
             score(compute_losses, "accuracy", ("panel", "batch_size"), scale=-100), below(0.3, "points lost",
-                  SIX_IMAGES)),
+                  SIX_IMAGES), lines="each"),
     },
 )  # fmt: skip

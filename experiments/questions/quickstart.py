@@ -98,35 +98,35 @@ EXPERIMENT = Experiment(
         "default_costs_early": Claim(
             "After a tenth of training, PyTorch's momentum costs accuracy.",
             score_cost(EARLY), COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "start_costs_early": Claim(
             "Without the weight of its start at 0 and 1, PyTorch's running average is more accurate there.",
             score(select_default, "accuracy", EACH, against="ema_debiased", scale=-100, estimator="ema"),
             COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "lag_costs_early": Claim(
             "Without its start, PyTorch's momentum still costs accuracy after a tenth of training.",
             score_cost(EARLY, estimator="ema_debiased"), COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "last_batch_beats_ema_early": Claim(
             "After a tenth of training, the last batch's moments alone gain accuracy against PyTorch's momentum.",
             score(select_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"), GAINS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "last_batch_is_farther_early": Claim(
             "After a tenth of training the last batch alone has a larger gap in the deeper layers than the best "
             "momentum.",
             score(partial(divide_by_best_momentum, at=EARLY), "mean_gap", EACH, estimator="ema",
                   momentum=1.0, **RATIO_OVER_LAYERS), above(1.25, "times", FLAT),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "default_is_harmless_late": Claim(
             "At the end of training PyTorch's momentum costs less than a point of accuracy.",
             score_cost(LATE), within(-1.0, 1.0, "points", A_POINT),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "predictive_is_nearer": Claim(
             "On average over the deeper layers and all measured steps, PyTorch's gap is larger than that of "
             "predictive momentum.",
             score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, estimator="ema", momentum=0.1,
                   **{**RATIO_OVER_LAYERS, "average": ("step", "layer")}), above(1.0, "times", AS_NEAR),
-            post_hoc="layers after the first only; dropped, and restored"),
+            lines="each", post_hoc="layers after the first only; dropped, and restored"),
     },
 )  # fmt: skip

@@ -68,26 +68,28 @@ EXPERIMENT = Experiment(
         "it_grows_with_the_rate": Claim(
             "At the end of a constant rate four times the rate loses over a point more (known of other seeds).",
             score(lambda tables: compute_growth(compute_lost_at_end(tables), CELL), "accuracy", ("rates",), scale=-100,
-                  **AT_CONSTANT_RATE), COSTS_A_POINT),
+                  **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each"),
         "a_constant_rate_costs": Claim(
             "At the end of a constant rate of 0.1 and of 0.4 running averages lose over a point (known of other "
             "seeds).",
             score(compute_lost_at_end, "accuracy", (RATE,), scale=-100, **AT_LARGE_CONSTANT_RATES),
-            COSTS_A_POINT),
+            COSTS_A_POINT, lines="each"),
         "harmless_at_the_end": Claim(
             "At the end of a one-cycle schedule they lose less than 0.3 points, at each rate.",
             score(compute_lost_at_end, "accuracy", (RATE,), scale=-100, **ON_ONE_CYCLE),
-            below(0.3, "points", SIX_IMAGES)),
+            below(0.3, "points", SIX_IMAGES), lines="each"),
         "another_rate_is_picked": Claim(
             "At a constant rate validation under running averages picks another rate than under exact statistics, in "
             "most seeds (known of the mean of other seeds).",
-            score(pick_rates, "differs", (SCHEDULE,), **AT_CONSTANT_RATE), above(0.5, "of the seeds", MOST)),
+            score(pick_rates, "differs", (SCHEDULE,), **AT_CONSTANT_RATE), above(0.5, "of the seeds", MOST),
+            lines="each"),
         "that_rate_costs_little": Claim(
             "At a constant rate that pick costs less than a point of exact test accuracy.",
             score(pick_rates, "cost", (SCHEDULE,), scale=100, **AT_CONSTANT_RATE),
-            below(1.0, "points", "a point is what decides between two networks of this size")),
+            below(1.0, "points", "a point is what decides between two networks of this size"), lines="each"),
         "one_cycle_picks_as_well": Claim(
             "At the end of a one-cycle schedule the rate that running averages pick costs less than 0.3 points.",
-            score(pick_rates, "cost", (SCHEDULE,), scale=100, **ON_ONE_CYCLE), below(0.3, "points", SIX_IMAGES)),
+            score(pick_rates, "cost", (SCHEDULE,), scale=100, **ON_ONE_CYCLE), below(0.3, "points", SIX_IMAGES),
+            lines="each"),
     },
 )  # fmt: skip

@@ -138,31 +138,32 @@ EXPERIMENT = Experiment(
             "differ by over a point under these.",
             score(count_kept_order, "alike", ("panel",)),
             above(0.9, "share", "of the pairs; who picks by them would be misled once in ten"),
-            post_hoc="asked when the costs below were known, before the order was looked at"),
+            lines="each", post_hoc="asked when the costs below were known, before the order was looked at"),
         "order_is_kept_at_falling_rates": Claim(
             "They do so at the end among settings whose learning rate falls.",
             score(partial(count_kept_order, setting=OtherThan("constant schedule")), "alike", ("panel",),
                   panel=share_name(LATE)),
             above(0.9, "share", "of the pairs; who picks by them would be misled once in ten"),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "harmless_late": Claim(
             "At the end of training PyTorch's running average costs less than a point, whichever setting is changed.",
             score(partial(select_changes, table="evaluations"), "accuracy", ("panel", "setting"), against="exact",
-                  scale=-100, panel=share_name(LATE)), LITTLE),
+                  scale=-100, panel=share_name(LATE)), LITTLE, lines="each"),
         "constant_rate_costs_late": Claim(
             "At the end the running averages' gap in the deeper layers is over twice as large at a constant learning "
             "rate as at one that falls to 0.",
             score_times("constant schedule", "usual", LATE),
             above(2.0, "times", "no other setting of the training should double it"),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "high_rate_is_farther": Claim(
             "In the middle of training the running averages' gap in the deeper layers is larger at a learning rate "
             "of 0.4 than at 0.025.",
             score_times("learning rate 0.4", "learning rate 0.025", MIDDLE), above(1.0, "times", AS_NEAR),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "freezing_changes_little": Claim(
             "Batch norm that is frozen for the last fifth of training changes the final accuracy by less than a point.",
             score("evaluations", "accuracy", ("batch_size", "freeze_with"), at=LATE, against="none", scale=100,
-                  along="freeze_with", matching=("seed", "batch_size"), estimator="ema", **USUAL), LITTLE),
+                  along="freeze_with", matching=("seed", "batch_size"), estimator="ema", **USUAL), LITTLE,
+                  lines="each"),
     },
 )  # fmt: skip

@@ -99,12 +99,12 @@ EXPERIMENT = Experiment(
     claims={
         "many_images_gain": Claim(
             "Under strong corruptions statistics of 256 test images gain accuracy against exact statistics.",
-            score_gain(STRONG), above(0.0, "points", AS_ACCURATE)),
+            score_gain(STRONG), above(0.0, "points", AS_ACCURATE), lines="each"),
         "fonts_gain_little": Claim(
             "Under other fonts, a natural shift, statistics of 256 test images gain less than a point.",
-            score_gain(FONTS), below(1.0, "points gained", A_POINT)),
+            score_gain(FONTS), below(1.0, "points gained", A_POINT), lines="each"),
         "few_and_pseudo_gain": Claim(
             "Under strong corruptions 4 test images and 16 pseudo-samples gain accuracy against exact statistics.",
-            score_gain(STRONG, 4, 16), above(0.0, "points", AS_ACCURATE)),
+            score_gain(STRONG, 4, 16), above(0.0, "points", AS_ACCURATE), lines="each"),
     },
 )  # fmt: skip

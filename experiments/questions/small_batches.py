@@ -87,32 +87,32 @@ EXPERIMENT = Experiment(
     claims={
         "eval_norm_beats_running_averages": Claim(
             "EvalNorm is more accurate than PyTorch's running averages.",
-            score_gain(EVAL_NORM, RUNNING), GAINS),
+            score_gain(EVAL_NORM, RUNNING), GAINS, lines="each"),
         "eval_norm_beats_exact_statistics": Claim(
             "EvalNorm is more accurate than exact statistics.",
-            score_gain(EVAL_NORM, EXACT), GAINS),
+            score_gain(EVAL_NORM, EXACT), GAINS, lines="each"),
         "example_weighing_gains": Claim(
             "Exact statistics in which the example itself has a tenth are more accurate than exact ones alone.",
-            score_gain(WEIGHING, EXACT), GAINS),
+            score_gain(WEIGHING, EXACT), GAINS, lines="each"),
         "exact_statistics_gain_in_batches_of_two": Claim(
             "In batches of 2 exact statistics are over a point more accurate than running averages.",
-            score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT)),
+            score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT), lines="each"),
         "freezing_helps": Claim(
             "In batches of 2 and 4 networks that were frozen for the last fifth are more accurate, each under its own "
             "statistics.",
             score(select_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
                   along="freeze_with", matching=("seed", "batch_size", "line"), line=RUNNING, batch_size=(2, 4)),
-            GAINS),
+            GAINS, lines="each"),
         "freezing_beats_eval_norm": Claim(
             "Networks that were frozen for the last fifth, under their running averages, are more accurate than "
             "networks that were never frozen under EvalNorm.",
             score(compute_repairs, "accuracy", ("batch_size",), scale=100, against=EVAL_NORM, along="line",
                   matching=("seed", "batch_size"), line=FROZEN), GAINS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "discrepancy_is_noise_of_batches": Claim(
             "Exact means are over twice as far from those of single batches of 2 as of 16, in every layer.",
             score("gaps", "tid_mean", ("depth",), at=1.0, against=16, along="batch_size", matching=("seed",),
                   ratio=True, geometric=True, batch_size=2, estimator="exact", freeze_with="none"),
-            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8")),
+            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8"), lines="each"),
     },
 )  # fmt: skip

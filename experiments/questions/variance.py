@@ -93,31 +93,32 @@ EXPERIMENT = Experiment(
             "variance, by over 1% in batches of 2 and 4.",
             score(select_first_layer, "shortfall", ("batch_size",), line=AVERAGED, batch_size=(2, 4)),
             above(0.01, "share", "1% is seen in a figure; for pooled batches it is 0"),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "correction_is_small": Claim(
             "The correction n/(n−1) changes the running variance by less than 2%, in the deeper layers.",
             score_correction(), within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B"),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "correction_adds_little": Claim(
             "It adds less than 1% to the running variance, on average over the deeper layers.",
             score(compute_additions, "addition", EACH, average="layer", depth=OtherThan(1)),
             below(0.01, "share", "half of the 2% that were called little before"),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "correction_costs_nothing": Claim(
             "Accuracy under running averages is the same with the correction n/(n−1) and without it, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"), HARMLESS),
+            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"), HARMLESS,
+            lines="each"),
         "tiny_batches_cost": Claim(
             "At the end of training PyTorch's momentum costs less than 0.3 points at batches of 2 and 4.",
             score_cost(1.0, batch_size=(2, 4)), HARMLESS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "pooled_is_nearer_when_frozen": Claim(
             "On frozen weights at tiny batches pooled variances are nearer to the exact ones in the deeper layers.",
             score("gaps", "var_gap", (*EACH, "depth"), at=1.0, against="update_bn", ratio=True, geometric=True,
                   estimator="precise", batch_size=(2, 4), depth=OtherThan(1)),
-            below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact")),
+            below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact"), lines="each"),
         "pooling_gains": Claim(
             "On frozen weights at tiny batches, pooling batches gains accuracy against averaging their variances.",
             score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="precise",
-                  batch_size=(2, 4)), GAINS),
+                  batch_size=(2, 4)), GAINS, lines="each"),
     },
 )  # fmt: skip

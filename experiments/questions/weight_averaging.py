@@ -57,19 +57,20 @@ EXPERIMENT = Experiment(
         "stale_statistics_cost": Claim(
             "Under the trained network's running averages averaged weights lose over a point against exact statistics.",
             score(compute_losses, "accuracy", EACH, scale=-100, averaging=AVERAGED), above(1.0, "points lost",
-                  A_POINT)),
+                  A_POINT), lines="each"),
         "stale_statistics_cost_more": Claim(
             "There averaged weights lose more than the trained ones do.",
             score(compute_losses, "accuracy", EACH, scale=-100, against="none", along="averaging", matching=("seed",)),
             above(0.0, "points more", "at 0 averaging adds nothing to what running averages cost anyway"),
-            post_hoc="asked when the other numbers were known"),
+            lines="each", post_hoc="asked when the other numbers were known"),
         "averaged_buffers_are_enough": Claim(
             "Averaged weights are as accurate under averaged buffers as under exact statistics.",
             score("evaluations", "accuracy", EACH, at=1.0, against="exact", scale=100, estimator="averaged",
-                  averaging=AVERAGED), HARMLESS),
+                  averaging=AVERAGED), HARMLESS, lines="each"),
         "averaging_gains": Claim(
             "Under exact statistics averaged weights are more accurate than those that training ended with.",
             score("evaluations", "accuracy", EACH, at=1.0, scale=100, against="none", along="averaging",
-                  matching=("seed",), estimator="exact"), above(0.0, "points gained", "at 0 averaging gains nothing")),
+                  matching=("seed",), estimator="exact"), above(0.0, "points gained", "at 0 averaging gains nothing"),
+                  lines="each"),
     },
 )  # fmt: skip

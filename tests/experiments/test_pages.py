@@ -104,7 +104,7 @@ def test_each_share_of_the_seeds_decides_for_itself() -> None:
     def score(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         return interval(tables["values"].merge(tables["runs"], on="run"), "x", ())
 
-    claim = Claim("It is positive.", score, above(0.0, "σ", "none"))
+    claim = Claim("It is positive.", score, above(0.0, "σ", "none"), lines="each")
     experiment = Experiment(figures={}, claims={"positive": claim})
     verdicts = hold_out(experiment, {"runs": runs, "values": values})
     assert verdicts.to_dict("records") == [{"first": "undecided", "added": "holds", "with_all": "holds"}]

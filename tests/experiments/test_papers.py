@@ -45,7 +45,7 @@ def declare(**changed: Any) -> dict[str, Any]:
            {id: kin, panel: kin, series: ema, x: 8, unit: "% top-1", value: 55.0, sd: 1.0, where: 1, source: a},
            {id: range, span: [2, 4], axis: images, unit: images, where: section 1, source: text}]}
     """)
-    claim = {"text": "It gains a point.", "margin": {"above": 1.0, "unit": "points"}}
+    claim = {"text": "It gains a point.", "lines": "each", "margin": {"above": 1.0, "unit": "points"}}
     claim["score"] = {**gain, "by": ["batch_size"], "against": "exact", "estimator": "ema"}
     figure = {"title": "Drawn", "score": gain, "marks": ["kin", "range"]}
     figure["plot"] = {"kind": "Forest", "by": "estimator", "axis": {"label": "%"}}

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.registry import list_papers
+
+if TYPE_CHECKING:
+    from bnlab.harness.reporting.verdicts import Lines
 
 T = TypeVar("T")
 
@@ -95,7 +98,7 @@ class DeclaredClaim:
         about: what of the paper it is on.
         of: an existing claim, as `gap.costs_early`.
         conditions: those of it that are meant, see `experiment.find_conditions`; none: all.
-        experiment, text, score, margin, post_hoc: of a new claim; see `DeclaredFigure` and `experiment.Claim`.
+        experiment, text, score, margin, lines, post_hoc: of a new claim; see `DeclaredFigure` and `experiment.Claim`.
     """
 
     about: str = ""
@@ -105,6 +108,7 @@ class DeclaredClaim:
     text: str = ""
     score: Mapping[str, Any] | None = None
     margin: Mapping[str, Any] | None = None
+    lines: Lines | None = None
     post_hoc: str = ""
 
 

@@ -100,11 +100,11 @@ def _make_claim(paper: Paper, key: str) -> Claim:
     where = f"{paper.name}, claim {key}"
     if declared.of:
         return _find_part("claim", find_experiment(declared.experiment).claims, declared.of, where)
-    if declared.score is None or declared.margin is None:
-        raise UserError(f"{where}: it needs of, or text, score and margin")
+    if declared.score is None or declared.margin is None or declared.lines is None:
+        raise UserError(f"{where}: it needs of, or text, score, margin and lines")
     compute = _make_score(declared.score, where)
     margin = _make_margin(declared.margin, where)
-    return Claim(declared.text, compute, margin, declared.post_hoc)
+    return Claim(declared.text, compute, margin, lines=declared.lines, post_hoc=declared.post_hoc)
 
 
 def _make_margin(declared: Mapping[str, Any], where: str) -> Margin:

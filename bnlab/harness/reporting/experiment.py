@@ -18,6 +18,7 @@ from bnlab.harness.reporting.verdicts import (
     CANNOT_BE_SCORED,
     NOT_MEASURED,
     NOT_TESTED,
+    Lines,
     Margin,
     above,
     below,
@@ -106,6 +107,7 @@ class Claim:
         text: a sentence.
         score: tables to the rows of `frames.interval`; each row is a condition.
         margin: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
+        lines: what the text says of the rows: that `each` of them is so, or that `some` are.
         post_hoc: what was done to it when numbers were known: `asked`, or how it was narrowed, extended or restored;
             empty if nothing was.
     """
@@ -113,14 +115,15 @@ class Claim:
     text: str
     score: Score
     margin: Margin
-    post_hoc: str = ""
+    lines: Lines = field(kw_only=True)
+    post_hoc: str = field(default="", kw_only=True)
 
     def state(self) -> str:
         """State the claim, and whether it is post hoc.
 
-        >>> Claim("It is large.", None, None, post_hoc="asked").state()
+        >>> Claim("It is large.", None, None, lines="each", post_hoc="asked").state()
         'It is large (post hoc).'
-        >>> Claim("It is large.", None, None, post_hoc="layers after the first only").state()
+        >>> Claim("It is large.", None, None, lines="each", post_hoc="layers after the first only").state()
         'It is large (post hoc: layers after the first only).'
         """
         if not self.post_hoc:

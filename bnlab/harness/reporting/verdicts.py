@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,8 @@ LEVEL = 0.025
 
 A one-sided test at 2.5% agrees with the 95% interval: what holds by itself has its whole interval beyond the margin.
 """
+Lines = Literal["each", "some"]
+"""What a claim with several conditions, a line each, says: that *each* of them is so, or that *some* are."""
 NOT_MEASURED = "not measured"
 """The verdict on a condition, or a claim, for which there is no row."""
 CANNOT_BE_SCORED = "cannot be scored"

@@ -44,16 +44,16 @@ EXPERIMENT = Experiment(
             "Networks that were trained on one image at a time are less than a point worse than those with the same "
             "norm in batches of 32.",
             score(select_accuracies, "accuracy", ("norm",), scale=100, against=32, along="batch_size",
-                  matching=("seed", "norm"), batch_size=1, norm=ALONE), above(-1.0, *GAINED)),
+                  matching=("seed", "norm"), batch_size=1, norm=ALONE), above(-1.0, *GAINED), lines="each"),
         "batch_norm_is_not_missed": Claim(
             "In batches of 32 norms of each image are less than a point worse than batch norm.",
             score(select_accuracies, "accuracy", ("norm",), scale=100, against="batch", along="norm",
-                  matching=("seed", "batch_size"), batch_size=32), above(-1.0, *GAINED)),
+                  matching=("seed", "batch_size"), batch_size=32), above(-1.0, *GAINED), lines="each"),
         "an_update_takes_a_tenth": Claim(
             "An update on one image takes less than a tenth of the memory of one on 32, activations and weights "
             "together.",
             score("training_memory", "step_bytes", ("norm",), at=1.0, against=32, along="images", ratio=True,
                   matching=("run",), batch_size=32, images=1),
-            below(0.1, "times", "a tenth decides which device is large enough")),
+            below(0.1, "times", "a tenth decides which device is large enough"), lines="each"),
     },
 )  # fmt: skip

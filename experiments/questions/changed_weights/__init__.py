@@ -117,40 +117,43 @@ EXPERIMENT = Experiment(
             "Under the mean of their running averages two averaged networks lose over a point against exact "
             "statistics.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, line=AVERAGED, statistics="stale"),
-            above(1.0, "points lost", A_POINT)),
+            above(1.0, "points lost", A_POINT), lines="each"),
         "pruned_networks_do_not": Claim(
             "Under stale statistics networks whose smallest third of weights is 0 lose less than a point.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, line=PRUNED, statistics="stale"),
-            within(-1.0, 1.0, "points lost", A_POINT)),
+            within(-1.0, 1.0, "points lost", A_POINT), lines="each"),
         "eight_bits_do_not": Claim(
             "Under stale statistics networks that are rounded to 8 bits lose less than 0.3 points.",
-            score(compute_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"), LITTLE),
+            score(compute_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"), LITTLE,
+            lines="each"),
         "four_bits_need_new_ones": Claim(
             "Under stale statistics networks that are rounded to 4 bits lose over 0.3 points.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, line=FOUR_BITS, statistics="stale"),
-            above(0.3, "points lost", SIX_IMAGES)),
+            above(0.3, "points lost", SIX_IMAGES), lines="each"),
         "one_pass_is_enough": Claim(
             "Statistics of all training images in one pass lose less than 0.3 points against those that are taken "
             "layer by layer, whatever was changed.",
-            score(compute_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True), LITTLE),
+            score(compute_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True), LITTLE,
+            lines="each"),
         "matched_averages_need_new_ones": Claim(
             "Under the mean of their running averages two matched and averaged networks lose over ten points against "
             "exact statistics.",
             score(select_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
-            above(10.0, "points lost", WRECKED)),
+            above(10.0, "points lost", WRECKED), lines="each"),
         "matched_averages_lose_over_a_point": Claim(
             "They lose over a point.",
             score(select_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
             above(1.0, "points lost", A_POINT),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "new_ones_do_not_repair_all": Claim(
             "Under exact statistics the matched average is over a point worse than one of the two networks.",
             score(select_matched, "accuracy", EACH, scale=-100, against=ONE, along="line",
-                  matching=("run", "statistics"), line=(ONE, MATCHED), statistics="exact"), COSTS_A_POINT),
+                  matching=("run", "statistics"), line=(ONE, MATCHED), statistics="exact"), COSTS_A_POINT,
+                  lines="each"),
         "matching_is_needed": Claim(
             "Under exact statistics the average is over ten points better after matching than without.",
             score(select_matched, "accuracy", EACH, scale=100, against=APART, along="line",
                   matching=("run", "statistics"), line=(APART, MATCHED), statistics="exact"),
-            above(10.0, "points", WRECKED)),
+            above(10.0, "points", WRECKED), lines="each"),
     },
 )  # fmt: skip

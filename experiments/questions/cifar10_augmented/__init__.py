@@ -90,41 +90,42 @@ EXPERIMENT = Experiment(
             "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap in the "
             "deeper layers than the best between them.",
             score(RATIOS, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
-                  panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
+                  panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT), lines="each"),
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
             "images as they are: at most half as far, in the deeper layers.",
             score(lambda tables: select(compute_gaps(tables), panel=share_name(END), estimator="ema", momentum=0.1),
                   "mean_gap", ("batch_size",), against=PLAIN, along="line", ratio=True, **RATIO_OVER_LAYERS),
-            below(0.5, "times", "a gap that is halved is seen in any figure")),
+            below(0.5, "times", "a gap that is halved is seen in any figure"), lines="each"),
         "predictive_is_late_at_the_end": Claim(
             "At the end of the schedule predictive momentum is late: its gap to augmented images in the deeper "
             "layers is over a quarter larger than that of the best fixed momentum.",
             score(RATIOS, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
-                  **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
+                  **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT), lines="each"),
         "predictive_is_near_the_best": Claim(
             "Over training, in the deeper layers, the gap of predictive momentum to augmented images is about that "
             "of the best fixed one of each layer and step.",
             score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
-                  depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
+                  depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT), lines="each"),
         "predictive_is_near_before_the_end": Claim(
             "Before the end of training that gap is about that of the best fixed one.",
             score(partial(RATIOS, at=SHARES[:-1]), "mean_gap",
                   ("batch_size",), average=("layer", "panel"), geometric=True, depth=OtherThan(1),
                   estimator="predictive"), below(1.25, "times", margins.FLAT),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
             score(lambda tables: compute_gains_over_plain(tables, END), "accuracy", EACH, scale=100, estimator="exact"),
-            above(0.0, "points gained", margins.AS_ACCURATE)),
+            above(0.0, "points gained", margins.AS_ACCURATE), lines="each"),
         "as_accurate_as_augmented": Claim(
             "At the end PyTorch's running averages are as accurate as exact statistics of augmented images, to 0.3 "
             "points.",
-            score(lambda tables: compute_against_augmented(tables, END), "accuracy", EACH, scale=100), SAME),
+            score(lambda tables: compute_against_augmented(tables, END), "accuracy", EACH, scale=100), SAME,
+            lines="each"),
         "costs_on_the_way": Claim(
             "After a tenth of training and half-way, where the learning rate is high, PyTorch's momentum costs over a "
             "point against exact statistics of augmented images.",
             score(lambda tables: compute_against_augmented(tables, EARLY, HALF), "accuracy", EACH, scale=-100),
-            margins.COSTS_A_POINT, post_hoc="asked"),
+            margins.COSTS_A_POINT, lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

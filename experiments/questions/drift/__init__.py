@@ -138,19 +138,21 @@ EXPERIMENT = Experiment(
             score(compute_distances, "distance", EACH, against="ema", ratio=True, geometric=True,
                   estimator="last_batch",
                   layers=DEEPER), above(1.0, "times", "at 1 averaging gains nothing"),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(compute_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
                   panel=share_name(MIDDLE), **RATIO_OVER_LAYERS),
-            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes")),
+            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes"), lines="each"),
         "memory_holds_late": Claim(
             "In the last tenth of training population means move less in ten steps than means of batches scatter.",
             score(compute_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),
-            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise")),
+            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise"),
+            lines="each"),
         "lag_early": Claim(
             "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
             score(compute_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
-                  panel=f"batch size 256, {share_name(PEAK)}"), above(0.5, "share", "more than half is most")),
+                  panel=f"batch size 256, {share_name(PEAK)}"), above(0.5, "share", "more than half is most"),
+                  lines="each"),
     },
 )  # fmt: skip

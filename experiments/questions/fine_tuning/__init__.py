@@ -110,39 +110,39 @@ EXPERIMENT = Experiment(
         "train_mode_fails_in_tiny_batches": Claim(
             "After 500 updates in batches of 2 a network that was left in train mode is over a point worse in the new "
             "fonts than one in eval mode with old statistics.",
-            score_against(OLD, way=TRAIN, tuning_batch=2, tuning_steps=500), below(-1.0, *GAINED)),
+            score_against(OLD, way=TRAIN, tuning_batch=2, tuning_steps=500), below(-1.0, *GAINED), lines="each"),
         "recalibration_repairs": Claim(
             "A network that was tuned in train mode in batches of 2 gains over a point by recalibration at the end.",
-            score_recalibration(way=TRAIN, tuning_batch=2, tuning_steps=500), above(1.0, *GAINED)),
+            score_recalibration(way=TRAIN, tuning_batch=2, tuning_steps=500), above(1.0, *GAINED), lines="each"),
         "recalibration_helps_in_eval_mode_too": Claim(
             "A network that was tuned in eval mode with old statistics gains by recalibration at the end.",
-            score_recalibration(way=OLD, **LONG), GAINS),
+            score_recalibration(way=OLD, **LONG), GAINS, lines="each"),
         "eval_mode_learns": Claim(
             "In eval mode with old statistics 500 updates gain over a point in the new fonts, in batches of any size.",
             score(select_tuned, "gained", ("tuning_batch",), scale=100, way=OLD, statistics="held", **LONG),
-            above(1.0, *GAINED)),
+            above(1.0, *GAINED), lines="each"),
         "train_mode_is_better_at_a_small_rate": Claim(
             "After 500 updates at a rate of 0.001 train mode is better in the new fonts than eval mode with old "
             "statistics.",
             score_against(OLD, way=TRAIN, **SMALL_RATE), GAINS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "recalibrated_train_mode_is_better": Claim(
             "After 500 updates at a rate of 0.001 train mode is better too where both are recalibrated at the end.",
             score_against(OLD, way=TRAIN, statistics="recalibrated", **SMALL_RATE), GAINS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "recalibration_helps_train_mode": Claim(
             "After 500 updates at a rate of 0.001 in train mode recalibration at the end gains.",
             score_recalibration(way=TRAIN, **SMALL_RATE), GAINS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "recalibration_helps_eval_mode": Claim(
             "After 500 updates at a rate of 0.001 in eval mode recalibration at the end gains.",
             score_recalibration(way=OLD, **SMALL_RATE), GAINS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "tuning_gains_at_a_small_rate": Claim(
             "After 500 updates at a rate of 0.001 in train mode a recalibrated network is better in the new fonts "
             "than before the first update.",
             score(select_tuned, "gained", ("tuning_batch",), scale=100, way=TRAIN, statistics="recalibrated",
                   **SMALL_RATE), GAINS,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

@@ -252,43 +252,43 @@ bnlab sweep experiment=real_batches name=forecast with the same words""",
         "large_losses_are_flagged": Claim(
             "Of losses over two points the forecast flags at least 85%, as more than one point foretold.",
             score(lambda tables: is_shuffled(compute_recall(tables)), "hits", ("kind",)),
-            above(0.85, "of the steps", "six of seven; earlier tables had 91%")),
+            above(0.85, "of the steps", "six of seven; earlier tables had 91%"), lines="each"),
         "flags_are_large_losses": Claim(
             "At least 75% of what it flags are losses over two points.",
             score(lambda tables: is_shuffled(compute_precision(tables)), "hits", ("kind",)),
-            above(0.75, "of the steps", "three of four alarms; earlier tables had 82%")),
+            above(0.75, "of the steps", "three of four alarms; earlier tables had 82%"), lines="each"),
         "large_losses_are_foretold": Claim(
             "At least 75% of losses over two points are foretold to a factor of two.",
             score(lambda tables: is_shuffled(compute_nearness(tables)), "hits", ("kind",)),
-            above(0.75, "of the steps", "three of four; earlier tables had 82%")),
+            above(0.75, "of the steps", "three of four; earlier tables had 82%"), lines="each"),
         "better_than_others": Claim(
             "The forecast is off by less than a curve of the gap, and by less than the last batch in its place.",
             score(lambda tables: is_shuffled(compute_errors(tables, "by_gap", "by_last_batch")), "difference",
                   ("kind", "against")),
-            below(0.0, "points", "at 0 the other one does as well")),
+            below(0.0, "points", "at 0 the other one does as well"), lines="each"),
         "nearer_than_other_seeds": Claim(
             "The forecast is off by less than what other seeds lose on average at the same setting and step.",
             score(lambda tables: is_shuffled(compute_errors(tables, "by_seeds")), "difference", ("kind",)),
-            below(0.0, "points", "at 0 the other one does as well"), post_hoc="asked"),
+            below(0.0, "points", "at 0 the other one does as well"), lines="each", post_hoc="asked"),
         "exact_statistics_are_nearer": Claim(
             "The forecast is off by more than exact statistics of training images in its place.",
             score(lambda tables: is_shuffled(compute_errors(tables, "by_exact")), "difference", ("kind",)),
-            above(0.0, "points", "at 0 the other one does as well"), post_hoc="asked"),
+            above(0.0, "points", "at 0 the other one does as well"), lines="each", post_hoc="asked"),
         "it_foretells_too_little": Claim(
             "The forecast is too low on average: self-tuned averages fall short of exact statistics, too.",
             score(lambda tables: is_shuffled(compute_bias(tables)), "bias", ("kind",)),
-            below(0.0, "points", "at 0 it is right on average"), post_hoc="asked"),
+            below(0.0, "points", "at 0 it is right on average"), lines="each", post_hoc="asked"),
         "silent_where_little_is_lost": Claim(
             "Where less than half a point is lost, at least 95% of the time nothing is flagged.",
             score(lambda tables: is_shuffled(compute_silence(tables)), "hits", ("kind",)),
-            above(0.95, "of the steps", "one false alarm in twenty is what a test at 5% allows")),
+            above(0.95, "of the steps", "one false alarm in twenty is what a test at 5% allows"), lines="each"),
         "it_abstains": Claim(
             "Where training sees class after class, the forecast abstains in at least 90% of the steps.",
             score(compute_abstentions, "hits", ("kind",), kind=IN_ORDER),
-            above(0.9, "of the steps", "what it says there is of the classes that came last")),
+            above(0.9, "of the steps", "what it says there is of the classes that came last"), lines="each"),
         "it_speaks_elsewhere": Claim(
             "Where images are shuffled, it abstains in less than 10% of the steps.",
             score(lambda tables: is_shuffled(compute_abstentions(tables)), "hits", ("kind",)),
-            below(0.1, "of the steps", "who is told nothing has no use of it")),
+            below(0.1, "of the steps", "who is told nothing has no use of it"), lines="each"),
     },
 )  # fmt: skip

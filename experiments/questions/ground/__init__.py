@@ -254,40 +254,40 @@ EXPERIMENT = Experiment(
             "At equal numbers of updates, where exact accuracies are within five points, running averages do not lose "
             "over 0.3 points more at four times the batch size.",
             score(compute_larger_against_smaller, "accuracy", ("line", SCHEDULE), average="updates", scale=-100),
-            below(0.3, "points", SIX_IMAGES)),
+            below(0.3, "points", SIX_IMAGES), lines="each"),
         "harmless_at_the_end": Claim(
             "From 560 updates of a one-cycle schedule on, running averages lose less than half a point at the end "
             "(known of 560 updates, from an earlier experiment at one rate).",
             score(select_learned, "accuracy", ("batch_size", "updates"), scale=-100, updates=(560, 2250),
-                  **OF_ONE_CYCLE), below(0.5, "points", "half of a point that decides")),
+                  **OF_ONE_CYCLE), below(0.5, "points", "half of a point that decides"), lines="each"),
         "constant_rates_keep_costing": Claim(
             "At a constant rate running averages still lose over a point after 2,250 updates.",
             score(select_learned, "accuracy", ("batch_size",), scale=-100, updates=2250, **AT_CONSTANT_RATE),
-            COSTS_A_POINT),
+            COSTS_A_POINT, lines="each"),
         "constant_rates_cost_early": Claim(
             "At a constant rate running averages lose over a point after 144 and after 560 updates.",
             score(select_learned, "accuracy", ("batch_size", "updates"), scale=-100, updates=(144, 560),
                   **AT_CONSTANT_RATE), COSTS_A_POINT,
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "long_memories_cost_after_few_updates": Claim(
             "With momentum 0.01 running averages lose over five points after 144 updates of a one-cycle schedule.",
             score(lambda tables: compute_lost(tables).query("is_learned"), "accuracy", ("batch_size",), scale=-100,
                   updates=144, estimator="ema", momentum=0.01, **OF_ONE_CYCLE),
-            above(5.0, "points", "0.99 to the power of 144 is a quarter: that much of 0 and 1 is left")),
+            above(5.0, "points", "0.99 to the power of 144 is a quarter: that much of 0 and 1 is left"), lines="each"),
         "the_last_batch_nearly_alone_is_harmless_late": Claim(
             "At the end of one-cycle schedules of 560 updates or more, at tuned rates, momentum 0.9 loses less than "
             "0.3 points against 0.1.",
             score(compute_lost_by_larger_momentum, "accuracy", ("batch_size", "updates"), scale=-100,
                   updates=(560, 2250), momentum=0.9, **OF_ONE_CYCLE), below(0.3, "points", SIX_IMAGES),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "the_best_momentum_falls": Claim(
             "The best momentum is at most half as large after 2,250 updates as after 144.",
             score(compute_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True),
-            below(0.5, "times", "momenta are a factor of three apart")),
+            below(0.5, "times", "momenta are a factor of three apart"), lines="each"),
         "the_best_momentum_is_smaller": Claim(
             "At the end of one-cycle schedules the best momentum is smaller after 2,250 updates than after 144.",
             score(compute_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True, **OF_ONE_CYCLE),
             below(1.0, "times", "at 1 the number of updates does not matter"),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

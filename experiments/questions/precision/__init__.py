@@ -77,30 +77,30 @@ EXPERIMENT = Experiment(
         "bfloat16_is_as_accurate": Claim(
             "Under exact statistics networks trained in bfloat16 are within a point of those trained in float32.",
             score("evaluations", "accuracy", ("batch_size", "precision"), at=LATE, scale=100, estimator="exact",
-                  **AGAINST_FLOAT32), within(-1.0, 1.0, "points gained", A_POINT)),
+                  **AGAINST_FLOAT32), within(-1.0, 1.0, "points gained", A_POINT), lines="each"),
         "gap_is_alike": Claim(
             "The gap of PyTorch's running average in the deeper layers is within a quarter of that after training in "
             "float32.",
             score(lambda tables: rows(tables, "gaps", SHARES, NETWORKS, **EMA), "mean_gap", EACH, ratio=True,
-                  **AGAINST_FLOAT32, **RATIO_OVER_LAYERS), within(0.8, 1.25, "times", HARDLY_SEEN)),
+                  **AGAINST_FLOAT32, **RATIO_OVER_LAYERS), within(0.8, 1.25, "times", HARDLY_SEEN), lines="each"),
         "best_momentum_is_alike": Claim(
             "The momentum with the smallest gap is within a factor of two of that after training in float32.",
             score(select_best_momenta, "best", EACH, ratio=True, geometric=True, **AGAINST_FLOAT32),
-            within(0.5, 2.0, "times", FLAT)),
+            within(0.5, 2.0, "times", FLAT), lines="each"),
         "cost_is_alike": Claim(
             "What PyTorch's running average costs against exact statistics differs by less than a point from what it "
             "costs after training in float32.",
             score(compute_losses, "lost", EACH, scale=100, **AGAINST_FLOAT32),
-            within(-1.0, 1.0, "points lost", A_POINT)),
+            within(-1.0, 1.0, "points lost", A_POINT), lines="each"),
         "autocast_measures_the_same": Claim(
             "Exact statistics measured under autocast are nowhere 0.05 standard deviations from those measured in "
             "float32, in the layer where they differ most.",
             score("autocast", "largest_gap", NETWORKS, at=LATE, measured_in="bfloat16", predicted_in="float32"),
-            below(0.05, "σ", "half of an error that costs four points or more in all means")),
+            below(0.05, "σ", "half of an error that costs four points or more in all means"), lines="each"),
         "either_predicts_alike": Claim(
             "A network that predicts in float32 under statistics measured in bfloat16 is within 0.3 points of one with "
             "statistics measured in float32.",
             score("autocast", "accuracy", NETWORKS, at=LATE, scale=100, against="float32", along="measured_in",
-                  predicted_in="float32"), within(-0.3, 0.3, "points gained", SIX_IMAGES)),
+                  predicted_in="float32"), within(-0.3, 0.3, "points gained", SIX_IMAGES), lines="each"),
     },
 )  # fmt: skip

@@ -72,6 +72,6 @@ EXPERIMENT = Experiment(
             "With weights of 3 bits and depthwise convolutions running averages at 0.1 lose over a point against exact "
             "statistics.",
             score("evaluations", "accuracy", ("model.bits",), at=1.0, against="exact", scale=-100, estimator="ema",
-                  momentum=0.1, **OF_THREE_BITS), above(1.0, "points lost", A_POINT)),
+                  momentum=0.1, **OF_THREE_BITS), above(1.0, "points lost", A_POINT), lines="each"),
     },
 )  # fmt: skip

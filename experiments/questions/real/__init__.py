@@ -263,120 +263,125 @@ bnlab sweep experiment=real_batches data.download=true
         "a_cosine_costs_on_the_way": Claim(
             "At each of the first six tenths of a cosine, at rate 0.1, running averages lose over a point.",
             score(lambda tables: compute_lost(tables, *HIGH), "accuracy", ("panel",), scale=-100,
-                  **ON_USUAL_COSINE), COSTS_A_POINT),
+                  **ON_USUAL_COSINE), COSTS_A_POINT, lines="each"),
         "little_at_nine_tenths": Claim(
             "At nine tenths of a cosine running averages lose less than half a point, at each rate.",
             score(lambda tables: compute_lost(tables, 0.9), "accuracy", (RATE,), scale=-100, **ON_COSINE),
-            below(*HALF)),
+            below(*HALF), lines="each"),
         "harmless_at_the_end": Claim(
             "At the end of a cosine running averages lose less than 0.3 points, at each rate.",
             score(lambda tables: compute_lost(tables, 1.0), "accuracy", (RATE,), scale=-100, **ON_COSINE),
-            below(0.3, "points", THIRTY_IMAGES)),
+            below(0.3, "points", THIRTY_IMAGES), lines="each"),
         "harmless_at_the_end_in_most": Claim(
             "At the end of a cosine most networks lose less than 0.3 points, at each rate.",
-            score(select_harmless, "is_harmless", (RATE,), **ON_COSINE), above(0.5, "of the networks", MOST)),
+            score(select_harmless, "is_harmless", (RATE,), **ON_COSINE), above(0.5, "of the networks", MOST),
+            lines="each"),
         "a_constant_rate_keeps_costing": Claim(
             "At the end of a constant rate of 0.1 and of 0.4 running averages lose over a point.",
             score(lambda tables: compute_lost(tables, 1.0), "accuracy", (RATE,), scale=-100,
-                  **AT_LARGE_CONSTANT_RATES), COSTS_A_POINT),
+                  **AT_LARGE_CONSTANT_RATES), COSTS_A_POINT, lines="each"),
         "the_smallest_rate_keeps_costing_too": Claim(
             "At the end of a constant rate of 0.025 running averages lose over a point.",
             score(lambda tables: compute_lost(tables, 1.0), "accuracy", (RATE,), scale=-100,
-                  **{**AT_CONSTANT_RATE, RATE: 0.025}), COSTS_A_POINT, post_hoc="asked"),
+                  **{**AT_CONSTANT_RATE, RATE: 0.025}), COSTS_A_POINT, lines="each", post_hoc="asked"),
         "it_grows_with_the_rate": Claim(
             "At a constant rate four times the rate loses more, from a fifth of the training on.",
             score(compute_lost_with_rate, "accuracy", ("rates",), average="panel", scale=-100, **AT_CONSTANT_RATE),
-            above(0.0, "points more", "at 0 the rate does not matter")),
+            above(0.0, "points more", "at 0 the rate does not matter"), lines="each"),
         "larger_batches_do_not_lose_more": Claim(
             "At rate 0.1 and equal epochs running averages do not lose over 0.3 points more in batches four times as "
             "large, from a fifth of the training on.",
             score(compute_lost_with_size, "accuracy", ("sizes", SCHEDULE), average="panel", scale=-100),
-            below(0.3, "points more", THIRTY_IMAGES)),
+            below(0.3, "points more", THIRTY_IMAGES), lines="each"),
         "another_rate_is_picked": Claim(
             "At a constant rate, validation under running averages picks another learning rate than under exact "
             "statistics, in most seeds.",
-            score(pick_rates, "differs", (SCHEDULE,), **AT_CONSTANT_RATE), above(0.5, "of the seeds", MOST)),
+            score(pick_rates, "differs", (SCHEDULE,), **AT_CONSTANT_RATE), above(0.5, "of the seeds", MOST),
+            lines="each"),
         "that_rate_costs": Claim(
             "At a constant rate that pick costs over half a point of exact test accuracy.",
-            score(pick_rates, "cost", (SCHEDULE,), scale=100, **AT_CONSTANT_RATE), above(*HALF)),
+            score(pick_rates, "cost", (SCHEDULE,), scale=100, **AT_CONSTANT_RATE), above(*HALF), lines="each"),
         "a_cosine_picks_as_well": Claim(
             "At the end of a cosine the rate that running averages pick costs less than 0.3 points.",
-            score(pick_rates, "cost", (SCHEDULE,), scale=100, **ON_COSINE), below(0.3, "points", THIRTY_IMAGES)),
+            score(pick_rates, "cost", (SCHEDULE,), scale=100, **ON_COSINE), below(0.3, "points", THIRTY_IMAGES),
+            lines="each"),
         "another_checkpoint_is_picked": Claim(
             "At a constant rate of 0.1 and of 0.4 validation under running averages picks another checkpoint of "
             "twelve, in most networks.",
             score(pick_checkpoints, "differs", (RATE,), **AT_LARGE_CONSTANT_RATES),
-            above(0.5, "of the networks", MOST)),
+            above(0.5, "of the networks", MOST), lines="each"),
         "another_checkpoint_is_picked_at_the_smallest_rate": Claim(
             "So it does at a constant rate of 0.025.",
             score(pick_checkpoints, "differs", (RATE,), **{**AT_CONSTANT_RATE, RATE: 0.025}),
-            above(0.5, "of the networks", MOST), post_hoc="asked"),
+            above(0.5, "of the networks", MOST), lines="each", post_hoc="asked"),
         "that_checkpoint_costs_little": Claim(
             "At a constant rate that checkpoint costs less than half a point of exact test accuracy.",
-            score(pick_checkpoints, "cost", (RATE,), scale=100, **AT_CONSTANT_RATE), below(*HALF)),
+            score(pick_checkpoints, "cost", (RATE,), scale=100, **AT_CONSTANT_RATE), below(*HALF), lines="each"),
         "a_cosine_picks_the_same_checkpoint": Claim(
             "Along a cosine validation under running averages picks another checkpoint of twelve in less than half of "
             "the networks.",
             score(pick_checkpoints, "differs", (RATE,), **ON_COSINE), below(0.5, "of the networks", MOST),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "the_last_batch_gains_on_the_way": Claim(
             "At a constant rate of 0.1 and of 0.4 the last batch alone, which lags one update, is more accurate than "
             "running averages, from a fifth of the training on.",
             score(lambda tables: subtract_running(tables, *LATE), "accuracy", (RATE,), average="panel", scale=100,
-                  line=LAST, **AT_LARGE_CONSTANT_RATES), above(0.0, "points gained", AS_ACCURATE)),
+                  line=LAST, **AT_LARGE_CONSTANT_RATES), above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "the_last_batch_loses_at_the_end": Claim(
             "At the end of a cosine the last batch alone is less accurate than running averages.",
             score(lambda tables: subtract_running(tables, 1.0), "accuracy", (RATE,), scale=100, line=LAST, **ON_COSINE),
-            below(0.0, "points gained", AS_ACCURATE)),
+            below(0.0, "points gained", AS_ACCURATE), lines="each"),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of plain ones (known of "
             "one-cycle schedules, from an earlier experiment).",
             score(compute_gain_of_augmented, "accuracy", (SCHEDULE, RATE), scale=100, line=EXACT),
-            above(0.0, "points gained", AS_ACCURATE)),
+            above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "momentum_three_tenths_gains": Claim(
             "At a constant rate of 0.1 and of 0.4, from half of the training on, momentum 0.3 gains over half a point "
             "against 0.1 (known of rendered characters).",
             score(compute_gain_of_momenta, "accuracy", (RATE,), average="panel", scale=100, line="momentum 0.3",
-                  **AT_LARGE_CONSTANT_RATES), above(0.5, "points gained", HALF[2])),
+                  **AT_LARGE_CONSTANT_RATES), above(0.5, "points gained", HALF[2]), lines="each"),
         "counting_batches_twice_is_harmless": Claim(
             "Averages that count each batch twice, as activation checkpointing does, lose less than 0.3 points against "
             "those that count it once.",
             score(compute_gain_of_momenta, "accuracy", (SCHEDULE, RATE), average="panel", scale=100,
-                  line="momentum 0.19"), above(-0.3, "points gained", THIRTY_IMAGES)),
+                  line="momentum 0.19"), above(-0.3, "points gained", THIRTY_IMAGES), lines="each"),
         "copied_buffers_lose": Claim(
             "At a constant rate of 0.1 and of 0.4 averaged weights lose over a point under the trained network's "
             "running averages, from half of the training on.",
             score(compute_lost_by_averages, "accuracy", ("decay", RATE), average="panel", scale=-100, buffers="copied",
-                  **AT_LARGE_CONSTANT_RATES), above(1.0, "points", A_POINT)),
+                  **AT_LARGE_CONSTANT_RATES), above(1.0, "points", A_POINT), lines="each"),
         "averaged_buffers_are_enough": Claim(
             "Averaged weights lose less than 0.3 points under buffers that are averaged likewise, at the end.",
             score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy",
-                  ("decay", SCHEDULE, RATE), scale=-100, buffers="averaged"), below(0.3, "points", THIRTY_IMAGES)),
+                  ("decay", SCHEDULE, RATE), scale=-100, buffers="averaged"), below(0.3, "points", THIRTY_IMAGES),
+                  lines="each"),
         "copied_buffers_lose_after_a_cosine": Claim(
             "At the end of a cosine averages over about the last thousand updates (decay 0.999) lose over a point "
             "under the trained network's running averages.",
             score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy", (RATE,),
                   scale=-100, buffers="copied", decay=0.999, **ON_COSINE), above(1.0, "points", A_POINT),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "copied_buffers_serve_a_short_average": Claim(
             "At the end of a cosine averages over about the last hundred updates (decay 0.99) lose less than 0.3 "
             "points under the trained network's running averages.",
             score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy", (RATE,),
                   scale=-100, buffers="copied", decay=0.99, **ON_COSINE), below(0.3, "points", THIRTY_IMAGES),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
         "buffers_that_were_left_ruin": Claim(
             "Averaged weights lose over 20 points where their buffers were left at 0 and 1, at the end.",
             score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy", ("decay", SCHEDULE),
-                  average=RATE, scale=-100, buffers="left"), above(20.0, "points", "more than anyone would give away")),
+                  average=RATE, scale=-100, buffers="left"), above(20.0, "points", "more than anyone would give away"),
+                  lines="each"),
         "averaging_gains": Claim(
             "At a constant rate averaged weights are more accurate than the trained ones, both under exact statistics, "
             "at the end.",
             score(subtract_trained, "accuracy", ("line", RATE), scale=100, **AT_CONSTANT_RATE),
-            above(0.0, "points gained", AS_ACCURATE)),
+            above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "a_long_average_loses_after_a_cosine": Claim(
             "At the end of a cosine averages over about the last thousand updates (decay 0.999) are less accurate than "
             "the trained weights, both under exact statistics.",
             score(subtract_trained, "accuracy", (RATE,), scale=100, line="decay 0.999", **ON_COSINE),
-            below(0.0, "points gained", AS_ACCURATE), post_hoc="asked"),
+            below(0.0, "points gained", AS_ACCURATE), lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

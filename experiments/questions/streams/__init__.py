@@ -81,32 +81,33 @@ EXPERIMENT = Experiment(
         "one_batch_is_little": Claim(
             "The last batch alone does not move PyTorch's running average by much, in the layer where it does most.",
             score(compute_effect_of_last_batch, "moved", ("batch_size", "largest"), geometric=True),
-            below(0.1, "σ", "the mean of 100 values is off by as much")),
+            below(0.1, "σ", "the mean of 100 values is off by as much"), lines="each"),
         "small_batch_undoes_it": Claim(
             "A small last batch, kept, makes the mean's variance larger at the end of an epoch, by half and more.",
             score(lambda tables: compute_noise(tables).query("position == batches"), "noise", CONDITION,
                   against="dropped",
                   along="last_batch", ratio=True, **RATIO_OVER_LAYERS),
             above(1.5, "times", "theory has 3 for 40 images after batches of 256"),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "theory_predicts_the_course": Claim(
             "Theory predicts the variance of the running mean in the deeper layers within a quarter, on average "
             "over an epoch's batches.",
             score(compute_noise, "times", CONDITION, average=("layer", "position"), geometric=True,
                   depth=OtherThan(1)), within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance"),
-            post_hoc="layers after the first only"),
+            lines="each", post_hoc="layers after the first only"),
         "error_is_unbounded": Claim(
             "The error of PyTorch's running average grows in proportion to the size of a jump or outlier.",
             score("counterexamples", "error", ("batch_size", "case"), at=1.0, against=1.0, along="size",
                   matching=("run", "case"), ratio=True, geometric=True, case=[*FAR], size=100.0, estimator="ema",
                   momentum=0.1, batch_size=(16, 64)),
-            within(80, 125, "times", "100 times if in proportion; the other batches' noise adds a little")),
+            within(80, 125, "times", "100 times if in proportion; the other batches' noise adds a little"),
+            lines="each"),
         "order_undoes_averaging": Claim(
             "In sorted batches PyTorch's average is farther from the true mean than a single batch in random order.",
             score(lambda tables: rows(tables, "counterexamples", 1.0, size=1.0, batch_size=(16, 64)).query(
                       "estimator == 'ema' and momentum == 0.1 and case == 'sorted' or "
                       "estimator == 'last_batch' and case == 'shuffled'"),
                   "error", ("batch_size",), against="last_batch", ratio=True, geometric=True),
-            above(1.0, "times", AS_NEAR)),
+            above(1.0, "times", AS_NEAR), lines="each"),
     },
 )  # fmt: skip

@@ -36,15 +36,15 @@ EXPERIMENT = Experiment(
         "small_errors_are_harmless": Claim(
             "An error of 0.1 standard deviations in all means, or 0.1 in all logarithms of variances, costs little.",
             score("doses", "accuracy_lost", ("batch_size", "moment"), scale=100, layer="all", dose=0.1),
-            below(1.0, "points", A_POINT)),
+            below(1.0, "points", A_POINT), lines="each"),
         "large_errors_cost": Claim(
             "An error of 0.8 standard deviations in all means costs more than ten points of accuracy.",
             score("doses", "accuracy_lost", ("batch_size", "moment"), scale=100, layer="all", moment="mean", dose=0.8),
-            above(10.0, "points", "ten times what counts")),
+            above(10.0, "points", "ten times what counts"), lines="each"),
         "earlier_layers_cost_more": Claim(
             "An error of 0.4 standard deviations in the means of one layer costs more before the last, the third.",
             score("doses", "accuracy_lost", ("batch_size", "depth"), against=3, along="depth", scale=100, dose=0.4,
                   moment="mean", depth=(1, 2)), above(0.0, "points", AS_ACCURATE),
-            post_hoc="asked"),
+            lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

@@ -95,7 +95,7 @@ def test_networks_are_described_by_what_trained_them() -> None:
 
 
 def answer(unit: str = "points gained", verdict: str = "holds") -> Outcome:
-    claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"))
+    claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"), lines="each")
     experiment = Experiment(figures={}, claims={"large": claim}, name="e")
     conditions = {
         "batch size 4": ("undecided", 0.2),
@@ -248,7 +248,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         bears_on=("Q1", "H1"),
         question="What is <it>?",
         source="A paper; `code`.",
-        claims={"costs": Claim("It costs.", COST_AT_4, above(0.0, "points", "a reason"))},
+        claims={"costs": Claim("It costs.", COST_AT_4, above(0.0, "points", "a reason"), lines="each")},
     )
     questions = {
         "Q1": '# What?\n\nIt *costs* {{ holds("trial.costs", "batch size 4") }}.\n\n![](trial/cost)',
@@ -315,7 +315,7 @@ MARGINS = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, 
     ],
 )
 def test_a_finding_is_the_title_where_its_claims_hold_and_fail(claims: Any, fails: Any, title: str) -> None:
-    stated = {name: Claim("It costs.", COST_AT_4, margin) for name, margin in MARGINS.items()}
+    stated = {name: Claim("It costs.", COST_AT_4, margin, lines="each") for name, margin in MARGINS.items()}
     figure = replace(DRAWN, score=COST_AT_4, headline=Headline("It costs", claims, fails))
 
     outcome = decide_outcome(declare(figures={"cost": figure}, claims=stated), plant())
@@ -325,8 +325,8 @@ def test_a_finding_is_the_title_where_its_claims_hold_and_fail(claims: Any, fail
 
 
 def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_numbers() -> None:
-    claims = {name: Claim(f"It {name}.", COST, margin) for name, margin in MARGINS.items()}
-    claims["third"] = Claim("Of one batch size.", COST_AT_4, MARGINS["costs"])
+    claims = {name: Claim(f"It {name}.", COST, margin, lines="each") for name, margin in MARGINS.items()}
+    claims["third"] = Claim("Of one batch size.", COST_AT_4, MARGINS["costs"], lines="each")
 
     page = write_experiment(decide_outcome(declare(claims=claims), plant()))
 
@@ -350,7 +350,9 @@ def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
     def fail(tables: object) -> pd.DataFrame:
         raise KeyError("a | b")
 
-    found = decide_outcome(declare(figures={}, claims={"costs": Claim("It costs.", fail, MARGINS["costs"])}), plant())
+    found = decide_outcome(
+        declare(figures={}, claims={"costs": Claim("It costs.", fail, MARGINS["costs"], lines="each")}), plant()
+    )
 
     assert found.basis == "digits"
     assert found.frame["said"].str.startswith("cannot be scored (").all()

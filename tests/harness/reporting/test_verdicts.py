@@ -136,7 +136,7 @@ def test_six_of_six_are_most_and_of_five_no_count_could_decide() -> None:
 
 def test_a_share_of_few_networks_is_written_as_a_count() -> None:
     shares = interval(pd.DataFrame({"seed": range(3), "x": [True, False, True]}), "x", [])
-    most = Claim("Most do.", lambda tables: shares, above(0.5, "share", "more than half is most"))
+    most = Claim("Most do.", lambda tables: shares, above(0.5, "share", "more than half is most"), lines="each")
     experiment = Experiment(figures={}, claims={"most": most})
 
     (row,) = decide(experiment, {}).to_dict("records")
@@ -173,7 +173,10 @@ def test_errors_are_as_rare_as_promised() -> None:
 
 
 def answer(*scores: Score) -> pd.DataFrame:
-    claims = {f"claim{n}": Claim("It is positive.", score, above(0.0, "σ", "none")) for n, score in enumerate(scores)}
+    claims = {
+        f"claim{n}": Claim("It is positive.", score, above(0.0, "σ", "none"), lines="each")
+        for n, score in enumerate(scores)
+    }
     return decide(Experiment(bears_on=("Q0",), figures={}, claims=claims, name="trial"), plant())
 
 
@@ -212,7 +215,7 @@ def test_a_claim_that_cannot_be_scored_says_why_and_leaves_the_others(error: Bas
         raise error
 
     good = frames.score("evaluations", "accuracy", ("batch_size",), at=1.0, momentum=0.1)
-    claims = {"bad": Claim("?", fail, above(0.0)), "good": Claim("!", good, above(0.0))}
+    claims = {"bad": Claim("?", fail, above(0.0), lines="each"), "good": Claim("!", good, above(0.0), lines="each")}
     found = decide(Experiment(figures={}, claims=claims), plant())
 
     (bad,) = found[found["claim"] == "bad"].to_dict("records")
