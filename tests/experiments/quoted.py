@@ -27,8 +27,7 @@ def _follow(line: str) -> str:
 
 README = (
     f"from a rate of 0.025, 0.1 or 0.4 | less than 0.3 points{_HARMLESS_ON_CIFAR10} |",
-    'half-way along the cosine from 0.1 | {{ undecided("real.a_cosine_costs_on_the_way", "after 50% of training") }} '
-    "(undecided",
+    'half-way along the cosine from 0.1 | {{ holds("real.a_cosine_costs_on_the_way", "after 50% of training") }} |',
     f"at a constant rate of 0.1 | {{{{ {_AT_A_TENTH} }}}} |",
     f"at a constant rate of 0.4 | {{{{ {_AT_FOUR_TENTHS} }}}} |",
     'trained network\'s buffers | {{ holds("real.copied_buffers_lose_after_a_cosine", "learning rate 0.1") }} |',

@@ -87,7 +87,6 @@ class DeclaredMargin:
     within: tuple[float, float] | None = None
     unit: str = ""
     reason: str = ""
-    together: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

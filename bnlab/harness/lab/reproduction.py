@@ -90,7 +90,8 @@ def write_paper(paper: Paper, outcomes: Sequence[Outcome], command: str) -> str:
         values["verdicts"] |= zip(outcome.experiment.claims, outcome.list_claims(), strict=True)
     measured = [outcome.experiment.name for outcome in outcomes]
     values["missing"] = [name for name in paper.list_experiments() if name not in measured]
-    values |= {"outcomes": outcomes, "command": command, "questions": list_questions(), "reading": READING}
+    values |= {"outcomes": outcomes, "command": command, "questions": list_questions()}
+    values["reading"] = READING.format(rules="../../../../docs/verdicts.md")
     return render("paper.md", paper=paper, **values)
 
 
@@ -116,7 +117,7 @@ def _make_margin(declared: Mapping[str, Any], where: str) -> Margin:
     reason = given.reason
     if reason.isupper():
         reason = import_object("reason", f"experiments.margins.{reason}")
-    return Margin(low, high, given.unit, reason, given.together)
+    return Margin(low, high, given.unit, reason)
 
 
 def _make_score(declared: Mapping[str, Any], where: str) -> Score:

@@ -180,7 +180,7 @@ def decide(experiment: Experiment, tables: Tables) -> pd.DataFrame:
         for row in conditions:
             verdict = row["verdict"]
             number = ""
-            if verdict == NOT_TESTED:
+            if verdict == NOT_TESTED and row["share"]:
                 number = count_share(row["mean"], row["n"])
             elif row["n"]:
                 number = format_number(row["mean"], row["low"], row["high"])
@@ -197,7 +197,7 @@ def decide(experiment: Experiment, tables: Tables) -> pd.DataFrame:
 
 def _leave_open(condition: str, verdict: str, note: str = "") -> dict[str, Any]:
     """Make the one row of a claim that has no numbers."""
-    numbers = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    numbers = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "share": False}
     return {"where": (condition,), **numbers, "verdict": verdict, "note": note}
 
 
@@ -216,10 +216,10 @@ def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
         # This sort is stable, so that the order of the other conditions stays within a panel.
         ordered = put_in_order(ordered, "panel", panels)
 
-    judged = judge(ordered, claim.margin).to_dict("records")
+    judged = judge(ordered, claim.margin, claim.lines).to_dict("records")
     conditions = []
     for row, judgement in zip(ordered.to_dict("records"), judged, strict=True):
-        numbers = {key: row[key] for key in NUMBERS}
+        numbers = {key: row[key] for key in (*NUMBERS, "share")}
         words = {str(key): value for key, value in judgement.items()}
         conditions.append({"where": say_where(row), **numbers, **words})
     return conditions

@@ -26,15 +26,10 @@ from bnlab.harness.reporting.experiment import (
 from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
 
 READING = (
-    "Numbers are means over seeds with the 95% interval of each line by itself. A line *holds* if a one-sided t test "
-    "over seeds says so at 2.5% (for a range, two tests), and *fails* if a test says the opposite (for a range, at "
-    "1.25% on each side); shares of networks take exact binomial tests. All lines of a claim share these 2.5%, by "
-    "Holm's correction, because the more lines a claim has, the likelier one of them holds by chance. A line that is "
-    "undecided only because of that correction is marked *by itself*. A claim that says *never* needs all its lines to "
-    "hold, without a correction. What is the same for all seeds is compared with the margin, not tested; a share of so "
-    "few networks that no count could decide is shown as a count. *Post hoc*, a dagger (†) where it is quoted: the "
-    "claim was asked, narrowed, extended or restored when numbers were known, which makes it likelier to hold."
+    "Numbers are means over seeds with 95% intervals. [How a line comes to hold, to fail or to stay undecided]"
+    "({rules}), and what *post hoc* (†) means."
 )
+"""What stands on each page with verdicts; `rules` leads to docs/verdicts.md."""
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
 _COUNTED = ("of the networks", "of the seeds")

@@ -71,7 +71,8 @@ def write_experiment(outcome: Outcome, devices: str = "") -> str:
     """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
     # F1, F2, ... are findings of the literature, which have a page of their own.
     numbers = [number for number in outcome.experiment.bears_on if not number.startswith("F")]
-    return render("experiment.md", outcome=outcome, numbers=numbers, reading=READING, devices=devices)
+    reading = READING.format(rules="../../../docs/verdicts.md")
+    return render("experiment.md", outcome=outcome, numbers=numbers, reading=reading, devices=devices)
 
 
 def write_question(outcome: Outcome, folder: Path) -> str:
@@ -124,7 +125,8 @@ def write_answers(
         bearing=bearing,
         figures=figures,
     )
-    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
+    reading = READING.format(rules="../../docs/verdicts.md")
+    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=reading)
     return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page}
 
 

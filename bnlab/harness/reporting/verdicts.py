@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from scipy import special
 LEVEL = 0.025
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction.
 
-A one-sided test at 2.5% agrees with the 95% interval: what holds by itself has its whole interval beyond the margin.
+A one-sided test at 2.5% agrees with the 95% interval: what holds alone has its whole interval beyond the margin.
 """
 Lines = Literal["each", "some"]
 """What a claim with several conditions, a line each, says: that *each* of them is so, or that *some* are."""
@@ -23,9 +23,11 @@ NOT_MEASURED = "not measured"
 CANNOT_BE_SCORED = "cannot be scored"
 """The verdict on a claim whose score raises; the note says why."""
 NOT_TESTED = "not tested"
-"""The verdict on a share of so few networks that no count of them could decide."""
+"""The verdict on a share of so few networks that no count of them could decide, or of all or none in each seed."""
 NO_SPREAD = "the same for all seeds, not tested"
 """The note on a condition that has one value for all seeds, as counts have: it is compared with the margin."""
+SHARE_UNITS = ("share", "of the networks", "of the seeds", "of the steps")
+"""Units of what lies between 0, none, and 1, all."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,12 @@ class Margin:
         low, high: the bounds.
         unit: of both and of the score's mean.
         reason: why the margin is what it is.
-        together: the claim is that all conditions hold, as one that says *never*. Then *holds* is not corrected, since
-            one that does not hold is enough against it.
     """
 
     low: float
     high: float
     unit: str = ""
     reason: str = ""
-    together: bool = False
 
     @property
     def words(self) -> str:
@@ -83,18 +82,26 @@ def within(low: float, high: float, unit: str = "", reason: str = "") -> Margin:
     return Margin(low, high, unit, reason)
 
 
-def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
+def judge(frame: pd.DataFrame, margin: Margin, lines: Lines) -> pd.DataFrame:
     """Decide each row of a score.
 
-    *holds*: a one-sided t test over seeds (two for `within`) is significant at 2.5%, after Holm's correction over the
-    rows of the claim. *fails*: a test of the opposite is (for `within` one of two, each at 1.25%). *undecided*: neither
-    is; the note says what the row would be without the correction, `holds by itself`. *one seed*, *not measured*:
-    there is no test. *not tested*: a share of so few networks that no count could decide. Rows with one value for all
-    seeds are compared with the margin, and the note says so.
+    *holds*: a one-sided t test over seeds (two for `within`) is significant at 2.5%. *fails*: a test of the opposite is
+    (for `within` one of two, each at 1.25%). *undecided*: neither is.
+
+    A claim about *each* row is a conjunction: where every row holds at this level, so does the claim, without a
+    correction (an intersection-union test; Berger 1982). That some row fails could be so by chance in one of many, and
+    takes Holm's correction. Of a claim about *some* rows it is the other way round. Where a conjunction is not shown,
+    its rows are decided one by one, with the correction, and the note says what the row would be alone. (Both steps
+    together reject no more than Hochberg's procedure of 1988 does.)
+
+    *one seed*, *not measured*: there is no test. *not tested*: a share of so few networks that no count could decide,
+    or of all or none in each seed. Other rows with one value for all seeds are compared with the margin, and the note
+    says so.
 
     Args:
         frame: rows of `frames.interval`.
         margin: what is to hold of each.
+        lines: what the claim says of its rows.
 
     Returns:
         The columns `verdict` and `note`, a row for each of `frame`.
@@ -106,11 +113,13 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
         if untested[row_number] is None:
             p[row_number] = compute_p_values(row, margin)
     holds, fails = p.T
-    corrected_holds = holds
-    if not margin.together:
-        corrected_holds = holm(holds)
-    # Even a claim about all conditions fails where one does, which chance does more often the more there are.
+    corrected_holds = holm(holds)
     corrected_fails = holm(fails)
+    if lines == "each" and _are_all_shown(holds, untested, "holds"):
+        corrected_holds = holds
+    if lines == "some" and _are_all_shown(fails, untested, "fails"):
+        corrected_fails = fails
+    count = np.isfinite(holds).sum()
 
     judged = []
     for row_number, decided in enumerate(untested):
@@ -121,9 +130,15 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
         uncorrected = _choose_verdict(holds[row_number], fails[row_number])
         note = ""
         if uncorrected != verdict:
-            note = f"{uncorrected} by itself"
+            note = f"{uncorrected} alone, not among {count}"
         judged.append((verdict, note))
     return pd.DataFrame(judged, columns=["verdict", "note"])
+
+
+def _are_all_shown(p: np.ndarray, untested: Sequence[tuple[str, str] | None], verdict: str) -> bool:
+    """Find out whether each row is shown: by its test alone, or as one that needs none."""
+    others = {decided[0] for decided in untested if decided is not None}
+    return others <= {verdict} and bool((p[np.isfinite(p)] <= LEVEL).all())
 
 
 def _choose_verdict(p_holds: float, p_fails: float) -> str:
@@ -153,6 +168,9 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
     size = 1.0 if row["log"] else max(abs(mean), 1e-3)
     if not row["error"] <= 1e-12 * size:  # also where it is NaN: tested, such a row stays undecided
         return None
+    # All of a few networks, or none, says little of the next one.
+    if margin.unit in SHARE_UNITS and (_are_equal(mean, 0.0) or _are_equal(mean, 1.0)):
+        return NOT_TESTED, ""
     if _are_equal(mean, margin.low) or _are_equal(mean, margin.high):
         return "undecided", NO_SPREAD
     if margin.low < mean < margin.high:

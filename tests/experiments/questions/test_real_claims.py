@@ -89,7 +89,7 @@ def judge(name: str, tables: dict[str, pd.DataFrame]) -> dict[str, list[str]]:
     """The verdicts of each claim; none of them is without one."""
     verdicts = decide(find_experiment(name), tables)
     said = {str(claim): rows["verdict"].to_list() for claim, rows in verdicts.groupby("claim")}
-    open_claims = verdicts[~verdicts["verdict"].isin(["holds", "fails", "undecided"])]
+    open_claims = verdicts[~verdicts["verdict"].isin(["holds", "fails", "undecided", "not tested"])]
     assert open_claims.empty, open_claims[["claim", "condition", "verdict", "note"]].to_string()
     return said
 
@@ -172,7 +172,8 @@ def test_forecast() -> None:
     real = plant(SEVEN, range(7))
     in_order = plant([("constant", 0.1, 128)], range(7), data="glyphs", order="sorted")
     found = judge("forecast", {name: pd.concat([real[name], in_order[name]]) for name in real})
-    not_holding = {claim for claim, verdicts in found.items() if {*verdicts} != {"holds"}}
+    # Shares of planted seeds are 0 or 1, and not tested.
+    not_holding = {claim for claim, verdicts in found.items() if not {*verdicts} <= {"holds", "not tested"}}
     # Planted seeds are nearly alike, so that the mean of others is an almost perfect forecast.
     assert not_holding == {"flags_are_large_losses", "nearer_than_other_seeds"}
     assert {*found["nearer_than_other_seeds"]} == {"fails"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import frames
 from bnlab.harness.reporting.experiment import Claim, Experiment, Margin, Score, above, below, decide, judge, within
 from bnlab.harness.reporting.frames import interval
+from bnlab.harness.reporting.verdicts import Lines
 from tests.harness.reporting.planted import plant
 
 SAMPLES = {
@@ -28,7 +29,7 @@ SAMPLES = {
 
 
 def verdicts(frame: pd.DataFrame, margin: Margin) -> list[str]:
-    return list(judge(frame, margin)["verdict"])
+    return list(judge(frame, margin, "each")["verdict"])
 
 
 def score(samples: dict[str, list[float]], **options: Any) -> pd.DataFrame:
@@ -89,33 +90,54 @@ def test_each_verdict() -> None:
     assert verdicts(score({"none": [np.nan, np.nan]}), margin) == ["not measured"]
 
 
-def test_holm_decides_over_the_conditions_of_a_claim() -> None:
-    """What holds by itself is undecided beside others, and is marked."""
-    values = [0.7, 1.0, 1.5]
-
-    assert 0.0125 < one_sided(values, 0.0, "greater") < 0.025
-    alone = score({"b": values})
-    assert verdicts(alone, above(0.0)) == ["holds"]
-
-    both = score({"a": [-1.0, 1.0], "b": values})
-    beside = judge(both, above(0.0))
-
-    first, second = beside.to_numpy().tolist()
-    assert first == ["undecided", ""]
-    assert second == ["undecided", "holds by itself"]
+BETWEEN = [0.7, 1.0, 1.5]  # above 0 alone, not among two
+NOTHING = [-1.0, 1.0]
 
 
-def test_a_claim_that_wants_all_conditions_is_corrected_where_it_fails_only() -> None:
-    """Each line has to hold for itself; that one of many fails by chance is corrected for."""
-    values = [0.7, 1.0, 1.5]
-    frame = score({"a": [-1.0, 1.0], "b": values})
-    never = replace(above(0.0), together=True)
+def decide_lines(frame: pd.DataFrame, margin: Margin, lines: Lines) -> list[list[str]]:
+    return judge(frame, margin, lines).to_numpy().tolist()
 
-    assert verdicts(frame, never) == ["undecided", "holds"]
 
-    negative = [-value for value in values]
-    down = score({"a": [-1.0, 1.0], "b": negative})
-    assert verdicts(down, never) == ["undecided", "undecided"]
+def test_a_line_among_others_is_corrected_for_their_number() -> None:
+    """What holds alone is undecided beside others, and the note says so, whatever the claim says of its lines."""
+    assert 0.0125 < one_sided(BETWEEN, 0.0, "greater") < 0.025
+    assert verdicts(score({"b": BETWEEN}), above(0.0)) == ["holds"]
+
+    both = score({"a": NOTHING, "b": BETWEEN})
+
+    for lines in get_args(Lines):
+        first, second = decide_lines(both, above(0.0), lines)
+        assert first == ["undecided", ""]
+        assert second == ["undecided", "holds alone, not among 2"]
+
+
+def test_a_claim_about_each_line_holds_without_a_correction_where_each_line_does() -> None:
+    twice = score({"a": BETWEEN, "b": BETWEEN})
+
+    assert decide_lines(twice, above(0.0), "each") == [["holds", ""], ["holds", ""]]
+    assert [verdict for verdict, _ in decide_lines(twice, above(0.0), "some")] == ["undecided", "undecided"]
+    assert [verdict for verdict, _ in decide_lines(twice, below(0.0), "each")] == ["undecided", "undecided"]
+
+
+def test_a_claim_about_some_lines_fails_without_a_correction_where_each_line_does() -> None:
+    twice = score({"a": BETWEEN, "b": BETWEEN})
+
+    assert decide_lines(twice, below(0.0), "some") == [["fails", ""], ["fails", ""]]
+
+
+def test_a_claim_about_each_line_does_not_hold_where_one_was_not_tested() -> None:
+    beside_one_seed = score({"a": BETWEEN, "b": BETWEEN, "c": [5.0]})
+
+    found = [verdict for verdict, _ in decide_lines(beside_one_seed, above(0.0), "each")]
+
+    assert found == ["undecided", "undecided", "one seed"]
+
+
+def test_all_or_none_in_each_seed_is_not_tested() -> None:
+    shares = score({"all": [1.0, 1.0, 1.0], "none": [0.0, 0.0, 0.0], "half": [0.5, 0.5, 0.5]})
+
+    assert verdicts(shares, above(0.4, "share")) == ["not tested", "not tested", "holds"]
+    assert verdicts(shares, above(0.4, "points")) == ["holds", "fails", "holds"]
 
 
 def test_no_spread_over_seeds() -> None:
@@ -155,7 +177,7 @@ def test_zeros_are_equal_also_in_logarithms() -> None:
 def test_what_is_not_tested_has_no_part_in_the_correction() -> None:
     values = [0.7, 1.0, 1.5]
     counted = score({"count": [3.0, 3.0], "none": [-1.0, -1.0], "one": [1.0], "b": values})
-    found = judge(counted, above(0.0))
+    found = judge(counted, above(0.0), "each")
 
     assert found["verdict"].tolist() == ["holds", "fails", "one seed", "holds"]
     assert found["note"].tolist() == ["the same for all seeds, not tested"] * 2 + ["", ""]
@@ -185,7 +207,7 @@ def test_there_is_a_row_for_each_condition() -> None:
     found = answer(frames.score("evaluations", "accuracy", by, at=1.0, against="exact", scale=-100))
 
     shown = found[["experiment", "claim", "condition", "n", "verdict", "note"]].to_numpy().tolist()
-    expected = {0.1: ["undecided", "holds by itself"], 0.5: ["holds", "the same for all seeds, not tested"]}
+    expected = {0.1: ["holds", ""], 0.5: ["holds", "the same for all seeds, not tested"]}
     for size, momentum in ((4, 0.1), (4, 0.5), (32, 0.1), (32, 0.5)):
         condition = f"at the end of training, batch size {size}, running average (momentum {momentum})"
         assert ["trial", "claim0", condition, 3, *expected[momentum]] in shown
