@@ -98,10 +98,10 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
         drawings = {stem: draw(part, rows) for stem, (part, rows) in parts.items()}
         # The picture keeps the title, and is rendered before that is removed for the other file.
         image = _render(drawings.values())
-        # A palette makes files small, of which many are committed. An octree keeps the colours of lines where
-        # faint bands have many.
-        octree = Image.Quantize.FASTOCTREE
-        image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
+        # A palette makes files small, of which many are committed. This one keeps the colours that are far from all
+        # others, those of lines and of faint bands; an octree's lost the bands.
+        far_apart = Image.Quantize.MAXCOVERAGE
+        image.quantize(256, far_apart, dither=Image.Dither.NONE).save(path, optimize=True)
         if paper == _AS_ON_PAGES:
             for stem, drawn in drawings.items():
                 _remove_title(drawn)

@@ -147,8 +147,10 @@ def interval(
     statistics = _group(sample, by)[value].agg(["mean", "std", "count", "nunique"]).reset_index(drop=not by)
     mean = statistics["mean"]
     n = statistics["count"]
-    # Of equal values, as of logarithms of 0, the deviation may be rounding, which a test would take for spread.
-    deviation = statistics["std"].where(statistics["nunique"] != 1, 0.0)
+    # Of equal values, as of logarithms of 0 or of differences of equal ones, the deviation may be rounding, which a
+    # test would take for spread.
+    has_spread = (statistics["nunique"] != 1) & ~(statistics["std"] <= 1e-12 * mean.abs().clip(lower=1e-3))
+    deviation = statistics["std"].where(has_spread, 0.0)
     error = (deviation / n**0.5).where(n > 1)
     # Student's t by `scipy.special`: importing `scipy.stats` would take half a second of each report.
     # Equal values, as two seeds of a small test set soon have, do not show how far apart seeds can be: an interval of

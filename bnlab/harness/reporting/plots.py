@@ -224,6 +224,10 @@ class Curves(Plot):
         ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
         if high.notna().any():  # one seed has no interval
             ax.fill_between(x, low, high, color=colour, alpha=opacity, linewidth=0)
+        # A band reaches from one point to the next, and would not show an interval between two points without any.
+        is_alone = high.notna() & high.shift().isna() & high.shift(-1).isna()
+        if is_alone.any():
+            ax.vlines(x[is_alone], low[is_alone], high[is_alone], color=colour, alpha=0.5)
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,17 @@ def test_intervals_are_those_of_scipy(samples: list[list[float]]) -> None:
         assert row["high"] == pytest.approx(wanted.high)
 
 
+@pytest.mark.parametrize("values", [[0.3, 0.3], [1 - 0.7, 0.3], [0.0, 0.0]], ids=["equal", "up to rounding", "zero"])
+def test_seeds_of_one_value_have_no_interval(values: list[float]) -> None:
+    frame = pd.DataFrame({"seed": [0, 1], "x": values})
+
+    (row,) = interval(frame, "x", []).to_dict("records")
+
+    assert row["mean"] == pytest.approx(values[0])
+    assert row["error"] == 0
+    assert np.isnan(row["low"]) and np.isnan(row["high"])
+
+
 def test_geometric_intervals_are_those_of_logarithms() -> None:
     frame = rows(TABLES, "gaps", 1.0, momentum=0.1, batch_size=4)
     over_layers = 2  # the geometric mean of 1 and 4

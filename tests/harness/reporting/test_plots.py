@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -388,6 +389,16 @@ def test_hollow_rows_have_a_circle_and_no_band() -> None:
     (outline,) = band.get_paths()
     assert outline.get_extents().y1 == 2.0
     assert np.asarray(circles.get_xdata()).tolist() == [1.0, 2.0]
+
+
+def test_an_interval_between_points_without_any_is_a_bar() -> None:
+    nothing = math.nan
+    frame = plant_rows(epoch=[1.0, 2.0, 3.0], low=[nothing, 1.5, nothing], high=[nothing, 2.5, nothing])
+
+    *_, bars = draw_panel(LINES, frame).collections
+
+    (bar,) = bars.get_paths()
+    assert bar.vertices.tolist() == [[2.0, 1.5], [2.0, 2.5]]
 
 
 def test_a_series_with_few_points_has_no_line_between_them() -> None:
