@@ -2,10 +2,15 @@
 
 `ground` tunes the rate under exact statistics, with which running averages are then compared: it hides that what they
 lose depends on the rate first of all. These are the seeds that `ground` tests, in batches of 64, at three rates, all on
-one CPU, over 2,250 updates. All claims were written before their first number. Of three other seeds it was known that
-running averages lose 0.57 points at 0.025, 1.97 at 0.1 and 13.6 at 0.4, at the end of a constant rate, on validation
-images; so the claims on a constant rate say what a repetition would have to show. Seven seeds were planned, 103 to 109.
-The last three were added when the verdicts of the first four were known: the time had been over.
+one CPU, over 2,250 updates. All claims but those marked as post hoc were written before their first number. Of three
+other seeds it was known that running averages lose 0.57 points at 0.025, 1.97 at 0.1 and 13.6 at 0.4, at the end of a
+constant rate, on validation images; so the claims on a constant rate say what a repetition would have to show. Seven
+seeds were planned, 103 to 109. The last three were added when the verdicts of the first four were known: the time had
+been over.
+
+Claims that say *on average* are of each network's average over the five measured steps from 560 updates on. What picks
+cost stands seed by seed: where both kinds of statistics pick the same, it is exactly 0, and such numbers have no honest
+interval. Means with intervals stood here until 30 November 2026, when all numbers were known.
 """
 
 from typing import Any
@@ -30,13 +35,19 @@ from experiments.tuning import RATE, RATES, VALIDATED
 CELL = (SCHEDULE, RATE)
 AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: "constant"}
 AT_LARGE_CONSTANT_RATES: dict[str, Any] = {**AT_CONSTANT_RATE, RATE: (0.1, 0.4)}
+LATE = (0.25, 0.5, 0.75, 0.9, 1.0)  # from 560 updates on, all that are measured
 ON_ONE_CYCLE: dict[str, Any] = {SCHEDULE: "onecycle"}
 MOST = "more than half are most; seven seeds that agree decide it"
 
 
-def compute_lost_at_end(tables: Tables) -> pd.DataFrame:
-    """Subtract the test accuracy under exact statistics from that under running averages, at the end."""
-    return select(subtract_exact(select_accuracies(tables, CELL, (1.0,))), line=RUNNING)
+def compute_lost(tables: Tables, *shares: float) -> pd.DataFrame:
+    """Subtract the test accuracy under exact statistics from that under running averages, at the end by default."""
+    return select(subtract_exact(select_accuracies(tables, CELL, shares or (1.0,))), line=RUNNING)
+
+
+def compute_lost_with_rate(tables: Tables, *shares: float) -> pd.DataFrame:
+    """Find how much more is lost than at a quarter of the learning rate, at the end by default."""
+    return compute_growth(compute_lost(tables, *shares), CELL)
 
 
 def pick_rates(tables: Tables) -> pd.DataFrame:
@@ -54,7 +65,7 @@ def select_validated(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    bears_on=("Q2", "Q14", "Q17"),
+    bears_on=("Q2", "Q14", "Q17", "H2"),
     columns=("accuracy",),
     figures={
         "rates_running": Figure(
@@ -67,16 +78,25 @@ EXPERIMENT = Experiment(
     claims={
         "it_grows_with_the_rate": Claim(
             "At the end of a constant rate four times the rate loses over a point more (known of other seeds).",
-            score(lambda tables: compute_growth(compute_lost_at_end(tables), CELL), "accuracy", ("rates",), scale=-100,
-                  **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each"),
+            score(compute_lost_with_rate, "accuracy", ("rates",), scale=-100, **AT_CONSTANT_RATE), COSTS_A_POINT,
+            lines="each"),
+        "it_grows_with_the_rate_on_average": Claim(
+            "So it does on average over the measured steps from 560 updates on.",
+            score(lambda tables: compute_lost_with_rate(tables, *LATE), "accuracy", ("rates",), average="panel",
+                  scale=-100, **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each", post_hoc="asked"),
         "a_constant_rate_costs": Claim(
             "At the end of a constant rate of 0.1 and of 0.4 running averages lose over a point (known of other "
             "seeds).",
-            score(compute_lost_at_end, "accuracy", (RATE,), scale=-100, **AT_LARGE_CONSTANT_RATES),
+            score(compute_lost, "accuracy", (RATE,), scale=-100, **AT_LARGE_CONSTANT_RATES),
             COSTS_A_POINT, lines="each"),
+        "a_constant_rate_costs_on_average": Claim(
+            "On average over the measured steps from 560 updates on, running averages lose over a point at each "
+            "constant rate.",
+            score(lambda tables: compute_lost(tables, *LATE), "accuracy", (RATE,), average="panel", scale=-100,
+                  **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each", post_hoc="asked"),
         "harmless_at_the_end": Claim(
             "At the end of a one-cycle schedule they lose less than 0.3 points, at each rate.",
-            score(compute_lost_at_end, "accuracy", (RATE,), scale=-100, **ON_ONE_CYCLE),
+            score(compute_lost, "accuracy", (RATE,), scale=-100, **ON_ONE_CYCLE),
             below(0.3, "points", SIX_IMAGES), lines="each"),
         "another_rate_is_picked": Claim(
             "At a constant rate validation under running averages picks another rate than under exact statistics, in "
@@ -85,11 +105,11 @@ EXPERIMENT = Experiment(
             lines="each"),
         "that_rate_costs_little": Claim(
             "At a constant rate that pick costs less than a point of exact test accuracy.",
-            score(pick_rates, "cost", (SCHEDULE,), scale=100, **AT_CONSTANT_RATE),
+            score(pick_rates, "cost", (SCHEDULE, "seed"), scale=100, **AT_CONSTANT_RATE),
             below(1.0, "points", "a point is what decides between two networks of this size"), lines="each"),
         "one_cycle_picks_as_well": Claim(
             "At the end of a one-cycle schedule the rate that running averages pick costs less than 0.3 points.",
-            score(pick_rates, "cost", (SCHEDULE,), scale=100, **ON_ONE_CYCLE), below(0.3, "points", SIX_IMAGES),
-            lines="each"),
+            score(pick_rates, "cost", (SCHEDULE, "seed"), scale=100, **ON_ONE_CYCLE),
+            below(0.3, "points", SIX_IMAGES), lines="each"),
     },
 )  # fmt: skip

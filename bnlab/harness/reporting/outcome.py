@@ -97,8 +97,11 @@ def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     frame = decide(experiment, tables)
     data = list_values(runs["data"])
     # A claim that was not measured, or cannot be scored, has n = 0, which is no number of seeds.
-    is_decided = frame["n"] > 0
-    basis = say_basis(data, frame.loc[is_decided, "n"])
+    decided = frame[frame["n"] > 0]
+    counts = set[int]()
+    for _, cells in decided.groupby("claim"):
+        counts |= count_seeds(cells)
+    basis = say_basis(data, counts)
     networks = describe_networks(runs)
 
     # A page quotes many points of one figure, whose score may take long.
@@ -109,6 +112,12 @@ def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
         return points.assign(where=where)
 
     return Outcome(state_headlines(experiment, frame), frame, basis, networks, read_figure, data)
+
+
+def count_seeds(cells: pd.DataFrame) -> set[int]:
+    """Find of how many seeds each row of a claim is; rows of a seed each are together of as many as they name."""
+    named = {word for where in cells["where"] for word in where if word.startswith("seed ")}
+    return {len(named)} if named else {*cells["n"]}
 
 
 def say_basis(data: str, counts: Collection[int]) -> str:
@@ -276,7 +285,7 @@ class _Quotes:
         return self.outcomes[experiment], name
 
     def _add_seeds(self, outcome: Outcome, cells: pd.DataFrame) -> None:
-        self.seeds.setdefault(outcome.experiment.name, set()).update(cells["n"])
+        self.seeds.setdefault(outcome.experiment.name, set()).update(count_seeds(cells))
 
 
 def _require_means(cells: pd.DataFrame) -> pd.DataFrame:
