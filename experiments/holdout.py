@@ -39,6 +39,7 @@ EXTENDED = (
 
 FROM_THE_START = {
     "gap": ("larger_gaps_cost_more", "gaps_tell_less_between_seeds"),
+    "momentum": ("last_batch_leads_early",),
     # Not in EXTENDED, because the networks that its other claims read still have five seeds.
     "ghost": ("batches_win_after_many_updates", "the_lead_shrinks", "running_averages_fail"),
     "non_iid": ("long_warmup_rescues", "short_memory_rescues", "the_start_is_to_blame"),

@@ -228,13 +228,13 @@ EXPERIMENT = Experiment(
             "Over batch sizes and steps, the larger the gap in the layer where it is largest, the more accuracy is "
             "lost (where exact statistics are right on more than half of the test images).",
             score(partial(correlate_ranks, within=("seed",)), "correlation", ("panel", "largest"),
-                  average=("batch_size", "step")), above(0.5, "in ranks", A_QUARTER),
+                  average=("batch_size", "step")), above(0.5, "rank correlation", A_QUARTER),
             lines="each", post_hoc="asked"),
         "gaps_tell_less_between_seeds": Claim(
             "Between networks of one batch size and step, which differ in their seed alone, the gap says less about "
             "what is lost (on average over batch sizes and steps).",
             score(partial(correlate_ranks, within=("batch_size", "step")), "correlation", ("panel", "largest"),
-                  average=("batch_size", "step")), below(0.5, "in ranks", A_QUARTER),
+                  average=("batch_size", "step")), below(0.5, "rank correlation", A_QUARTER),
             lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

@@ -115,7 +115,7 @@ def select_ends(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    bears_on=("F16", "Q4", "Q5", "Q6", "Q10", "H1", "H13"),
+    bears_on=("F16", "Q4", "Q5", "Q6", "Q10", "H1", "H13", "H11"),
     columns=("mean_level", "mean_noise", "mean_drift", "accuracy", "mean_gap"),
     figures={
         "gap": Figure(
@@ -157,6 +157,10 @@ EXPERIMENT = Experiment(
             "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, gains accuracy.",
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=256, **MISTAKE),
             below(0.0, "points lost", AS_ACCURATE), lines="each"),
+        "last_batch_leads_early": Claim(
+            "Early the last batch alone, which is momentum 1, is more accurate than a momentum of 0.1.",
+            score("evaluations", "accuracy", EACH, at=EARLY, **{**MISTAKE, "momentum": 1.0}),
+            below(0.0, "points lost", AS_ACCURATE), lines="each", post_hoc="asked"),
         "theory_knows_momentum": Claim(
             "Theory's momentum, from noise and drift of other seeds, is within a factor of 2 of the best one (not the "
             "hypothesis's 1.5, which is below), over layers where one of them is below 1.",

@@ -216,7 +216,7 @@ def round_numbers(mean: float, low: float, high: float) -> list[str]:
     """
     half = (high - low) / 2
     if not math.isfinite(half):
-        return [f"{mean:.3g}"]
+        return [f"{mean + 0.0:.3g}"]  # no -0.0
 
     numbers = (mean, low, high)
     largest = max(abs(low), abs(high))

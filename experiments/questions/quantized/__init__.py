@@ -11,10 +11,11 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above
 from bnlab.harness.reporting.frames import average, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
-from experiments.margins import A_POINT, name_lines
+from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
 NETWORKS = ("model.bits", "model.depthwise")
 OF_THREE_BITS: dict[str, Any] = {"model.bits": 3, "model.depthwise": True}
+OF_FOUR_BITS: dict[str, Any] = {"model.bits": 4, "model.depthwise": True}
 KINDS = {True: "depthwise", False: "full convolutions"}
 
 
@@ -73,5 +74,10 @@ EXPERIMENT = Experiment(
             "statistics.",
             score("evaluations", "accuracy", ("model.bits",), at=1.0, against="exact", scale=-100, estimator="ema",
                   momentum=0.1, **OF_THREE_BITS), above(1.0, "points lost", A_POINT), lines="each"),
+        "four_bits_cost": Claim(
+            "With weights of 4 bits and depthwise convolutions they lose accuracy, too.",
+            score("evaluations", "accuracy", ("model.bits",), at=1.0, against="exact", scale=-100, estimator="ema",
+                  momentum=0.1, **OF_FOUR_BITS), above(0.0, "points lost", AS_ACCURATE),
+            lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

@@ -398,7 +398,7 @@ def test_an_interval_between_points_without_any_is_a_bar() -> None:
     *_, bars = draw_panel(LINES, frame).collections
 
     (bar,) = bars.get_paths()
-    assert bar.vertices.tolist() == [[2.0, 1.5], [2.0, 2.5]]
+    assert np.asarray(bar.vertices).tolist() == [[2.0, 1.5], [2.0, 2.5]]
 
 
 def test_a_series_with_few_points_has_no_line_between_them() -> None:
