@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.reporting.experiment import Tables
-from experiments.count_losses import compute_losses, load_committed, say_count, say_others
+from experiments.count_losses import compute_losses, say_count, say_others
+from tests.experiments.quoted import find_losses
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/why.md", "docs/index.md", "results/reference/ANSWERS.md", "results/reference/HYPOTHESES.md"]
@@ -102,11 +102,6 @@ def test_where_training_augments_exact_statistics_are_of_augmented_images() -> N
     losses = compute_losses({"one": {**tables, "evaluations": pd.concat([evaluations, augmented])}})
 
     assert list(losses["mean"]) == pytest.approx([6.0])
-
-
-@cache
-def find_losses() -> pd.DataFrame:
-    return compute_losses(load_committed())
 
 
 def read_words(path: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -166,12 +165,12 @@ BY_HAND = re.compile(
 )
 
 
-@pytest.mark.parametrize(("path", "quotes"), quoted.PAGES.items())
-def test_pages_by_hand_quote_claims_and_mark_those_that_are_post_hoc(path: str, quotes: Sequence[str]) -> None:
+@pytest.mark.parametrize("path", quoted.PAGES)
+def test_pages_by_hand_quote_claims_and_mark_those_that_are_post_hoc(path: str) -> None:
     linked = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", read_prose(path))
     text = " ".join(linked.replace("**", "").split())
     rest = text
-    for quote in quotes:
+    for quote in quoted.PAGES[path]():
         (sentence,) = fill_paragraphs(quote, find_outcomes(), after_one=2)
         assert sentence in text
         assert find_long_numbers(sentence) == []
