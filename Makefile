@@ -61,6 +61,7 @@ test: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m docs.size --check
 	$(PY) -m pytest -q -n 2 --dist loadfile
 
 VARIANT ?= all
