@@ -221,7 +221,7 @@ EXPERIMENT = Experiment(
             "minus under PyTorch's running averages (momentum 0.1), of the same weights; bold cells differ from 0 even "
             "after correcting for all 32 cells, which with seven networks few can pass: the cell of 13 points does "
             "not, though by itself it is above 0, with an interval of 6.7 to 19. In small below it: accuracy under "
-            "exact statistics, and the learning rate, which was picked under these; larger constant rates lose more. "
+            "exact statistics, and the learning rate, which was picked under these. "
             "Bold is by two-sided t tests at 5%, with Holm's correction. Left, one training at a constant learning "
             "rate is measured after so many updates; right, each cell is a one-cycle training of that length, at its "
             "end. Batch sizes 4 and 16 were trained on a CPU, 64 and 256 on a GPU.",
