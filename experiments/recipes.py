@@ -7,6 +7,7 @@ averages estimate. Exact statistics of plain images stand beside them where trai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from experiments.tuning import RATE
 SCHEDULE = "optimizer.schedule"
 RUNNING, LAST, TUNED = "running averages", "last batch", "self-tuned momentum"
 EXACT, PLAIN = "exact statistics", "exact statistics of plain images"
+CONSTANT, COSINE, STEP = "constant", "cosine", "step"
 # Neighbours among the rates that were trained, the smaller one first.
 RATES_APART = ((0.025, 0.1), (0.1, 0.4))
 
@@ -56,6 +58,22 @@ def name_statistics(frame: pd.DataFrame) -> pd.Series:
 def subtract_exact(accuracies: pd.DataFrame) -> pd.DataFrame:
     """Subtract the accuracy under exact statistics of the same weights: a share, negative where statistics lose."""
     return paired(accuracies, "accuracy", EXACT, along="line")
+
+
+def select_lost(tables: Tables, by: Sequence[str], at: Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
+    """Subtract the test accuracy under exact statistics from that under running averages, or what else is wanted.
+
+    Args:
+        tables: the tables of the experiment.
+        by, at: see `select_accuracies`.
+        wanted: see `select`; `line` names the statistics, running averages by default.
+    """
+    return select(subtract_exact(select_accuracies(tables, by, at)), **{"line": RUNNING, **wanted})
+
+
+def name_dataset(frame: pd.DataFrame) -> pd.Series:
+    """Name the data set of each row; own data have an import path as their name, which no reader knows."""
+    return frame["data"].map({"cifar10": "CIFAR-10"}).fillna("Fashion-MNIST")
 
 
 def compute_growth(lost: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
