@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib
 import importlib.util
 import math
@@ -71,6 +72,19 @@ def write_images(root: Path, count: int, first_pixel: int, classes: int = 4) -> 
         folder = root / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
+
+
+def write_fashion(root: Path, train: int, test: int) -> None:
+    """The four files of Fashion-MNIST, with images of noise that begin with their number, of ten classes in turn."""
+    root.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    for part, count in (("train", train), ("t10k", test)):
+        images = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        images[:, 0, 0] = np.arange(count) % 256
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, header, values in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
+            content = bytes(header) + values.tobytes()
+            (root / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
 
 
 def randomized(model: Model, seed: int = 0) -> Model:

@@ -11,7 +11,7 @@ import yaml
 
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from tests.experiments.commands import ROOT, Call
-from tests.helpers import plan_jobs, write_copies
+from tests.helpers import plan_jobs, write_copies, write_fashion
 
 FILES = {
     path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -29,6 +29,14 @@ def copies(tmp_path: Path) -> list[str]:
     return ["data.copies=true", f"data.root={tmp_path / 'copies'}", "population_images=100"]
 
 
+@pytest.fixture
+def fashion(tmp_path: Path) -> list[str]:
+    """What a sweep of Fashion-MNIST is told, to read 180 small images for it."""
+    write_fashion(tmp_path / "fashion", 150, 30)
+    return [f"data.root={tmp_path / 'fashion'}", "population_images=100"]
+
+
+OF_COPIES = ("cifar10", "real", "scaled_batches", "step_schedule")  # beginnings of names
 OVERVIEWED = ("cifar10_large",)  # which is the question of another sweep: what is printed next is an overview
 
 
@@ -54,7 +62,7 @@ AT_STEPS = (
 @pytest.mark.slow  # test_own_folder sweeps and reports, test_report draws the quickstart
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_swept_and_reported(
-    name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, call: Call, copies: list[str], fashion: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four steps of one seed on few images, in a network of a quarter of the width, of each of its files."""
     monkeypatch.setattr(Cifar10, "size", Cifar10.size._replace(available=150, test=30))
@@ -63,7 +71,9 @@ def test_it_is_swept_and_reported(
     for file in (file for file, content in FILES.items() if content["name"] == name):
         words = [f"experiment={file}", *list_first(file), "steps=4", "seed=0", "model.width=8", results]
         words += ["hydra/launcher=basic"]
-        words += copies * file.startswith(("cifar10", "real"))
+        words += copies * file.startswith(OF_COPIES)
+        words += fashion * (file == "fashion")
+        words += ["batch_size=32,64"] * (file == "scaled_batches")  # of 135 training images
         words += ["evaluate_at=[1.0]"] * (file in AT_STEPS)
         config, *_ = plan_jobs(words).configs
         words += [f"data.images={IMAGES.get(name, 1200)}"] * (config.data.name == "glyphs")
