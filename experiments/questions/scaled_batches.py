@@ -77,35 +77,35 @@ EXPERIMENT = Experiment(
             "At a constant rate running averages lose over a point at each of the two batch sizes, averaged from a "
             "fifth of the training on.",
             score(lambda tables: compute_lost(tables, *LATE), "accuracy", ("batch_size",), average="panel", scale=-100,
-                  **AT_CONSTANT_RATE), COSTS_A_POINT),
+                  **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each"),
         "larger_batches_lose_more": Claim(
             "On each of the two schedules batches of 512 lose more than batches of 32, at equal shares of equal "
             "epochs, averaged from a fifth of the training on.",
             score(compute_lost_with_size, "accuracy", (SCHEDULE,), average="panel", scale=-100),
-            above(0.0, "points more", "at 0 the batch size does not matter")),
+            above(0.0, "points more", "at 0 the batch size does not matter"), lines="each"),
         "the_first_third_of_a_cosine_costs": Claim(
             "Over the first third of a cosine running averages lose over a point on average, at each of the two batch "
             "sizes.",
             score(lambda tables: compute_lost(tables, *FIRST_THIRD), "accuracy", ("batch_size",), average="panel",
-                  scale=-100, **ON_COSINE), COSTS_A_POINT),
+                  scale=-100, **ON_COSINE), COSTS_A_POINT, lines="each"),
         "the_last_third_of_a_cosine_costs_little": Claim(
             "Over the last third of a cosine running averages lose less than half a point on average, at each of the "
             "two batch sizes.",
             score(lambda tables: compute_lost(tables, *LAST_THIRD), "accuracy", ("batch_size",), average="panel",
-                  scale=-100, **ON_COSINE), HALF_A_POINT),
+                  scale=-100, **ON_COSINE), HALF_A_POINT, lines="each"),
         "harmless_at_the_end": Claim(
             "At the end of a cosine running averages lose less than 0.3 points, at each of the two batch sizes (known "
             "of one-cycle schedules, at other rates).",
             score(lambda tables: compute_lost(tables, 1.0), "accuracy", ("batch_size",), scale=-100,
-                  **ON_COSINE), HARMLESS),
+                  **ON_COSINE), HARMLESS, lines="each"),
         "the_last_batch_gains_on_the_way": Claim(
             "At a constant rate the last batch alone is more accurate than running averages at each of the two batch "
             "sizes, averaged from a fifth of the training on.",
             score(lambda tables: subtract_running(tables, *LATE), "accuracy", ("batch_size",), average="panel",
-                  scale=100, line=LAST, **AT_CONSTANT_RATE), above(0.0, "points gained", AS_ACCURATE)),
+                  scale=100, line=LAST, **AT_CONSTANT_RATE), above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "a_small_last_batch_is_noisy_at_the_end": Claim(
             "At the end of a cosine the last batch alone loses over a point against running averages in batches of 32.",
             score(lambda tables: subtract_running(tables, 1.0), "accuracy", ("batch_size",), scale=-100, line=LAST,
-                  batch_size=32, **ON_COSINE), COSTS_A_POINT),
+                  batch_size=32, **ON_COSINE), COSTS_A_POINT, lines="each"),
     },
 )  # fmt: skip

@@ -88,34 +88,36 @@ EXPERIMENT = Experiment(
         "it_costs_before_the_first_drop": Claim(
             "Before the first drop running averages lose over a point, averaged over 20%, 35% and 50% of the training.",
             score(lambda tables: select_lost(tables, CELL, BEFORE), "accuracy", (), average="panel", scale=-100),
-            COSTS_A_POINT),
+            COSTS_A_POINT, lines="each"),
         "still_wrong_after_ten_updates": Claim(
             "Ten updates after the first drop running averages still lose over a point.",
             score(compute_lost_after, "accuracy", ("drop", "updates_after"), scale=-100, updates_after=10,
-                  **FIRST_DROP), COSTS_A_POINT),
+                  **FIRST_DROP), COSTS_A_POINT, lines="each"),
         "half_is_gone_after_thirty_updates": Claim(
             "Thirty updates after the first drop running averages lose less than half of what they lost before it.",
             score(compute_more_than_half, "more", ("drop", "updates_after"), updates_after=30),
-            below(0.0, "points more than half", "0.9 to the power of 30 is 4%: what was averaged before is forgotten")),
+            below(0.0, "points more than half", "0.9 to the power of 30 is 4%: what was averaged before is forgotten"),
+            lines="each"),
         "little_is_lost_after_a_hundred_updates": Claim(
             "A hundred updates after each of the drops running averages lose less than a point.",
             score(compute_lost_after, "accuracy", ("drop", "updates_after"), scale=-100, updates_after=100),
-            below(1.0, "points", COSTS_A_POINT.reason)),
+            below(1.0, "points", COSTS_A_POINT.reason), lines="each"),
         "little_is_lost_from_then_on": Claim(
             "From a hundred updates after the first drop on, running averages lose less than half a point, averaged "
             "over the measured steps that are not within 30 updates after a drop.",
             score(lambda tables: select_lost(tables, CELL, FROM_A_HUNDRED_ON), "accuracy", (), average="panel",
-                  scale=-100), below(*HALF_A_POINT)),
+                  scale=-100), below(*HALF_A_POINT), lines="each"),
         "harmless_at_the_end": Claim(
             "At the end running averages lose less than 0.3 points (known of a cosine).",
-            score(lambda tables: select_lost(tables, CELL, (1.0,)), "accuracy", (), scale=-100), below(*HARMLESS)),
+            score(lambda tables: select_lost(tables, CELL, (1.0,)), "accuracy", (), scale=-100), below(*HARMLESS),
+            lines="each"),
         "the_last_batch_gains_after_the_drop": Claim(
             "Ten updates after the first drop the last batch alone is more accurate than running averages.",
             score(subtract_running, "accuracy", ("drop", "updates_after"), scale=100, line=LAST, updates_after=10,
-                  **FIRST_DROP), above(0.0, "points gained", AS_ACCURATE)),
+                  **FIRST_DROP), above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "exact_statistics_gain_after_the_drop": Claim(
             "Ten updates after the second drop exact statistics are more accurate than running averages.",
             score(subtract_running, "accuracy", ("drop", "updates_after"), scale=100, line=EXACT, updates_after=10,
-                  drop=2), above(0.0, "points gained", AS_ACCURATE)),
+                  drop=2), above(0.0, "points gained", AS_ACCURATE), lines="each"),
     },
 )  # fmt: skip

@@ -84,11 +84,11 @@ bnlab sweep experiment=scaled_batches name=effective_rate data.download=true and
         "losses_follow_the_effective_rate": Claim(
             "The points lost correlate with the effective rate by over 0.8, on each of the two data sets.",
             score(lambda tables: select(compute_correlations(tables), line=EFFECTIVE), "correlation", ("dataset",)),
-            above(0.8, "rank correlation", "a third of the ranks' variance is left to all else")),
+            above(0.8, "rank correlation", "a third of the ranks' variance is left to all else"), lines="each"),
         "more_closely_than_the_learning_rate": Claim(
             "The points lost correlate more with the effective rate than with the learning rate itself, on each of "
             "the two data sets.",
             score(compute_gain, "correlation", ("dataset",)),
-            above(0.0, "rank correlation more", "at 0 either says as much")),
+            above(0.0, "rank correlation more", "at 0 either says as much"), lines="each"),
     },
 )  # fmt: skip

@@ -81,34 +81,36 @@ bnlab sweep experiment=fashion data.root=/usr/share/datasets/fashion-mnist
         "a_constant_rate_costs": Claim(
             "At a constant rate running averages lose over a point, averaged from a fifth of the training on.",
             score(lambda tables: compute_lost(tables, *LATE), "accuracy", (SCHEDULE,), average="panel", scale=-100,
-                  **AT_CONSTANT_RATE), COSTS_A_POINT),
+                  **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each"),
         "the_first_third_of_a_cosine_costs": Claim(
             "Over the first third of a cosine running averages lose over a point on average.",
             score(lambda tables: compute_lost(tables, *FIRST_THIRD), "accuracy", (SCHEDULE,), average="panel",
-                  scale=-100, **ON_COSINE), COSTS_A_POINT),
+                  scale=-100, **ON_COSINE), COSTS_A_POINT, lines="each"),
         "the_last_third_of_a_cosine_costs_little": Claim(
             "Over the last third of a cosine running averages lose less than half a point on average.",
             score(lambda tables: compute_lost(tables, *LAST_THIRD), "accuracy", (SCHEDULE,), average="panel",
-                  scale=-100, **ON_COSINE), HALF_A_POINT),
+                  scale=-100, **ON_COSINE), HALF_A_POINT, lines="each"),
         "little_is_lost_after_the_drop": Claim(
             "After the first drop of the step schedule, from 60% of the training on, running averages lose less than "
             "half a point on average.",
             score(lambda tables: compute_lost(tables, *AFTER_THE_DROP), "accuracy", (SCHEDULE,), average="panel",
-                  scale=-100, **ON_STEPS), HALF_A_POINT),
+                  scale=-100, **ON_STEPS), HALF_A_POINT, lines="each"),
         "harmless_at_the_end": Claim(
             "At the end running averages lose less than 0.3 points, on each of the two schedules that fall.",
             score(lambda tables: compute_lost(tables, 1.0), "accuracy", (SCHEDULE,), scale=-100, **FALLING),
-            below(0.3, "points", "30 of 10,000 test images: above the standard error of an accuracy of 94%")),
+            below(0.3, "points", "30 of 10,000 test images: above the standard error of an accuracy of 94%"),
+            lines="each"),
         "the_last_batch_gains_on_the_way": Claim(
             "At a constant rate the last batch alone is more accurate than running averages, averaged from a fifth of "
             "the training on.",
             score(subtract_running, "accuracy", (SCHEDULE,), average="panel", scale=100, line=LAST, **AT_CONSTANT_RATE),
-            above(0.0, "points gained", AS_ACCURATE)),
+            above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "as_accurate_as_is_published": Claim(
             "At the end over 93% of the test images are right under exact statistics, on each of the two schedules "
             "that fall.",
             score(lambda tables: select(select_accuracies(tables, CELL, (1.0,)), line=EXACT), "accuracy", (SCHEDULE,),
                   scale=100, **FALLING),
-            above(93.0, "% of the images", "two points below the ResNet-18 that is published, for 16 epochs")),
+            above(93.0, "% of the images", "two points below the ResNet-18 that is published, for 16 epochs"),
+            lines="each"),
     },
 )  # fmt: skip

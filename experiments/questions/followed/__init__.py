@@ -147,28 +147,31 @@ bnlab sweep experiment=scaled_batches name=followed data.download=true and the s
         "averaged_weights_win_back": Claim(
             "Followed statistics win back at least 80% of what averaged weights lose under copied buffers, at each of "
             "the cells in which these lose over two points.",
-            score(won_by_averaged, "won", CELL), above(0.8, "of what is lost", "four fifths of a loss are most of it")),
+            score(won_by_averaged, "won", CELL), above(0.8, "of what is lost", "four fifths of a loss are most of it"),
+            lines="each"),
         "averaged_weights_win_back_half": Claim(
             "Followed statistics win back at least half of it, at each of these cells; else the idea is dropped.",
-            score(won_by_averaged, "won", CELL), above(0.5, "of what is lost", "less than half is not worth code")),
+            score(won_by_averaged, "won", CELL), above(0.5, "of what is lost", "less than half is not worth code"),
+            lines="each"),
         "better_than_averaged_buffers": Claim(
             "Averaged weights are more accurate under followed statistics than under buffers that are averaged "
             "likewise, at each of these cells.",
-            score(compare_buffers, "gained", CELL), above(0.0, "points gained", AS_ACCURATE)),
+            score(compare_buffers, "gained", CELL), above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "a_point_better_than_self_tuned": Claim(
             "At a constant rate trained weights are over a point more accurate under followed statistics than under "
             "self-tuned averages, at each of the cells.",
             score(compare_self_tuned, "accuracy", CELL, average="step", scale=100, line=FOLLOWED, **AT_CONSTANT_RATE),
-            above(1.0, "points gained", "less would not pay for another average")),
+            above(1.0, "points gained", "less would not pay for another average"), lines="each"),
         "trained_weights_win_back": Claim(
             "At a constant rate followed statistics win back at least 80% of what trained weights lose under running "
             "averages, at each of the cells.",
             score(lambda tables: compute_won_back(select_trained(tables), RUNNING), "won", CELL, **AT_CONSTANT_RATE),
-            above(0.8, "of what is lost", "the pilot had 88%")),
+            above(0.8, "of what is lost", "the pilot had 88%"), lines="each"),
         "harmless_at_the_end": Claim(
             "At the end of each schedule that falls trained weights lose less than 0.3 points under followed "
             "statistics, at each of the cells.",
             score(compute_lost_at_end, "accuracy", CELL, scale=-100, **FALLING),
-            below(0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%")),
+            below(0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%"),
+            lines="each"),
     },
 )  # fmt: skip

@@ -262,8 +262,7 @@ EXPERIMENT = Experiment(
     command="""bnlab sweep experiment=forecast
 # of the networks of `real`, which are neither trained nor measured again; without the tables that it does not read:
 bnlab sweep experiment=real name=forecast data.copies=true data.root=FOLDER measurements=[evaluations,\
-experiments.questions.cifar10_augmented.measurement.AugmentedGaps,experiments.questions.forecast.measurement.BatchScatter]
-bnlab sweep experiment=real_batches name=forecast with the same words""",
+experiments.questions.cifar10_augmented.measurement.AugmentedGaps,experiments.questions.forecast.measurement.BatchScatter]""",
     figures={
         "errors": Figure(
             "How far estimates of the loss are off, in points",

@@ -131,30 +131,34 @@ EXPERIMENT = Experiment(
             "At rate 0 the systematic part of the error of running means is 0.9 to the power of k of that at the cut "
             "after k updates, to a quarter, after each of 5, 10 and 20 updates, at each of the two rates.",
             score(compute_errors, "times_expected", (RATE, "updates"), updates=(5, 10, 20), **AT_REST),
-            within(0.8, 1.25, "times", "after 20 updates it is 12%, and noise may add some percent of that")),
+            within(0.8, 1.25, "times", "after 20 updates it is 12%, and noise may add some percent of that"),
+            lines="each"),
         "noise_is_left": Claim(
             "At rate 0 the error of running means is less than one and a half times the expected noise after each of "
             "44 and 60 updates, at each of the two rates.",
             score(compute_errors, "times_noise", (RATE, "updates"), geometric=True, updates=(44, 60), **AT_REST),
-            below(1.5, "times the noise", "batches that normalize with their own statistics leave a bias as well")),
+            below(1.5, "times the noise", "batches that normalize with their own statistics leave a bias as well"),
+            lines="each"),
         "the_loss_vanishes": Claim(
             "At rate 0 running averages lose less than 0.3 points after each of 44 and 60 updates, at each of the two "
             "rates.",
             score(compute_lost, "points", (RATE, "updates"), updates=(44, 60), **AT_REST),
-            below(0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%")),
+            below(0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%"),
+            lines="each"),
         "the_loss_stays_at_the_same_rate": Claim(
             "At the same rate running averages go on losing over a point, averaged over 10, 20, 44 and 60 updates, at "
             "each of the two rates.",
-            score(compute_lost, "points", (RATE,), average="updates", updates=LATER, factor=KEPT), COSTS_A_POINT),
+            score(compute_lost, "points", (RATE,), average="updates", updates=LATER, factor=KEPT), COSTS_A_POINT,
+            lines="each"),
         "the_smaller_the_rate_the_less_is_lost": Claim(
             "A quarter of the rate loses less than the rate itself, and a sixteenth less than a quarter, averaged over "
             "10, 20, 44 and 60 updates, at each of the two rates.",
             score(compute_less_with_rate, "less", (RATE, "words")),
-            above(0.0, "points less", "at 0 the rate does not matter")),
+            above(0.0, "points less", "at 0 the rate does not matter"), lines="each"),
         "a_sixteenth_loses_little": Claim(
             "At a sixteenth of the rate running averages lose less than a point, averaged over 44 and 60 updates, at "
             "each of the two rates.",
             score(compute_lost, "points", (RATE,), average="updates", updates=(44, 60), factor=SIXTEENTH),
-            below(1.0, "points", COSTS_A_POINT.reason)),
+            below(1.0, "points", COSTS_A_POINT.reason), lines="each"),
     },
 )  # fmt: skip
