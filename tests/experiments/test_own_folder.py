@@ -49,7 +49,7 @@ from bnlab.harness.reporting.plots import ACCURACY, Curves
 SCORE = score("evaluations", "accuracy", ("panel", "model.width"), at=1.0, scale=100, estimator="exact")
 EXPERIMENT = Experiment(
     figures={"accuracy": Figure("By width", "Exact statistics.", SCORE, Curves("model.width", "panel", ACCURACY))},
-    claims={"learns": Claim("It learns.", SCORE, above(0.0, "%"))},
+    claims={"learns": Claim("It learns.", SCORE, above(0.0, "%"), lines="each")},
 )
 '''
 
