@@ -24,7 +24,7 @@ from bnlab.harness.schema import read_key, write_frame
 from experiments import reference
 from experiments.questions import momentum, quickstart
 from tests.experiments.commands import ROOT, Call
-from tests.experiments.questions.test_real_claims import OTHERS, SEVEN, plant
+from tests.experiments.questions.test_real_claims import SEVEN, plant
 
 TABLES = ROOT / "results" / "reference" / "quickstart" / "tables"
 
@@ -137,7 +137,7 @@ def test_watched_trainings_are_drawn_beside_the_map(
 ) -> None:
     monkeypatch.setattr(report, "REFERENCE", tmp_path / "reference")
     if has_map:
-        for name, table in plant([*SEVEN, *OTHERS], range(7)).items():
+        for name, table in plant(SEVEN, range(7)).items():
             (tmp_path / "real" / "tables").mkdir(parents=True, exist_ok=True)
             table.to_parquet(tmp_path / "real" / "tables" / f"{name}.parquet")
     first = write_history(tmp_path / "small" / "watch.parquet")
