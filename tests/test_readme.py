@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+import bnlab
 from tests.helpers import images, plain
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +40,8 @@ def test_the_calls_on_a_model_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(lines, names)
 
     assert names["watch"].history["exact"].notna().all()
-    assert names["trace"].last_step == len(loader)
-    assert set(names["replayed"]) == {0, 1, 2, 3}
+    written = bnlab.gap(names["exact"], bnlab.running_statistics(model))
+    assert written["mean_gap"].max() < 1e-6, "but for float32"
 
 
 def test_the_lines_on_tables_print_what_stands_below_them(
