@@ -136,6 +136,11 @@ EXPERIMENT = Experiment(
             "it.",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
                   **CONSTANT), COSTS_A_POINT, lines="each"),
+        "weights_lose_half_way": Claim(
+            "Half-way along a one-cycle schedule the update of a last batch of at most 1/6 costs the weights over a "
+            "point, too, right after it.",
+            score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
+                  **ONE_CYCLE), COSTS_A_POINT, lines="each", post_hoc="asked"),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
