@@ -13,7 +13,7 @@ from bnlab.harness.lab.registry import list_measurements
 from tests.conftest import small_config
 from tests.helpers import find_network, run_job
 
-NOT_OF_DIGITS = ("AugmentedGaps", "FineTuning", "KeptAverages")
+NOT_OF_DIGITS = ("AugmentedGaps", "FineTuning", "Followed", "KeptAverages")
 """Measurements without rows of images as they are, of images without fonts, or where no averages are kept."""
 
 
