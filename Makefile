@@ -18,7 +18,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-elsewhere test-all test-slurm test-versions results docs release bench networks lock clean own-environment
+.PHONY: demo test types committed test-elsewhere test-all test-slurm test-versions results docs release bench networks lock clean own-environment
 .DELETE_ON_ERROR:
 
 # An environment is of the clone whose bnlab is installed in it. That of another clone (a link, or a copied folder) would
@@ -60,9 +60,16 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
-	$(PY) -m docs.size --check
+	@$(MAKE) --no-print-directory -j 2 types committed
 	$(PY) -m pytest -q -n 2 --dist loadfile
+
+types: .venv/installed-dev
+	$(PY) -m mypy
+
+# What is committed agrees with what the code gives: pages, quotes, links, programs, packages, sizes.
+committed: .venv/installed-dev
+	$(PY) -m docs.size --check
+	$(PY) -m tests.checks
 
 VARIANT ?= all
 test-elsewhere: .venv/installed-dev
@@ -80,7 +87,7 @@ test-all: .venv/installed-dev
 		|| echo "left out, because .[$(extra)] cannot be installed: tests of $(TESTS_$(extra))";)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
+	@$(MAKE) --no-print-directory -j 2 types committed
 	$(PY) -m pytest -q -n 2 -m 'slow or not slow'
 
 test-slurm: .venv/installed-dev

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from docs import release
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results", "docs", "release", "bench", "lock"]
@@ -138,3 +140,9 @@ def test_a_lock_that_pip_cannot_resolve_changes_nothing(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert (clone / "constraints.txt").read_bytes() == (ROOT / "constraints.txt").read_bytes()
+
+
+def test_a_release_needs_the_address_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
+    assert release.main([]) == 2
+    assert release.main(["build/release"]) == 2
+    assert "BASE=https://" in capsys.readouterr().err

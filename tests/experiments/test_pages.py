@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,28 +14,11 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
 from bnlab.harness.reporting.means import SHARES
 from bnlab.harness.schema import Column
-from experiments.describe import EXPERIMENTS as EXPERIMENTS_PAGE
-from experiments.describe import HELP, README, describe_experiments, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
 from experiments.pages import adapt_links, describe_devices
 
 EXPERIMENTS = Path("conf/experiment")
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
-
-
-def test_the_page_on_tables_is_the_one_that_the_code_gives() -> None:
-    assert README.read_text(encoding="utf-8") == describe_tables(), "run: python -m experiments.describe"
-
-
-def test_the_list_of_experiments_is_the_one_that_the_tables_give() -> None:
-    assert EXPERIMENTS_PAGE.read_text(encoding="utf-8") == describe_experiments(), "run: python -m experiments.describe"
-
-
-def test_the_help_is_what_the_code_gives() -> None:
-    """In a process of its own, which has no estimators of other tests."""
-    code = "from experiments.describe import describe_sweep; print(describe_sweep(), end='')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    assert HELP.read_text(encoding="utf-8") == done.stdout, "run: python -m experiments.describe"
 
 
 def test_links_to_howtos_lead_from_any_folder_of_results(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """python -m tests.faults.plant [NAME ...]: plant faults in a copy of the checkout, one by one, and run tests.
 
 `library.yaml`, `doctor.yaml` and `harness.yaml` list the faults; NAME is a list or a fault. A fault is caught if one
-of its test files fails. Exit code 1: a fault was missed that is not marked so, or it could not be planted.
+of its test files, or checks, fails. Exit code 1: a fault was missed that is not marked so, or it could not be planted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 LISTS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 _SECONDS = 600  # of the processor, that a process of a test file may take
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)  # as pytest sums up at the end
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)  # as pytest and checks say it
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Fault:
         file: that it is in, as seen from the root of the checkout.
         before: right text, which the file has exactly once.
         after: wrong text that takes its place.
-        tests: the test files that are likely to catch it.
+        tests: the test files, and files of `tests.checks`, that are likely to catch it.
         missed: whether it is known that no test catches it.
     """
 
@@ -140,10 +140,14 @@ def find_broken(test: str, copy: Path) -> str:
 
 
 def find_failure(test: str, copy: Path) -> str:
-    """Run a test file in the copy until a test fails; its name, or an empty word if none does."""
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]  # no chance, no deadlines
+    """Run a test file in the copy until a test fails, or a check; its name, or an empty word if none does."""
+    if test.startswith("tests/checks/"):
+        words = ["tests.checks", Path(test).stem]
+    else:
+        # No chance, no deadlines.
+        words = ["pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci", test]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, test],
+        [sys.executable, "-m", *words],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy)},
         capture_output=True,
@@ -156,7 +160,7 @@ def find_failure(test: str, copy: Path) -> str:
         return f"{test}, which does not end"
     failed = _FAILED.search(done.stdout)
     if failed is None:
-        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{words[0]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return failed[1]
 
 

@@ -1,12 +1,31 @@
-"""What pages that are written by hand quote, written as answers quote it: `test_questions` fills it in."""
+"""Pages that are written by hand say what claims say: here are their sentences with numbers, as answers quote them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from functools import cache
 
 import pandas as pd
 
+from bnlab.harness.reporting.outcome import fill_paragraphs
+from bnlab.harness.reporting.wording import say_numbers
+from bnlab.nn import SelfTuned
+from experiments.cells import find_certain
 from experiments.count_losses import compute_losses, load_committed, say_count, say_others
+from experiments.literature import list_findings
+from experiments.pages import read_catalogue
+from tests.checks.outcomes import ROOT, decide_all, decide_quoted, load
+
+# Not results: code, and momenta by their value.
+SETTING = re.compile(r"`[^`]*`|(?<=momentum )0\.\d+|(?<=momentum of )0\.\d+", re.IGNORECASE)
+NUMBER = re.compile(r"(?<![\w.^,-])-?\d[\d,]*(?:\.\d+)?(?!\d)( points?| times|%| σ)?")
+QUOTED = re.compile(r"(-?[\d.]+)(?:%| [a-zσ]+)? \[(-?[\d.]+), (-?[\d.]+)\]")
+# Numbers that say what was measured, and marks; not the bounds of claims, the width of intervals, and arithmetic.
+BY_HAND = re.compile(
+    r"(?<!less than )(?<!, to )(?<![\d.])[\d.]+(?: points| times)|(?<![\d.])(?!95%|1%)\d[\d.]*%|"
+    r"\[-?[\d.]+, -?[\d.]+\]|†"
+)
 
 _LAGGING = '"batch size 16, updates 560", "batch size 64, updates 144", "batch size 64, updates 560"'
 _AT_THE_END = '"batch size 16", "batch size 64", "batch size 256"'
@@ -16,8 +35,8 @@ _HARMLESS_ON_CIFAR10 = '{{ holds("real.harmless_at_the_end", shown=False) }}'
 
 
 @cache
-def find_losses() -> pd.DataFrame:
-    """Find the losses that pages count; not when tests are collected."""
+def compute_all_losses() -> pd.DataFrame:
+    """Compute the losses that pages count."""
     return compute_losses(load_committed())
 
 
@@ -42,8 +61,8 @@ def quote_readme() -> tuple[str, ...]:
         'standard deviation of {{ holds("real.a_single_step_is_a_draw", interval=False) }}.',
         f'running means lie {{{{ estimated("gap.means_are_near_late", {_UP_TO_256}, interval=False) }}}} away from',
         f'variances {{{{ holds("gap.variances_are_near_late", {_UP_TO_256}, interval=False) }}}}, which',
-        f"lost {say_count(find_losses())}†",
-        f"The other two lost {say_others(find_losses())}†:",
+        f"lost {say_count(compute_all_losses())}†",
+        f"The other two lost {say_others(compute_all_losses())}†:",
         'at a time cost {{ undecided("ghost.running_averages_fail", sign=-1) }}, blocks',
         'of one class {{ fails("non_iid.running_average_costs", "order blocks:16") }}, and',
         'of the mean have {{ holds("gap.larger_gaps_cost_more", "mean (σ)") }} with',
@@ -76,8 +95,8 @@ def quote_why() -> tuple[str, ...]:
         "shown=False) }}, "
         'and {{ estimated("ground.the_last_batch_nearly_alone_is_harmless_late", "batch size 4, updates 2250", '
         '"batch size 16, updates 560", "batch size 16, updates 2250", interval=False) }} at 4 and 16.',
-        f"lost {say_count(find_losses())}†.",
-        f"The other two lost {say_others(find_losses())}†:",
+        f"lost {say_count(compute_all_losses())}†.",
+        f"The other two lost {say_others(compute_all_losses())}†:",
         f"less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}.",
         'At batch size 4 less than 0.3 points are lost after 9,000 updates{{ holds("gap.nothing_at_adequate_batch", '
         '"batch size 4", shown=False) }} (undecided',
@@ -130,3 +149,104 @@ def quote_self_tuned() -> tuple[str, ...]:
 
 
 PAGES = {"README.md": quote_readme, "docs/why.md": quote_why, "docs/howto/self_tuned.md": quote_self_tuned}
+
+
+def find_other_quotes() -> Iterator[str]:
+    """Find sentences that say other numbers than their claims, and numbers that nothing is quoted for."""
+    for path, quote_page in PAGES.items():
+        linked = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", read_prose(path))
+        text = " ".join(linked.replace("**", "").split())
+        rest = text
+        for quote in quote_page():
+            sentences = fill_paragraphs(quote, [*decide_all().values()], after_one=2)
+            if len(sentences) != 1:
+                yield f"{path}: another verdict; {quote}"
+            for sentence in sentences:
+                if sentence not in text:
+                    yield f"{path} does not say: {sentence}"
+                rest = rest.replace(sentence, "")
+
+        numbers = [number for number in BY_HAND.findall(rest) if number != "†"]
+        if numbers or rest.count("†") != 1:  # where the mark is explained
+            yield f"{path} has numbers that quote nothing: {numbers}; tests/checks/quotes.py has what it quotes"
+
+
+def read_prose(path: str) -> str:
+    """Read a page of the repository without its code and outputs."""
+    return re.sub("```.*?```", "", (ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def find_other_numbers_of_the_self_tuned_norm() -> Iterator[str]:
+    """Find numbers of its documentation that no verdict has."""
+    known = set()
+    for outcome in decide_all().values():
+        for numbers in outcome.frame[["mean", "low", "high"]].itertuples(index=False):
+            for factor in (1, -1, 100):
+                mean, *bounds = (factor * number for number in numbers)
+                known.add(tuple(say_numbers(mean, *sorted(bounds))))
+    for said in QUOTED.findall(SelfTuned.__doc__ or ""):
+        if said not in known:
+            yield f"SelfTuned: {said} is of no verdict"
+
+
+def find_another_largest_loss() -> Iterator[str]:
+    """Find whether the caption of the map says another largest loss than is drawn, by an interval above 0, not bold."""
+    experiment, tables = load("ground")
+    figure = experiment.figures["map"]
+    cells = figure.score(tables)
+    cells["is_bold"] = find_certain(cells)
+    largest = cells.sort_values("mean").iloc[-1]
+    loss = f"{largest['mean']:.0f} points"
+    interval = f"an interval of {largest['low']:.1f} to {largest['high']:.0f}"
+    if loss not in figure.caption or interval not in figure.caption or largest["is_bold"]:
+        yield f"the caption of the map does not say: {loss}, with {interval}, not bold"
+
+
+def find_long_numbers() -> Iterator[str]:
+    """Find numbers with more digits than their intervals bear, in answers, conclusions and pages by hand."""
+    catalogue = read_catalogue()
+    conclusions = {number: conclusion for number, (_, conclusion) in catalogue.hypotheses.items()}
+    around = {"first": catalogue.first, "situations": catalogue.situations, "last": catalogue.last}
+    outcomes = [*decide_all().values()]
+    for name, template in {**around, **catalogue.questions, **conclusions}.items():
+        text = " ".join(fill_paragraphs(template, outcomes))
+        for number in list_long_numbers(text):
+            yield f"{name} says {number}, with more than two significant digits"
+    for path, quote_page in PAGES.items():
+        for quote in quote_page():
+            for number in list_long_numbers(" ".join(fill_paragraphs(quote, outcomes, after_one=2))):
+                yield f"{path} says {number}, with more than two significant digits"
+
+
+def list_long_numbers(text: str) -> list[str]:
+    """List numbers with over two significant digits, or three where the first is 1; whole ones only with a unit."""
+    found = []
+    # Settings, such as a decay of `0.999`, are no measurements.
+    for match in NUMBER.finditer(SETTING.sub("", text)):
+        number = match[0].removesuffix(match[1] or "")
+        digits = re.sub(r"[-.,]", "", number).lstrip("0")
+        is_count = "." not in number and not match[1]
+        if not is_count and len(digits) > (3 if digits.startswith("1") else 2):
+            found.append(number)
+    return found
+
+
+def find_questions_that_the_index_lacks() -> Iterator[str]:
+    """Find questions that nobody finds who asks them."""
+    catalogue = read_catalogue()
+    linked = {number for text in catalogue.index.values() for number in re.findall(r"\]\(#(Q\d+)\)", text)}
+    for number in sorted({*catalogue.questions} ^ linked):
+        yield f"{number} stands in the index of answers or among them, not in both"
+
+
+def find_numbers_of_the_literature_by_hand() -> Iterator[str]:
+    """Find numbers from here that quote no claim, and those that gain less than nothing."""
+    for finding in list_findings():
+        here = finding.lines.get("here", "")
+        shown = " ".join(fill_paragraphs(here, decide_quoted()))
+        if re.search(r"\b(?:gains?|costs?|loses?|lost) -[\d.]+", shown):
+            yield f"{finding.number} gains or costs less than nothing: {shown}"
+
+        by_hand = re.sub(r"{{.*?}}|0\.3 points|0\.[18] σ", "", here)  # margins are no results
+        if re.search(r"\d(?:%(?! of training)| points?| times| σ)", by_hand):
+            yield f"{finding.number} has a number that quotes no claim: {by_hand}"
