@@ -66,9 +66,10 @@ test: .venv/installed-dev
 types: .venv/installed-dev
 	$(PY) -m mypy
 
-# What is committed agrees with what the code gives: pages, quotes, links, programs, packages, sizes.
+# What is committed agrees with what the code gives: examples, pages, quotes, links, programs, packages, sizes.
 committed: .venv/installed-dev
 	$(PY) -m docs.size --check
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --doctest-modules bnlab
 	$(PY) -m tests.checks
 
 VARIANT ?= all
@@ -124,6 +125,7 @@ test-versions:
 		shift; \
 		.venv-versions/bin/python -m pip --disable-pip-version-check install --quiet -e '.[harness,dev]' $$@ || exit 1; \
 		OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q -n 2 -p no:cacheprovider --ignore tests/test_make.py || exit 1; \
+		OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q -p no:cacheprovider --doctest-modules bnlab || exit 1; \
 	done
 	rm -rf .venv-versions
 

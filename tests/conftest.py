@@ -20,9 +20,6 @@ from tests.helpers import SMALL, Config, Run, plan_network, torchvision, train_n
 
 collect_ignore = ["elsewhere/site"]  # which Python imports by itself, with --nudge alone
 
-# The main process of parallel tests imports packages whose warnings it shows, and these import torchvision.
-torchvision()
-
 # Tensors are small, and threads without idle cores wait for each other; also of the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -43,6 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):
+        # The process that others report to imports packages whose warnings it shows, and these import torchvision.
+        torchvision()
+
     seed = config.getoption("nudge")
     if seed is not None:
         root = Path(__file__).parents[1]

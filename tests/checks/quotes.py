@@ -15,6 +15,7 @@ from experiments.cells import find_certain
 from experiments.count_losses import compute_losses, load_committed, say_count, say_others
 from experiments.literature import list_findings
 from experiments.pages import read_catalogue
+from experiments.pool_cifar10 import compare_networks, load_experiments, pool_experiments, say_losses
 from tests.checks.outcomes import ROOT, decide_all, decide_quoted, load
 
 # Not results: code, and momenta by their value.
@@ -169,6 +170,19 @@ def find_other_quotes() -> Iterator[str]:
         numbers = [number for number in BY_HAND.findall(rest) if number != "†"]
         if numbers or rest.count("†") != 1:  # where the mark is explained
             yield f"{path} has numbers that quote nothing: {numbers}; tests/checks/quotes.py has what it quotes"
+
+
+def find_other_counts_of_losses() -> Iterator[str]:
+    """Find pages that count other configurations, or pool other losses, than the committed tables give."""
+    losses = compute_all_losses()
+    pooled = say_losses(pool_experiments(compare_networks(load_experiments())))
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results" / "reference").glob("*.md")]
+    for path in pages:
+        text = " ".join(path.read_text(encoding="utf-8").replace("**", "").split())
+        if len(re.findall(r"\d+ of \d+ configurations", text)) != text.count(say_count(losses)):
+            yield f"{path.name} counts other losses than: {say_count(losses)}"
+        if text.count("three experiments, 12 seeds") != text.count(pooled):
+            yield f"{path.name} pools other losses than: {pooled}"
 
 
 def read_prose(path: str) -> str:

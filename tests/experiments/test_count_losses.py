@@ -1,9 +1,7 @@
-"""The count of configurations that lose little: of tables with planted losses, and as pages quote it."""
+"""The count of configurations that lose little: of tables with planted losses."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,10 +9,7 @@ import pytest
 
 from bnlab.harness.reporting.experiment import Tables
 from experiments.count_losses import compute_losses, say_count, say_others
-from tests.experiments.quoted import find_losses
 
-ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/why.md", "docs/index.md", "results/reference/ANSWERS.md", "results/reference/HYPOTHESES.md"]
 STEPS = 560
 COUNTED: dict[str, Any] = {
     "norm": "batch",
@@ -102,23 +97,3 @@ def test_where_training_augments_exact_statistics_are_of_augmented_images() -> N
     losses = compute_losses({"one": {**tables, "evaluations": pd.concat([evaluations, augmented])}})
 
     assert list(losses["mean"]) == pytest.approx([6.0])
-
-
-def read_words(path: str) -> str:
-    """Read a page without line breaks and bold type."""
-    text = (ROOT / path).read_text(encoding="utf-8").replace("**", "")
-    return " ".join(text.split())
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_pages_quote_the_count_of_the_committed_tables(path: str) -> None:
-    text = read_words(path)
-    counts = re.findall(r"\d+ of \d+ configurations", text)
-    assert len(counts) == text.count(say_count(find_losses()))
-
-
-@pytest.mark.parametrize("path", ["README.md", "docs/why.md"])
-def test_pages_quote_what_the_others_lose(path: str) -> None:
-    text = read_words(path)
-    assert say_count(find_losses()) in text
-    assert say_others(find_losses()) in text

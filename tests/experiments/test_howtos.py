@@ -20,8 +20,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import scipy
 import torch
-from scipy.stats import gmean
 
 from bnlab.harness import average_gap, load
 from bnlab.harness.lab.registry import find_experiment
@@ -263,7 +263,7 @@ def test_a_reader_draws_the_gap_against_any_setting(swept: str, follow: Follow, 
     assert [write_value(value) for value in deeper.index] == values.split(",")
     gaps = average_gap(tables["gaps"]).merge(tables["runs"][["run", setting]], on="run")
     of_ema = gaps[gaps["estimator"] == "ema"]
-    expected = of_ema.groupby(setting)["mean_gap"].agg(gmean)
+    expected = of_ema.groupby(setting)["mean_gap"].agg(scipy.stats.gmean)
     pd.testing.assert_series_equal(deeper, expected, check_names=False)
 
 

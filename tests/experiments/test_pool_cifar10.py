@@ -1,4 +1,4 @@
-"""Losses on CIFAR-10, pooled over experiments: of numbers and tables with planted losses, and as pages quote them."""
+"""Losses on CIFAR-10, pooled over experiments: of numbers and tables with planted losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+import scipy
 
 from bnlab.harness.reporting.experiment import Tables
 from experiments.pool_cifar10 import (
@@ -23,9 +23,7 @@ from experiments.pool_cifar10 import (
     pool_networks,
     say_losses,
 )
-from tests.experiments.test_count_losses import read_words
 
-PAGES = ["README.md", "docs/why.md", "results/reference/ANSWERS.md"]
 STEPS = 100
 PLANTED: dict[str, Any] = {
     "batch_size": 128,
@@ -57,7 +55,7 @@ def pool_slowly(means: Sequence[float], errors: Sequence[float]) -> dict[str, fl
 
     weights, mean, scatter = weigh(low)
     factor = max(1.0, scatter / freedom)
-    half = stats.t.ppf(0.975, freedom) * math.sqrt(factor / math.fsum(weights))
+    half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(factor / math.fsum(weights))
     return {"mean": mean, "low": mean - half, "high": mean + half, "tau": math.sqrt(low)}
 
 
@@ -78,7 +76,7 @@ def test_with_equal_errors_the_mean_is_plain_and_the_interval_is_that_of_the_mea
     pooled = pool_means(means, np.ones(3))
 
     # The variance of the means, 13, is that between experiments and that of an error, 1.
-    half = stats.t.ppf(0.975, 2) * math.sqrt(13 / 3)
+    half = scipy.stats.t.ppf(0.975, 2) * math.sqrt(13 / 3)
     assert pooled == pytest.approx({"mean": 13.0, "low": 13 - half, "high": 13 + half, "tau": math.sqrt(12)})
 
 
@@ -88,7 +86,7 @@ def test_means_that_agree_are_weighted_by_their_errors() -> None:
     pooled = pool_means(np.array([4.0, 5.0]), errors)
 
     # Weights are 1 and 1/4. Means that are nearer to each other than their errors make the interval no shorter.
-    half = stats.t.ppf(0.975, 1) / math.sqrt(1.25)
+    half = scipy.stats.t.ppf(0.975, 1) / math.sqrt(1.25)
     assert pooled == pytest.approx({"mean": 4.2, "low": 4.2 - half, "high": 4.2 + half, "tau": 0.0})
 
 
@@ -121,7 +119,7 @@ def test_planted_losses_are_pooled_with_what_lies_between_experiments() -> None:
 
     assert [early["mean"], early["tau"], early["n"]] == pytest.approx([13.0, math.sqrt(12), 6])
     assert [late["mean"], late["tau"], late["n"]] == pytest.approx([4.0, 0.0, 6], abs=1e-6)
-    assert late["high"] == pytest.approx(4 + stats.t.ppf(0.975, 2) / math.sqrt(3))
+    assert late["high"] == pytest.approx(4 + scipy.stats.t.ppf(0.975, 2) / math.sqrt(3))
 
 
 def test_all_networks_together_are_as_of_one_experiment() -> None:
@@ -130,7 +128,7 @@ def test_all_networks_together_are_as_of_one_experiment() -> None:
     losses = [9, 11, 11, 13, 16, 18]
     error = np.std(losses, ddof=1) / math.sqrt(6)
     assert [early["mean"], early["n"]] == pytest.approx([13.0, 6])
-    assert early["high"] == pytest.approx(13 + stats.t.ppf(0.975, 5) * error)
+    assert early["high"] == pytest.approx(13 + scipy.stats.t.ppf(0.975, 5) * error)
 
 
 def test_losses_are_said_with_both_intervals() -> None:
@@ -183,11 +181,3 @@ def test_the_command_prints_each_experiment_and_the_sentence(
     first_words = [line.split()[0] for line in printed.splitlines() if line]
     assert set(EXPERIMENTS) <= set(first_words)
     assert say_losses(pool_experiments(compare_networks(load_experiments()))) in printed
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_pages_quote_the_pooled_losses_of_the_committed_tables(path: str) -> None:
-    sentence = say_losses(pool_experiments(compare_networks(load_experiments())))
-    text = read_words(path)
-
-    assert text.count("three experiments, 12 seeds") == text.count(sentence)

@@ -6,9 +6,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import scipy
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-from scipy import stats
 
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Figure
@@ -65,7 +65,7 @@ def test_a_cell_has_its_number_bold_where_it_is_certain_and_darker_the_larger_it
 def test_certain_is_what_holm_leaves_over_the_map() -> None:
     """Four two-sided t tests: the smallest p-value times four, the next one times three, and so on."""
     deviation = 0.09
-    p = [stats.ttest_1samp(mean + deviation * np.arange(-3, 4), 0).pvalue for mean in LOST.values()]
+    p = [scipy.stats.ttest_1samp(mean + deviation * np.arange(-3, 4), 0).pvalue for mean in LOST.values()]
     assert 0.05 / 2 < p[0] < 0.05, "certain by itself, not beside the others"
 
     assert find_certain(plant(deviation)) == [False, True, False, True]
