@@ -1,8 +1,9 @@
-"""Mistakes in any call that borrows a model: what the message says, and that the model comes back as it was."""
+"""Mistakes in any call that borrows a model: what the message names, and that the model comes back as it was."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from bnlab import (
     Moments,
+    MomentTrace,
     decompose,
     inference,
     population_statistics,
@@ -21,14 +23,18 @@ from bnlab import (
     using,
 )
 from bnlab.estimators import EMA, Window
-from bnlab.gaps.decomposition import window
 from tests.helpers import images, plain, residual, unchanged
 
 
+def _make_trace(model: nn.Module) -> MomentTrace:
+    """The trace of a model like this one, without a random number that the caller would miss."""
+    with torch.random.fork_rng(devices=[]):
+        return record_frozen(Breaking(at=0) if isinstance(model, Breaking) else residual(), images(4, 4))
+
+
 def _decompose(model: nn.Module, batches: Any, weights: Any = None) -> None:
-    trace = TRACE_OF_BREAKING if isinstance(model, Breaking) else TRACE
     copies = (lambda step: copy.deepcopy(model.state_dict())) if weights is None else weights
-    decompose(model, trace, copies, batches)
+    decompose(model, _make_trace(model), copies, batches)
 
 
 def _under_statistics(model: nn.Module, batches: Any) -> None:
@@ -74,15 +80,12 @@ class Breaking(nn.Module):
         return x
 
 
-TRACE_OF_BREAKING = record_frozen(Breaking(at=0), images(4, 4))
-
-
 @borrowing
 def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object]) -> None:
     model = Breaking(at=3).train()
     data = images(5, 4, 3)
     kept = [batch.clone() for batch in data]
-    with unchanged(model), pytest.raises(ArithmeticError, match="of the model's own"):
+    with unchanged(model), pytest.raises(ArithmeticError, match="own"):
         call(model, data)
 
     assert all(torch.equal(a, b) for a, b in zip(data, kept, strict=True))
@@ -90,14 +93,14 @@ def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object]) -> N
 
 @borrowing
 def test_what_is_no_model(call: Callable[[Any, Any], object]) -> None:
-    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, found list"):
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, .*list"):
         call([plain()], images(4))
 
 
 @borrowing
 def test_a_model_without_batch_norm(call: Callable[[Any, Any], object]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))
-    with unchanged(model), pytest.raises(ValueError, match="no BatchNorm layer with running statistics in Sequential"):
+    with unchanged(model), pytest.raises(ValueError, match=r"BatchNorm .*Sequential"):
         call(model, images(4))
 
 
@@ -107,90 +110,78 @@ def spoil(batch: Tensor) -> Tensor:
     return spoiled
 
 
-BATCHES: list[tuple[Any, str]] = [  # and what is said of them
-    (None, "batches is a NoneType; pass an iterable"),
-    (torch.zeros(4, 3, 8, 8), "batches is a Tensor; pass an iterable"),
-    ([], "pass at least one batch"),
-    ([*images(4), *map(spoil, images(4))], "layer '1'.* NaN or infinite values; look at data"),
-    ([()], "a batch is an empty list or tuple"),
-    (images(4, channels=2), "channels"),  # the convolution's own error
-]
+BATCHES: dict[str, tuple[Callable[[], Any], str]] = {  # and what is named
+    "nothing": (lambda: None, "NoneType"),
+    "a tensor": (lambda: torch.zeros(4, 3, 8, 8), "Tensor"),
+    "an empty list": (list, "one batch"),
+    "NaN": (lambda: [*images(4), *map(spoil, images(4))], "layer '1'.* NaN"),
+    "an empty batch": (lambda: [()], "empty"),
+    "other channels": (lambda: images(4, channels=2), "channels"),  # the convolution's own error
+}
 
 
 @measuring
-@pytest.mark.parametrize("case", range(len(BATCHES)))
-def test_what_are_no_batches_for_the_model(call: Callable[[Any, Any], object], case: int) -> None:
-    batches, message = BATCHES[case]
+@pytest.mark.parametrize("name", BATCHES)
+def test_what_are_no_batches_for_the_model(call: Callable[[Any, Any], object], name: str) -> None:
+    make, named = BATCHES[name]
     model = residual().train()
-    with unchanged(model), pytest.raises((TypeError, ValueError, RuntimeError), match=message):
-        call(model, batches)
+    with unchanged(model), pytest.raises((TypeError, ValueError, RuntimeError), match=named):
+        call(model, make())
 
 
-@pytest.mark.parametrize("call", [MEASURING["population_statistics"], MEASURING["layerwise"], MEASURING["precise"]])
-def test_what_a_first_layer_cannot_take(call: Callable[[Any, Any], object]) -> None:
+FIRST: dict[str, tuple[Callable[[], Tensor], str]] = {  # the input of a first layer, and what is named
+    "one channel": (lambda: torch.zeros(4, 1, 8, 8), r"layer '0' .*\b3 channels.*\(4, 1, 8, 8\)"),
+    "integers": (lambda: torch.zeros(4, 3, 8, 8, dtype=torch.int64), r"layer '0' .*torch\.int64"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("borrower", ["population_statistics", "layerwise", "precise", "inference.apply_statistics"])
+def test_what_a_first_layer_cannot_take(borrower: str, name: str) -> None:
+    make, named = FIRST[name]
     model = nn.Sequential(nn.BatchNorm2d(3)).train()
-    with unchanged(model), pytest.raises(ValueError, match="layer '0' expects 3 channels, its input has shape"):
-        call(model, images(4, channels=2))
-    with unchanged(model), pytest.raises(ValueError, match=r"the input of layer '0' is torch\.int64; convert"):
-        call(model, [torch.zeros(4, 3, 8, 8, dtype=torch.int64)])
+    with unchanged(model), pytest.raises(ValueError, match=named):
+        BORROWING[borrower](model, [make()])
 
 
-MODEL = residual()
-OTHER = plain()
-TRACE = record_frozen(MODEL, images(4, 4))
-
-
-def calling(function: Any, *arguments: Any, **keywords: Any) -> Callable[[], object]:
-    """A call with arguments of any type."""
-    return partial(function, *arguments, **keywords)
-
-
-def measure(**options: Any) -> Callable[[], object]:
-    return calling(population_statistics, MODEL, images(4), **options)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (measure(layers=5), TypeError, "layers=5; pass a list of layer names"),
-        (measure(layers=[["1"]]), ValueError, "layers has .'1'., which is no"),
-        (measure(max_images=True), TypeError, "max_images=True; pass at least 1"),
-        (measure(max_images="auto", tolerance="0.1"), TypeError, "tolerance='0.1'; pass a positive relative error"),
-        (measure(device="meta"), ValueError, "device='meta' holds no values"),
-        (calling(Moments.of, [1.0, 2.0]), TypeError, "Moments.of: found a list"),
-        (calling(Moments.empty(1).merge, 3), TypeError, "merge: found a int; pass Moments"),
-        (
-            partial(_decompose, MODEL, images(4), weights={}),
-            TypeError,
-            "weights is a dict; pass a function of the step",
-        ),
-        (calling(_decompose, OTHER, images(4)), ValueError, "the trace has other layers or channels than the model"),
-        (calling(EMA, True), TypeError, "momentum=True: it is the weight of the new batch"),
-        (calling(EMA, float("nan")), ValueError, "momentum=nan: it is the weight of the new batch"),
-        (calling(EMA.from_decay, "0.9"), TypeError, "decay='0.9': it is the weight of the old average"),
-        (calling(Window, k=2.5), TypeError, "window: k=2.5; it counts batches"),
-        (calling(window, momentum=0), ValueError, r"momentum=0: .* lies in \(0, 1\]"),
-        (calling(inference.EvalNorm, float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),
-        (calling(inference.PseudoSamples, n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),
-    ],
-)
-def test_arguments(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with unchanged(MODEL), pytest.raises(error, match=message):
-        call()
-    assert len(TRACE.layers["1"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (torch.zeros(4, 1, 8, 8), r"layer '0' expects 3 channels, its input has shape \(4, 1, 8, 8\)"),
-        (torch.zeros(0, 3, 8, 8), "a batch of no images reached layer '0'"),
-        (torch.zeros(4, 3, 8, 8, dtype=torch.int64), "the input of layer '0' is torch.int64"),
-    ],
-    ids=["one channel", "empty", "integer"],
-)
-def test_inputs_at_inference(x: Tensor, message: str) -> None:
+def test_an_empty_batch_at_inference() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3)).train()
-    block = inference.apply_statistics(model, inference.TestBatch())
-    with unchanged(model), pytest.raises(ValueError, match=message), block:
-        model(x)
+    with unchanged(model), pytest.raises(ValueError, match=r"no images .*'0'"):
+        _at_inference(model, [torch.zeros(0, 3, 8, 8)])
+
+
+def measure(model: nn.Module, **options: Any) -> None:
+    population_statistics(model, images(4), **options)
+
+
+def calling(function: Any, *arguments: Any, **keywords: Any) -> Callable[[nn.Module], object]:
+    """A call with arguments of any type, whatever the model."""
+    return lambda model: function(*arguments, **keywords)
+
+
+ARGUMENTS: dict[str, tuple[Callable[[nn.Sequential], object], type[Exception]]] = {  # by what the message names
+    "layers=5": (partial(measure, layers=5), TypeError),
+    "layers has ['1']": (partial(measure, layers=[["1"]]), ValueError),
+    "max_images=True": (partial(measure, max_images=True), TypeError),
+    "tolerance='0.1'": (partial(measure, max_images="auto", tolerance="0.1"), TypeError),
+    "device='meta'": (partial(measure, device="meta"), ValueError),
+    "Moments.of: found a list": (calling(Moments.of, [1.0, 2.0]), TypeError),
+    "merge: found a int": (calling(Moments.empty(1).merge, 3), TypeError),
+    "weights is a dict": (partial(_decompose, batches=[], weights={}), TypeError),
+    "other layers": (lambda model: decompose(model[:3], _make_trace(model), lambda step: {}, images(4)), ValueError),
+    "momentum=True": (calling(EMA, True), TypeError),
+    "momentum=nan": (calling(EMA, float("nan")), ValueError),
+    "momentum=0": (calling(EMA, 0), ValueError),
+    "decay='0.9'": (calling(EMA.from_decay, "0.9"), TypeError),
+    "k=2.5": (calling(Window, k=2.5), TypeError),
+    "batch_size=nan": (calling(inference.EvalNorm, float("nan")), TypeError),
+    "n='16'": (calling(inference.PseudoSamples, n="16"), TypeError),
+}
+
+
+@pytest.mark.parametrize("named", ARGUMENTS)
+def test_arguments(named: str) -> None:
+    call, error = ARGUMENTS[named]
+    model = residual()
+    with unchanged(model), pytest.raises(error, match=re.escape(named)):
+        call(model)

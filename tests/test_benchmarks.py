@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,14 +15,13 @@ from benchmarks.doctor_rates import ExaminedNetwork, write_page, write_share
 from benchmarks.fleet import RECIPES, choose_rate, train_alone, train_stacked
 from benchmarks.timing import HEADING, Result
 from benchmarks.watch_accuracy import describe
-from bnlab.harness.artifacts.data import OwnData
-from tests.helpers import plain
+from tests.helpers import plain, plan_network
 
 
 def test_the_data_of_the_timed_training_can_be_read() -> None:
-    data = OwnData(name="benchmarks.training.make_images", shift=4, flip=True)
+    network = plan_network("data=benchmarks.training.make_images", "data.shift=4", "data.flip=true")
 
-    assert data.count_used() == 6000
+    assert network.config.data.count_used() == 6000
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, ""), (1.0, "1 ✗"), (2.0, "2")])
@@ -30,7 +30,8 @@ def test_a_row_has_its_ratio_and_marks_what_is_above_the_limit(limit: float | No
 
     row = result.write_row()
 
-    assert row == f"| training | bnlab | 3 | plain loop | 2 | 1.500 | {expected} | n = 1 |"
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["training", "bnlab", "3", "plain loop", "2", "1.500", expected, "n = 1"]
     assert row.count("|") == HEADING.splitlines()[0].count("|")
 
 
@@ -99,7 +100,7 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
 
 
 def test_differences_are_described_by_their_mean_and_root_mean_square() -> None:
-    assert describe([3.0, -4.0]) == "mean -0.50 points, root mean square 3.54, n = 2"  # sqrt(25 / 2)
+    assert re.findall(r"-?\d+\.\d+", describe([3.0, -4.0])) == ["-0.50", "3.54"]  # sqrt(25 / 2)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -122,8 +123,9 @@ def test_fvcore_is_run_as_people_call_it_and_in_the_faster_layout(monkeypatch: p
     sides = [result.against for result in exact._compare(contiguous, "cpu")]
     turned = [result.against for result in exact._compare(replace(contiguous, layout="channels_last"), "cpu")]
 
-    assert sides == ["one forward", "fvcore", "fvcore, images turned to channels_last", "update_bn"]
-    assert turned == ["one forward", "fvcore", "update_bn"]
+    assert [side for side in sides if "channels_last" not in side] == turned
+    assert turned[1:] == ["fvcore", "update_bn"]
+    assert sides[2].startswith("fvcore, ")
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from tests.commands.running import call_bnlab, copy_module
+from tests.commands.running import assert_refused, call_bnlab, copy_module
+from tests.helpers import torchvision
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def test_the_table(folder: Path) -> None:
     assert lines[0].split() == ["layer", "depth", "channels", "mean_gap", "var_gap", "kl", "output_gap"]
     assert [line.split()[:3] for line in lines[1:3]] == [["1", "1", "4"], ["4", "2", "2"]]
     assert float(lines[1].split()[3]) < 0.1 < float(lines[2].split()[3])
-    assert "256 images, 9,216 values per channel" in done.stdout
+    assert "256 images" in done.stdout
+    assert "9,216 values" in done.stdout
 
     for words in (("--max-images", "64"), ("max_images=64",)):
         assert "2,304 values" in call_bnlab(folder, "gap", "mine:model", "mine:batches", *words).stdout
@@ -42,44 +45,44 @@ def test_warnings_are_one_line(folder: Path) -> None:
 
     assert done.returncode == 0
     assert done.stdout
-    assert done.stderr.startswith("warning: population_statistics: '1' keep running statistics")
+    assert done.stderr.startswith("warning: population_statistics: '1' ")
     assert done.stderr.count("\n") == 1
 
 
-# The words of a command line, and what its message says
+# The words of a command line, and keys and values that its message has
 MISTAKES = {
     # words
-    "": "the following arguments are required: command",
-    "nonsense": "invalid choice: 'nonsense'",
-    "gap mine:model mine:batches max_images=x": "invalid int value: 'x'",
+    "": "command",
+    "nonsense": "'nonsense'",
+    "gap mine:model mine:batches max_images=x": "'x'",
     "gap mine:model mine:batches --max-images 0": "max_images=0",
-    "doctor": "name a model, package.module:function; or see what the doctor does: bnlab doctor --demo",
-    "doctor mine:model --evaluate mine:values": "--evaluate is about batches, and none are given",
-    "doctor mine:model mine:batches --worth 0": "worth=0.0; pass a positive difference of scores",
-    "doctor mine:model --select BN7": "--select BN7: no code begins so; bnlab explain lists them",
-    "doctor mine:model --select ,": "--select: names no code; bnlab explain lists them",
-    "doctor mine:model mine:batches --expected nan": "expected=nan; pass a mean score",
-    "doctor mine:model --html nowhere/page.html": "--html nowhere/page.html: is a folder, or lies in none",
-    "explain BN000": "'BN000' is no code; there are",
+    "doctor": "package.module:function --demo",
+    "doctor mine:model --evaluate mine:values": "--evaluate",
+    "doctor mine:model mine:batches --worth 0": "worth=0.0",
+    "doctor mine:model --select BN7": "--select BN7: explain",
+    "doctor mine:model --select ,": "--select: explain",
+    "doctor mine:model mine:batches --expected nan": "expected=nan",
+    "doctor mine:model --html nowhere/page.html": "--html nowhere/page.html:",
+    "explain BN000": "'BN000'",
     # models
-    "gap mine:plain mine:batches": "no BatchNorm layer",
-    "gap mine:modle mine:batches": "mine:modle: cannot be imported",
-    "gap mine:nowhere mine:batches": "mine.py has no nowhere)",
-    "gap ./mine.py:model mine:batches": "./mine.py:model: write package.module:function",
-    "gap mine:net mine:batches": "mine:net is a Sequential; name a function without arguments",
-    "gap mine:deep mine:batches": "deep() missing 1 required positional argument: 'layers'",
-    "doctor mine:text": "doctor: expected a torch.nn.Module, found str",
-    "doctor mine:scripted mine:batches": "doctor: the model is TorchScript, whose layers cannot be watched; pass",
-    "doctor torchvision:resnet19": "torchvision:resnet19: torchvision has no classifier resnet19",
-    "doctor torchvision:deeplabv3_resnet50": "torchvision has no classifier deeplabv3_resnet50",  # it would download
+    "gap mine:plain mine:batches": "BatchNorm Linear",
+    "gap mine:modle mine:batches": "mine:modle:",
+    "gap mine:nowhere mine:batches": "mine:nowhere: mine.py",
+    "gap ./mine.py:model mine:batches": "./mine.py:model: package.module:function",
+    "gap mine:net mine:batches": "mine:net Sequential;",
+    "gap mine:deep mine:batches": "deep() 'layers'",
+    "doctor mine:text": "torch.nn.Module, str",
+    "doctor mine:scripted mine:batches": "TorchScript,",
+    "doctor torchvision:resnet19": "torchvision:resnet19:",
+    "doctor torchvision:deeplabv3_resnet50": "torchvision:deeplabv3_resnet50:",  # it would download
     # batches and files
-    "gap mine:model mine:nothing": "batches is empty",
-    "doctor mine:model mine:batches --training mine:nothing": "training_batches is empty",
-    "doctor mine:model nowhere": "nowhere: no such folder; name a folder of images, or write package.module:function",
-    "doctor mine:model mine:one": "doctor: mine:one is a Tensor; pass an iterable of batches",
-    "doctor mine:model mine:one_labelled": "mine:one_labelled is one batch of images and labels; pass a list",
-    "doctor mine:model mine:missing": "error: FileNotFoundError: photo.png",
-    "doctor mine:model --weights nowhere.pt": "--weights nowhere.pt: no such file",
+    "gap mine:model mine:nothing": "batches empty",
+    "doctor mine:model mine:batches --training mine:nothing": "training_batches empty",
+    "doctor mine:model nowhere": "nowhere: package.module:function",
+    "doctor mine:model mine:one": "mine:one Tensor;",
+    "doctor mine:model mine:one_labelled": "mine:one_labelled list",
+    "doctor mine:model mine:garbled": "json.decoder.JSONDecodeError:",
+    "doctor mine:model --weights nowhere.pt": "--weights nowhere.pt:",
 }
 
 
@@ -104,35 +107,33 @@ def test_into_a_closed_pipe(tmp_path: Path) -> None:
 def test_mistakes_are_one_line_and_status_2(folder: Path, line: str) -> None:
     done = call_bnlab(folder, *line.split())
 
-    assert done.returncode == 2
+    assert_refused(done, *MISTAKES[line].split())
     assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert MISTAKES[line] in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "error", "line"),
     [
-        ("mine:broken", "error: ValueError: of the function's own\n  at "),
-        ("mine:Breaking", "return self.bn(x) @ torch.zeros(3, 3)"),
-        ("mine:leave", "error: RuntimeError: the program was ended by sys.exit(0)\n  at "),
-        ("spelled:model", "has no attribute 'Sequentail'\n  at "),
-        ("spelled:model", "spelled.py:2: net = nn.Sequentail()"),
-        ("unclosed:model", "unclosed.py:1: def model(:"),
-        ("lacking:model", "error: ModuleNotFoundError: No module named 'nobody_has_this'\n  at "),
+        ("mine:broken", "ValueError", """raise ValueError("of the function's own")"""),
+        ("mine:Breaking", "RuntimeError", "return self.bn(x) @ torch.zeros(3, 3)"),
+        ("mine:leave", "RuntimeError", "sys.exit(0)"),
+        ("spelled:model", "AttributeError", "spelled.py:2: net = nn.Sequentail()"),
+        ("unclosed:model", "SyntaxError", "unclosed.py:1: def model(:"),
+        ("lacking:model", "ModuleNotFoundError", "lacking.py:1: import nobody_has_this"),
     ],
 )
-def test_errors_of_the_users_code_have_their_line(folder: Path, model: str, message: str) -> None:
+def test_errors_of_the_users_code_have_their_line(folder: Path, model: str, error: str, line: str) -> None:
     (folder / "spelled.py").write_text("from torch import nn\nnet = nn.Sequentail()\n", encoding="utf-8")
     (folder / "unclosed.py").write_text("def model(:\n", encoding="utf-8")
     (folder / "lacking.py").write_text("import nobody_has_this\n", encoding="utf-8")
+
     done = call_bnlab(folder, "gap", model, "mine:images")
 
     assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 3
+    first, last = done.stderr.splitlines()
+    assert first.startswith(f"error: {error}: ")
+    assert last.startswith("  at ")
+    assert last.endswith(line)
 
 
 @pytest.mark.parametrize("command", ["gap", "doctor", "recalibrate --out new.safetensors"])
@@ -141,45 +142,95 @@ def test_a_model_that_is_called_otherwise(folder: Path, command: str) -> None:
 
     done = call_bnlab(folder, *words)
     assert done.returncode == 2
-    assert "missing 1 required positional argument: 'scale'" in done.stderr
-    assert "--forward package.module:function of model and batch" in done.stderr
+    assert "'scale'" in done.stderr
+    assert "--forward package.module:function" in done.stderr
     assert "Traceback" not in done.stderr
 
-    done = call_bnlab(folder, *words, "--forward", "mine:nowhere")
-    assert "mine:nowhere: cannot be imported" in done.stderr
+    assert_refused(call_bnlab(folder, *words, "--forward", "mine:nowhere"), "mine:nowhere")
+
     done = call_bnlab(folder, *words, "--forward", "mine:call_two")
     assert done.returncode < 2, done.stderr
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "wrapped.pt"])
-def test_weights_of_a_file(folder: Path, name: str) -> None:
-    torch.manual_seed(1)
-    state = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
-    ).state_dict()
-    state["1.running_mean"] += 100
-    if name.endswith("safetensors"):
-        save_file(state, folder / name)
-    else:
-        torch.save({"state_dict": state} if name == "wrapped.pt" else state, folder / name)
-    done = call_bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", name)
+def make_fresh() -> nn.Module:
+    """A network as `mine:fresh` makes it, with a batch that it has counted."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    model(torch.randn(8, 1, 8, 8))
+    return model
 
-    assert done.returncode == 0
-    assert float(done.stdout.splitlines()[1].split()[3]) > 10
+
+def count_updates(folder: Path, file: str) -> int:
+    """How many batches `mine:fresh` has counted once it has the weights of a file."""
+    done = call_bnlab(folder, "doctor", "mine:fresh", "--weights", file, "--json")
+    assert done.returncode < 2, done.stderr
+    (layer,) = json.loads(done.stdout)["layers"]
+    updates: int = layer["updates"]
+    return updates
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("key", "prefix"),
+    [("state_dict", ""), ("model_state_dict", ""), ("model", "module."), ("", "_orig_mod."), ("", "")],
+)
+def test_weights_are_found_in_what_trainers_save(key: str, prefix: str, folder: Path) -> None:
+    state = {prefix + name: value for name, value in make_fresh().state_dict().items()}
+    further = {"epoch": 3, "best": torch.tensor(76.0), "optimizer": {"state": {}}}
+    torch.save({key: state, **further} if key else state, folder / "weights.pt")
+
+    assert count_updates(folder, "weights.pt") == 1
+
+
+def test_averaged_weights_are_those_of_their_model(folder: Path) -> None:
+    """`AveragedModel` saves its own count beside them."""
+    torch.save(AveragedModel(make_fresh()).state_dict(), folder / "averaged.pt")
+
+    assert count_updates(folder, "averaged.pt") == 1
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_safetensors_are_known_by_what_they_begin_with(name: str, folder: Path) -> None:
+    save_file(make_fresh().state_dict(), folder / name)
+
+    assert count_updates(folder, name) == 1
+
+
+def test_other_weights_in_the_same_file_are_named(folder: Path) -> None:
+    weights = make_fresh().state_dict()
+    averaged = {f"module.{name}": value for name, value in weights.items()}
+    others = {"optimizer": {"state": {}}, "rng_states": {"cpu": torch.zeros(3)}}
+    torch.save({"model": weights, "model_ema": averaged, **others}, folder / "both.pt")
+
+    done = call_bnlab(folder, "doctor", "mine:fresh", "--weights", "both.pt")
+
+    assert done.returncode < 2
+    assert done.stderr.startswith("warning: --weights both.pt: ")
+    assert done.stderr.count("\n") == 1
+    assert "'model_ema'" in done.stderr
+    assert not any(f"'{name}'" in done.stderr for name in others)
+
+
+def test_a_file_of_tensors_alone_is_loaded_into_a_model_that_asks_for_its_version(tmp_path: Path) -> None:
+    """Safetensors do not hold it; MNASNet refuses a state without."""
+    model = torchvision().models.mnasnet0_5()
+    save_file(model.state_dict(), tmp_path / "new.safetensors")
+
+    done = call_bnlab(tmp_path, "doctor", "torchvision:mnasnet0_5", "--weights", "new.safetensors")
+
+    assert done.returncode < 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
     [
-        ("w.pt", None, "no such file"),
-        ("w.pt", [1, 2], "holds a list; pass safetensors or a state dict"),
-        ("w.pt", {"0.weight": torch.zeros(1)}, "is not of this model"),
-        ("w.pt", b"version https://git-lfs.github.com", "is no checkpoint (it begins with 'version https://git-lfs.')"),
-        ("w.pt", b"PK, and no archive", "cannot be read ("),
-        ("w.safetensors", {"0.weight": torch.zeros(1)}, "cannot be read ("),  # not what its name says
+        ("w.pt", None, ""),
+        ("w.pt", [1, 2], "list"),
+        ("w.pt", {"0.weight": torch.zeros(1)}, '"0.bias"'),
+        ("w.pt", b"version https://git-lfs.github.com", "'version https://git-lfs.'"),
+        ("w.pt", b"PK, and no archive", ""),
+        ("w.safetensors", {"0.weight": torch.zeros(1)}, "SafetensorError"),  # not what its name says
     ],
 )
-def test_weights_that_cannot_be_loaded(folder: Path, name: str, content: Any, message: str) -> None:
+def test_weights_that_cannot_be_loaded(folder: Path, name: str, content: Any, found: str) -> None:
     if isinstance(content, bytes):
         (folder / name).write_bytes(content)
     elif content is not None:
@@ -187,9 +238,7 @@ def test_weights_that_cannot_be_loaded(folder: Path, name: str, content: Any, me
 
     done = call_bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", name)
 
-    assert done.returncode == 2
-    assert f"--weights {name}: {message}" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert_refused(done, f"--weights {name}: ", found)
 
 
 class Leaves:
@@ -219,11 +268,8 @@ def test_code_in_a_file_is_refused_without_advice_to_run_it(folder: Path, kind: 
 
     done = call_bnlab(folder, *line.split(), "w.pt")
 
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: {line.split()[-1]} w.pt: holds Python objects, which can run code when they are loaded, and is not "
-        "read; save model.state_dict() alone, or safetensors\n"
-    )
+    assert_refused(done, f"{line.split()[-1]} w.pt: ", "save model.state_dict()")
+    assert "weights_only" not in done.stderr
     assert not (folder / "was_run").exists()
 
 
@@ -245,12 +291,3 @@ def test_json_stands_alone_whatever_the_users_code_prints(folder: Path) -> None:
 
     assert json.loads(done.stdout)["findings"] == []
     assert "hello" in done.stderr
-
-
-def test_safetensors_are_known_by_what_they_begin_with(folder: Path) -> None:
-    torch.manual_seed(1)
-    save_file({"another.weight": torch.zeros(1)}, folder / "w.pth")
-
-    done = call_bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", "w.pth")
-
-    assert "is not of this model (Error(s) in loading state_dict for Sequential: Missing key(s)" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -90,14 +91,16 @@ def test_on_straight_lines_between_some_of_the_weights() -> None:
 
 
 def test_batches_of_one_step_weigh_as_batches() -> None:
-    """As two steps with the same weights: what accumulated gradients and shared layers record."""
+    """As several steps with the same weights: what accumulated gradients and shared layers record."""
     model, trace, kept, batches = trained(10, lr=0.05)  # all in a window of 13
-    pairs = copy.deepcopy(trace)
-    for layer in pairs.layers.values():
-        layer.steps = [(step + 1) // 2 for step in layer.steps]
-    pairs.last_step = 5
-    apart = decompose(model, trace, lambda step: kept[step // 2 * 2], batches, momentum=0.3)
-    together = decompose(model, pairs, lambda step: kept[2 * step], batches, momentum=0.3)
+    step_of = [1, 1, 1, 2, 3, 3, 4, 4, 4, 5]  # that each batch is made a part of
+    first = {step: step_of.index(step) for step in step_of}
+    grouped = copy.deepcopy(trace)
+    for layer in grouped.layers.values():
+        layer.steps = step_of
+    grouped.last_step = 5
+    apart = decompose(model, trace, lambda step: kept[first[step_of[step]]], batches, momentum=0.3)
+    together = decompose(model, grouped, lambda step: kept[first[step + 1]], batches, momentum=0.3)
 
     assert apart["lag"].abs().max() > 1e-4
 
@@ -172,34 +175,35 @@ def test_layers_that_no_batch_reaches_are_left_out() -> None:
     assert_adds_up(table)
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    (
-        {"weights": lambda step: {"0.weight": torch.zeros(3)}},
-        r"weights\(2\) is no state dict .* and 10 more missing",
+REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # arguments, and what is named
+    "another state": (
+        lambda: {"weights": lambda step: {"0.weight": torch.zeros(3)}},
+        r"weights\(2\) .*\b10 more",
     ),
-    ({"weights": lambda step: 5}, r"weights\(2\) is no state dict of the model \(type int\)"),
-    ({"batches": iter(images(8))}, "batches is an iterator and can be read only once"),
-    ({"every": 0}, "every=0; pass a number of steps, 1 or more"),
-]
+    "no state": (lambda: {"weights": lambda step: 5}, r"weights\(2\) .*int"),
+    "an iterator": (lambda: {"batches": iter(images(8))}, "batches .*iterator"),
+    "no steps": (lambda: {"every": 0}, "every=0"),
+}
 
 
-@pytest.mark.parametrize(("wrong", "message"), REFUSED)
-def test_what_is_refused_and_how(wrong: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_and_how(case: str) -> None:
+    make_arguments, named = REFUSED[case]
     model, trace, kept, batches = trained(3, lr=0.1)
-    arguments = {"trace": trace, "weights": kept.__getitem__, "batches": batches, **wrong}
-    with unchanged(model), pytest.raises(ValueError, match=message):
+    arguments: dict[str, Any] = {"trace": trace, "weights": kept.__getitem__, "batches": batches, **make_arguments()}
+    with unchanged(model), pytest.raises(ValueError, match=named):
         decompose(model, **arguments)
 
 
 def test_a_model_that_is_not_that_of_the_traces_end_is_refused_or_named() -> None:
     model, trace, kept, batches = trained(3, lr=0.01)
-    with unchanged(model), pytest.warns(RuntimeWarning, match=r"weights\(step\) gives the model's own tensors"):
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"weights\(step\)"):
         decompose(model, trace, lambda step: model.state_dict(), batches, momentum=1.0)
     model.train()(batches[0])
-    with pytest.raises(ValueError, match="has seen 4 batches and the trace ends after 3"):
+    with pytest.raises(ValueError, match=r"\b4 batches .*\b3\b"):
         decompose(model, trace, kept.__getitem__, batches)
     earlier, *_ = trained(2, lr=0.01)
-    with pytest.raises(ValueError, match=r"all layers have seen fewer batches than the trace has; call truncate"):
+    with pytest.raises(ValueError, match="truncate"):
         decompose(earlier, trace, kept.__getitem__, batches)
-    with record(model) as empty, pytest.raises(ValueError, match="the trace is empty"):
+    with record(model) as empty, pytest.raises(ValueError, match=r"trace .*empty"):
         decompose(model, empty, kept.__getitem__, batches)

@@ -1,7 +1,6 @@
 """Every running estimator against a float64 twin on every prefix; its properties; names."""
 
 import gc
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -315,7 +314,7 @@ def test_states_of_another_shape_are_refused(method: str) -> None:
     stream = stream_of(batches(20))
     mistaken = type("Mistaken", (EMA,), {method: lambda self, *arguments: stream.batches.mean(0)})
 
-    with pytest.raises(ValueError, match=rf"ema: {method} returned \[2, \d+\]; return a tensor \[3, 2, \d+\]"):
+    with pytest.raises(ValueError, match=rf"ema: {method} .*\[2, \d+\].*\[3, 2, \d+\]"):
         fold([mistaken()], stream, [1, 5, 20])
 
 
@@ -353,24 +352,24 @@ def test_parse_a_class_of_the_users_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "message"),
+    ("label", "named"),
     [
-        ("emma", r"unknown; known are cumulative, .*, ema, .*, window, or package.module.Class"),
-        ("ema(", r"estimator='ema\(': write a name such as ema, or name\(parameter=value\)"),
-        ("ema(0.1)", r"found '0.1'; write ema\(parameter=value\)"),
-        ("ema(m=0.1)", "ema has no parameter 'm'; it has momentum"),
-        ("cumulative(k=1)", "cumulative has no parameter 'k'; it has none"),
-        ("ema(momentum=high)", "momentum=high is no float; its default is 0.1"),
-        ("test_weighted(quick=1)", "quick=1 is no bool"),
-        ("no.such.module", r"'no\.such\.module': cannot be imported"),
-        ("torch.nn.Linear", "is no subclass of bnlab.estimators.Estimator"),
-        ("bnlab.estimators.Estimator", "is no subclass of bnlab.estimators.Estimator that has gains and a name"),
+        ("emma", "cumulative, .*, ema, .*, window, "),
+        ("ema(", r"'ema\('"),
+        ("ema(0.1)", r"'0\.1'"),
+        ("ema(m=0.1)", "'m'.* momentum"),
+        ("cumulative(k=1)", "'k'"),
+        ("ema(momentum=high)", r"momentum=high .*\b0\.1"),
+        ("test_weighted(quick=1)", "quick=1 .*bool"),
+        ("no.such.module", r"'no\.such\.module'"),
+        ("torch.nn.Linear", r"bnlab\.estimators\.Estimator"),
+        ("bnlab.estimators.Estimator", r"bnlab\.estimators\.Estimator .*gains"),
     ],
 )
-def test_names_that_are_refused(label: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+def test_names_that_are_refused(label: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
         parse(label)
-    assert re.search(r"estimator='", str(caught.value))
+    assert "estimator='" in str(caught.value)
 
 
 def test_a_name_that_is_taken() -> None:
@@ -380,7 +379,7 @@ def test_a_name_that_is_taken() -> None:
         def gains(self, stream: Stream) -> Tensor:
             return torch.ones(len(stream), dtype=torch.float64)
 
-    with pytest.raises(ValueError, match=r"Second: its name 'ema' is that of bnlab.*EMA; give it another"):
+    with pytest.raises(ValueError, match=r"Second: .*'ema' .*bnlab.*EMA"):
         list_estimators()
     del Second
     gc.collect()
@@ -389,36 +388,25 @@ def test_a_name_that_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("returns", "message"),
+    ("returns", "named"),
     [
-        (lambda stream: [0.1] * len(stream), "gains returned a list; return a float64 tensor"),
-        (lambda stream: torch.ones(len(stream)), r"gains returned torch.float32 \(3,\); .*\[3\], \[3, 5\]"),
-        (lambda stream: 50 + stream.steps, r"gains from 51 to 53; they lie in \[0, 1\]"),
-        (lambda stream: stream.steps * torch.nan, "gains from nan to nan"),
+        (lambda stream: [0.1] * len(stream), "list; .*float64"),
+        (lambda stream: torch.ones(len(stream)), r"torch\.float32 \(3,\); .*\[3\], \[3, 3\]"),
+        (lambda stream: 50 + stream.steps, r"51 to 53; .*\[0, 1\]"),
+        (lambda stream: stream.steps * torch.nan, "nan to nan"),
     ],
 )
-def test_gains_that_are_refused(returns: Callable[..., Any], message: str) -> None:
+def test_gains_that_are_refused(returns: Callable[..., Any], named: str) -> None:
     """(Without a name of its own the class is not listed.)"""
     mistaken = type("Mistaken", (EMA,), {"gains": lambda self, stream: returns(stream)})
-    stream = Stream(
-        start=torch.zeros(2, 5).double(),
-        batches=torch.ones(3, 2, 5).double(),
-        counts=torch.full((3, 5), 8.0).double(),
-    )
 
-    with pytest.raises(ValueError, match=f"ema: {message}"):
-        fold([mistaken()], stream, [1, 3])
+    with pytest.raises(ValueError, match=f"ema: gains .*{named}"):
+        fold([mistaken()], stream_of(batches(3)), [1, 3])
 
     assert list_estimators()["ema"] is EMA
 
 
 @pytest.mark.parametrize("position", [-1, 4])
 def test_positions_outside_of_the_stream_are_refused(position: int) -> None:
-    stream = Stream(
-        start=torch.zeros(2, 5).double(),
-        batches=torch.ones(3, 2, 5).double(),
-        counts=torch.full((3, 5), 8.0).double(),
-    )
-
-    with pytest.raises(ValueError, match=f"position {position}; the stream has 3 batches, so give 0 to 3"):
-        fold([EMA()], stream, [1, position])
+    with pytest.raises(ValueError, match=f"position {position}; .* 0 to 3"):
+        fold([EMA()], stream_of(batches(3)), [1, position])

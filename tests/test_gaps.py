@@ -53,7 +53,7 @@ def test_each_layers_eps_counts_and_weights_that_nobody_knows_give_no_output_gap
 
 def test_values_that_are_not_finite_or_negative_are_named() -> None:
     bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
-    with pytest.warns(RuntimeWarning, match="estimate: NaN, infinite values or negative variances in 'bn'") as caught:
+    with pytest.warns(RuntimeWarning, match=r"estimate: .*'bn'") as caught:
         gap(statistics([0.0] * 3, [1.0] * 3), bad)
     assert caught[0].filename == __file__
 
@@ -100,20 +100,15 @@ def test_a_bad_layer_does_not_reach_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "estimate", "error", "message"),
+    ("reference", "estimate", "error", "named"),
     [
-        ({}, statistics([0], [1]), TypeError, "gap: reference is a dict; pass bnlab.Statistics"),
-        (
-            statistics([0], [1]),
-            statistics([0], [1], name="other"),
-            ValueError,
-            r"layer 'bn' is on one side only \(2 such\)",
-        ),
-        (statistics([0], [1]), statistics([0, 0], [1, 1]), ValueError, "'bn' has 1 channels in the reference, 2 in th"),
+        ({}, statistics([0], [1]), TypeError, "dict"),
+        (statistics([0], [1]), statistics([0], [1], name="other"), ValueError, r"'bn' .*\(2 such\)"),
+        (statistics([0], [1]), statistics([0, 0], [1, 1]), ValueError, r"'bn' .*\b1 channels .*\b2 "),
     ],
 )
-def test_bad_input(reference: Any, estimate: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_bad_input(reference: Any, estimate: Any, error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
         gap(reference, estimate)
 
 
@@ -144,9 +139,9 @@ def test_layers_that_no_data_reached_are_left_out() -> None:
 
     assert gap(running, running).attrs["unseen"] == []
 
-    with pytest.raises(ValueError, match=r"layer 'last' is on one side only \(1 such\)"):
+    with pytest.raises(ValueError, match=r"'last' .*\(1 such\)"):
         gap(exact, without(running, "last"))
-    with pytest.raises(ValueError, match="layer 'first' is on one side only"):  # nothing in common
+    with pytest.raises(ValueError, match="'first'"):  # nothing in common
         gap(without(exact, "last", unseen=("head", "last")), without(running, "first"))
     with using(model, exact):
         model(images(4)[0])

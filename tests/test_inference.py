@@ -147,18 +147,18 @@ def test_the_test_batch_is_train_mode() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"kind is a float; pass e\.g\. TestBatch\(\)"), apply_statistics(plain(), 0.1):  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"float; .*TestBatch\(\)"), apply_statistics(plain(), 0.1):  # type: ignore[arg-type]
         pass
     layer = nn.BatchNorm1d(3)
     for n, kind in ((1, TestBatch()), (1, PseudoSamples(n=0)), (4, ExampleWeighing(weight=1)), (4, EvalNorm(1))):
-        with pytest.raises(ValueError, match="one value per channel has no variance"), apply_statistics(layer, kind):
+        with pytest.raises(ValueError, match="no variance"), apply_statistics(layer, kind):
             layer(torch.ones(n, 3))
     for wrong in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"n=.* 0 or more"):
+        with pytest.raises(ValueError, match=f"n={wrong}"):
             PseudoSamples(wrong)
-        with pytest.raises(ValueError, match=r"weight=.* lies in \[0, 1\]"):
+        with pytest.raises(ValueError, match=f"weight={wrong}"):
             ExampleWeighing(wrong)
-    with pytest.raises(ValueError, match="batch_size=0; it is 1 or more"):
+    with pytest.raises(ValueError, match="batch_size=0"):
         EvalNorm(0)
 
 
@@ -171,9 +171,9 @@ def test_layers_that_take_no_other_statistics() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), OwnForward(3))
     x = torch.randn(8, 3)
     with unchanged(model):
-        with pytest.raises(ValueError, match="'1': with a forward of their own"), apply_statistics(model, TestBatch()):
+        with pytest.raises(ValueError, match="'1': "), apply_statistics(model, TestBatch()):
             pass
-        with pytest.raises(ValueError, match="'0' is in train mode"), apply_statistics(model[:1], TestBatch()):
+        with pytest.raises(ValueError, match=r"'0' .*train mode"), apply_statistics(model[:1], TestBatch()):
             model[:1].train()(x)
 
 

@@ -1,7 +1,8 @@
 """Moments against closed forms and the float64 twin; merging and re-splitting."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnlab import Moments, population_statistics
-from bnlab.model.reading import DeviceReader, Reader
+from bnlab.model.reading import DeviceReader
 from tests import references
 from tests.helpers import assert_moments
 
@@ -64,24 +65,37 @@ def test_every_layout_and_shape(shape: tuple[int, ...], layout: str) -> None:
     assert_moments(Moments.of(x), references.moments(x), 1e-6)
 
 
+def measure_together(parts: Sequence[Tensor]) -> Moments:
+    """The moments of all parts, as `population_statistics` pools them."""
+    kinds = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+    layer = kinds[parts[0].dim()](parts[0].shape[1]).to(parts[0].dtype)
+    return population_statistics(nn.Sequential(layer), parts)["0"]
+
+
+def measure_on_device(parts: Sequence[Tensor]) -> Any:
+    """The moments of all parts, as they are read where they are on an accelerator."""
+    reader = DeviceReader()
+    return reader.pool([reader.read(part) for part in parts], parts)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(1021, 3), (37, 16, 7, 7), (2, 3, 80, 80)])
 @pytest.mark.parametrize("offset", [0.0, 1e5])
 def test_what_stays_on_a_device_is_as_exact(offset: float, shape: tuple[int, ...], layout: str) -> None:
     x = LAYOUTS[layout](sample(*shape)) + offset
     expected = references.moments(x)
-    reader = DeviceReader()
-    parts = x.split(max(1, len(x) // 3))
 
-    assert_moments(reader.measure(x), expected)
-    assert_moments(reader.pool([reader.read(part) for part in parts], parts), expected)
+    assert_moments(DeviceReader().measure(x), expected)
+    assert_moments(measure_on_device(x.split(max(1, len(x) // 3))), expected)
 
 
-@pytest.mark.parametrize("reader", [Reader(), DeviceReader()])
+@pytest.mark.parametrize("measure", [measure_together, measure_on_device])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mean", [0, 8, 16, 100, 10_000])
-def test_a_mean_of_many_sigma_costs_no_digits(mean: float, dtype: torch.dtype, layout: str, reader: Reader) -> None:
+def test_a_mean_of_many_sigma_costs_no_digits(
+    mean: float, dtype: torch.dtype, layout: str, measure: Callable[[Sequence[Tensor]], Any]
+) -> None:
     """A hundred-thousandth of σ, and of the variance: `_bound_mean` derives it. Values are taken as they are stored.
 
     Each of these means is that of some channels, beside channels with a mean of 0.
@@ -89,16 +103,8 @@ def test_a_mean_of_many_sigma_costs_no_digits(mean: float, dtype: torch.dtype, l
     x = sample(48, 6, 14, 14, mean=0, std=1)
     x[:, ::2] += mean
     x = LAYOUTS[layout](x.to(dtype))
-    parts = x.split(16)
 
-    assert_moments(reader.pool([reader.read(part) for part in parts], parts), references.moments(x), 1e-5)
-
-
-def measure_together(parts: Sequence[Tensor]) -> Moments:
-    """The moments of all parts, as `population_statistics` pools them."""
-    kinds = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
-    layer = kinds[parts[0].dim()](parts[0].shape[1]).to(parts[0].dtype)
-    return population_statistics(nn.Sequential(layer), parts)["0"]
+    assert_moments(measure(x.split(16)), references.moments(x), 1e-5)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -205,21 +211,21 @@ def test_empty_is_neutral() -> None:
 @pytest.mark.parametrize(
     ("x", "found"),
     [
-        (torch.zeros(3), r"torch.float32 tensor of shape \(3,\)"),
-        (torch.zeros(0, 3, 2), r"shape \(0, 3, 2\)"),
-        (torch.zeros(3, 2, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(3), r"torch\.float32 .*\(3,\)"),
+        (torch.zeros(0, 3, 2), r"\(0, 3, 2\)"),
+        (torch.zeros(3, 2, dtype=torch.int64), r"torch\.int64"),
     ],
 )
 def test_refused_inputs(x: Tensor, found: str) -> None:
-    with pytest.raises(ValueError, match=rf"Moments.of: found a .*{found}.*; pass a non-empty floating-point"):
+    with pytest.raises(ValueError, match=rf"Moments\.of: .*{found}"):
         Moments.of(x)
 
 
 def test_refused_merges() -> None:
     some = Moments.of(sample(4, 3))
-    with pytest.raises(ValueError, match="merge: 3 channels against 2"):
+    with pytest.raises(ValueError, match=r"merge: 3 .*\b2\b"):
         some.merge(Moments.of(sample(4, 2)))
     running = Moments(float("nan"), some.mean, some.var)
     for a, b in ((some, running), (running, some)):
-        with pytest.raises(ValueError, match="a running average has no count; merge measured moments only"):
+        with pytest.raises(ValueError, match="no count"):
             a.merge(b)

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab import Moments, Statistics, population_statistics, record, replay, running_statistics, using
+from bnlab import Moments, Statistics, gap, population_statistics, record, replay, running_statistics, using
 from bnlab.estimators import Cumulative
-from bnlab.model.layers import match_names
 from tests.helpers import images, plain, residual, train, unchanged
 
 
@@ -107,7 +106,7 @@ def test_a_loss_of_a_block_has_the_gradients_of_its_statistics() -> None:
 
     loss = model(x).square().sum()
     statistics.write_to(model)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="inplace operation"):
         loss.backward()
 
 
@@ -142,34 +141,31 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert isinstance(Statistics.load(tmp_path / "s.safetensors")["a"].count, int)
 
 
-def good() -> Statistics:
-    return running_statistics(plain())
+# A model, a value in layer 4 of the statistics of `plain`, and what is named
+REFUSED: dict[str, tuple[Callable[[], Any], dict[str, float], str]] = {
+    "another model's": (residual, {}, "'4'"),
+    "fewer channels": (lambda: plain(width=5), {}, "layer '1' .*5 channels, .* 6"),
+    "NaN": (plain, {"mean": math.nan}, "layer '4' .*NaN"),
+    "infinite": (plain, {"var": math.inf}, "layer '4' .*infinite"),
+    "negative": (plain, {"var": -0.1}, "layer '4' .*negative"),
+    "a mean beyond float16": (lambda: plain().half(), {"mean": 1e5}, r"layer '4' .*torch\.float16"),
+    "a variance beyond float16": (lambda: plain().half(), {"var": 1e5}, r"layer '4' .*torch\.float16"),
+    "no batch norm": (lambda: nn.Linear(1, 1), {}, "BatchNorm .*Linear"),
+    "no model": (lambda: "model", {}, r"torch\.nn\.Module, .*str"),
+}
 
 
-def with_value(key: str, value: float) -> Statistics:
-    statistics = good()
-    getattr(statistics["4"], key)[3] = value
-    return statistics
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input(case: str) -> None:
+    make_model, values, named = REFUSED[case]
+    model = make_model()
+    statistics = running_statistics(plain())
+    for key, value in values.items():
+        getattr(statistics["4"], key)[3] = value
 
-
-@pytest.mark.parametrize(
-    ("model", "statistics", "error", "message"),
-    [
-        (residual(), good(), ValueError, "the model has no batch-norm layer '4'; were these another model's"),
-        (plain(width=5), good(), ValueError, "layer '1' has 5 channels, these statistics 6"),
-        (plain(), with_value("mean", math.nan), ValueError, "layer '4' has a NaN, infinite or negative value"),
-        (plain(), with_value("var", math.inf), ValueError, "layer '4' has a NaN, infinite or negative value"),
-        (plain(), with_value("var", -0.1), ValueError, "layer '4' has a NaN, infinite or negative value"),
-        (plain().half(), with_value("mean", 1e5), ValueError, r"layer '4' has a value beyond torch\.float16"),
-        (plain().half(), with_value("var", 1e5), ValueError, r"layer '4' has a value beyond torch\.float16"),
-        (nn.Linear(1, 1), good(), ValueError, "no BatchNorm layer with running statistics in Linear"),
-        ("model", good(), TypeError, "expected a torch.nn.Module, found str"),
-    ],
-)
-def test_bad_input(model: nn.Module, statistics: Statistics, error: type[Exception], message: str) -> None:
-    with unchanged(model), pytest.raises(error, match=f"write_to: {message}"):
+    with unchanged(model), pytest.raises((ValueError, TypeError), match=f"write_to: .*{named}"):
         statistics.write_to(model)
-    with unchanged(model), pytest.raises(error, match=f"using: {message}"), using(model, statistics):
+    with unchanged(model), pytest.raises((ValueError, TypeError), match=f"using: .*{named}"), using(model, statistics):
         pass
 
 
@@ -178,18 +174,18 @@ ONE: Any = 1
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "error", "named"),
     [
-        (lambda: running_statistics(NOTHING), TypeError, "running_statistics: expected a torch.nn.Module, found dict"),
-        (lambda: using(plain(), NOTHING).__enter__(), TypeError, "using: statistics is a dict"),
+        (lambda: running_statistics(NOTHING), TypeError, r"running_statistics: .*torch\.nn\.Module, .*dict"),
+        (lambda: using(plain(), NOTHING).__enter__(), TypeError, "using: .*dict"),
         (lambda: Statistics({}, {}), ValueError, "no layers"),
-        (lambda: Statistics({"0": ONE}, {"0": 1e-5}), TypeError, "layer '0' has a int; pass Moments"),
-        (lambda: Statistics({"0": Moments(8, torch.zeros(2), torch.ones(2, 1))}, {}), ValueError, "are no tensors"),
-        (lambda: Statistics({"0": Moments(8, torch.zeros(2), torch.ones(2))}, {}), ValueError, "'0' has no eps"),
+        (lambda: Statistics({"0": ONE}, {"0": 1e-5}), TypeError, "'0' .*int"),
+        (lambda: Statistics({"0": Moments(8, torch.zeros(2), torch.ones(2, 1))}, {}), ValueError, "no tensors"),
+        (lambda: Statistics({"0": Moments(8, torch.zeros(2), torch.ones(2))}, {}), ValueError, "'0' .*eps"),
     ],
 )  # fmt: skip
-def test_what_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_what_is_refused(call: Callable[[], object], error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
         call()
 
 
@@ -221,11 +217,13 @@ def test_what_is_made_in_inference_mode_can_be_written_into(call: str) -> None:
 def test_a_part_that_is_called_module_is_not_taken_for_a_wrapper() -> None:
     """A student `net` beside its teacher `module.net`: inside of DataParallel each name is another layer's."""
     model = nn.ModuleDict({"net": nn.BatchNorm2d(3), "module": nn.ModuleDict({"net": nn.BatchNorm2d(3)})})
-    names = ["net", "module.net"]
-    wrapped = [f"module.{name}" for name in names]
+    statistics = running_statistics(model)
+    teacher = Statistics({"module.net": Moments(8, torch.ones(3).double(), torch.ones(3).double())}, statistics.eps)
 
-    assert match_names(names, names) == {name: name for name in names}
-    assert match_names(["module.net"], names) == {"module.net": "module.net"}
-    assert match_names(names, wrapped) == {}
-    with pytest.raises(ValueError, match="no batch-norm layer 'net'"):
-        running_statistics(model).write_to(nn.DataParallel(model))
+    teacher.write_to(model)
+
+    assert model.get_buffer("net.running_mean").eq(0).all()
+    assert model.get_buffer("module.net.running_mean").eq(1).all()
+    assert [*gap(statistics, running_statistics(model))["mean_gap"].round(3)] == [0, 1]
+    with pytest.raises(ValueError, match="'net'"):
+        statistics.write_to(nn.DataParallel(model))

@@ -205,16 +205,15 @@ def test_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        *((lambda m=m: theory.ema_noise(m), "momentum: found .*; allowed is above 0, up to 1")
-          for m in (0.0, 1.1, math.nan, np.array([0.5, 0.0]))),
-        (lambda: theory.random_walk_gap(-0.1, 1, 1.0, 1.0, 1.0), "momentum: found -0.1"),
-        (lambda: theory.epoch_noise(0.1, 11, 10), "position: found 11; allowed is 0 to steps_per_epoch"),
-        (lambda: theory.local_level(np.zeros((2, 3))), r"series: found shape \(2, 3\)"),
-        (lambda: theory.local_level([1.0, 2.0, math.nan]), "series: found 1 NaN"),
+        *((lambda m=m: theory.ema_noise(m), "momentum: ") for m in (0.0, 1.1, math.nan, np.array([0.5, 0.0]))),
+        (lambda: theory.random_walk_gap(-0.1, 1, 1.0, 1.0, 1.0), r"momentum: .*-0\.1"),
+        (lambda: theory.epoch_noise(0.1, 11, 10), r"position: .*\b11\b"),
+        (lambda: theory.local_level(np.zeros((2, 3))), r"series: .*\(2, 3\)"),
+        (lambda: theory.local_level([1.0, 2.0, math.nan]), "series: .*1 NaN"),
     ],
-)  # fmt: skip
-def test_arguments(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+)
+def test_arguments(call: Callable[[], object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         call()

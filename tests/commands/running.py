@@ -42,6 +42,14 @@ def call_bnlab(folder: Path, *words: str) -> Done:
     return Done(words, code, out.getvalue(), err.getvalue())
 
 
+def assert_refused(done: Done, *found: str) -> None:
+    """The command has ended with status 2 and one line, and that names what was found."""
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert all(words in done.stderr for words in found), done.stderr
+
+
 def copy_module(folder: Path) -> Path:
     """Copy the module `mine` into a folder, and return the folder."""
     shutil.copy(Path(__file__).with_name("mine.py"), folder)

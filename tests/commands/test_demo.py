@@ -19,10 +19,10 @@ def test_a_fault_is_told_after_the_healthy_network(capsys: pytest.CaptureFixture
 
     printed = capsys.readouterr().out
     healthy, spoiled = list_parts(printed)
-    assert healthy.splitlines()[0] == "0. As it was trained"
-    assert healthy.splitlines()[1].startswith("   Healthy averages")
+    assert healthy.startswith("0. ")
+    assert "Healthy averages" in healthy
     assert not re.search(r"^   BN\d", healthy, re.MULTILINE)
-    assert spoiled.startswith("1. Never updated. ")
-    assert "   The averages are at fault" in spoiled
+    assert spoiled.startswith("1. ")
+    assert "at fault" in spoiled
     assert "   BN002 error: " in spoiled
-    assert printed.split("\n\n")[-1].startswith("Next\n  bnlab doctor ")
+    assert "bnlab doctor " in printed.split("\n\n")[-1]

@@ -10,13 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from bnlab.commands.loading import load_model
-from bnlab.commands.packages import make_packaged
 from bnlab.doctor import list_causes
-from bnlab.doctor.evidence.history import read_state_file
-from tests.commands.running import Done, call_bnlab, copy_module
+from tests.commands.running import Done, assert_refused, call_bnlab, copy_module
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +26,18 @@ def doctor(folder: Path, *words: str) -> Done:
 
 # What is typed, the status, and what is printed, or is not
 CASES = [
-    ("mine:model mine:batches", 0, "Healthy averages (2 batch norms).", None),
-    ("mine:spoiled mine:batches", 1, "The averages are at fault (2 batch norms).", None),
+    ("mine:model mine:batches", 0, "Healthy averages", None),
+    ("mine:spoiled mine:batches", 1, "at fault", None),
     ("mine:spoiled mine:batches --fail-on error", 1, "BN108 error", None),  # more than five points
-    ("mine:model", 0, "No warnings or errors", None),
-    ("mine:fresh --fail-on error", 0, "BN002 warning: never updated, in 1", None),
+    ("mine:model", 0, "No warnings", None),
+    ("mine:fresh --fail-on error", 0, "BN002 warning", None),
     ("mine:fresh --select BN9,bn0", 1, "BN002", None),
     ("mine:spoiled mine:batches --select BN9", 0, "at fault", "BN108 error"),
-    ("mine:model --select bn213", 0, "No warnings or errors", None),  # a part of another code
-    ("mine:constant mine:three_of_four --expected 0.9", 1, "The network is at fault, not the averages", None),
+    ("mine:model --select bn213", 0, "No warnings", None),  # a part of another code
+    ("mine:constant mine:three_of_four --expected 0.9", 1, "The network", None),
     ("mine:constant mine:three_of_four --expected 0.7", 0, "", "at fault"),
-    ("mine:constant mine:three_of_four --expected 50", 2, "expected=50.0, but scores are shares here; pass one", None),
-    ("mine:spoiled mine:images --evaluate mine:values --worth 0.001", 1, "at fault", None),
-    ("mine:spoiled mine:images --evaluate mine:values --worth 0.9", 0, "Healthy averages", None),
+    ("mine:constant mine:three_of_four --expected 50", 2, "expected=50.0", None),
+    ("mine:spoiled mine:batches --worth 0.9", 0, "Healthy averages", None),
 ]
 
 
@@ -68,7 +63,7 @@ def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
     assert str(folder) not in done.stdout
     assert done.stderr == "page: page.html\n"
     page = (folder / "page.html").read_text(encoding="utf-8")
-    assert "The averages are at fault" in page
+    assert "at fault" in page
     assert str(folder) not in page
 
 
@@ -86,60 +81,8 @@ def test_weights_and_an_earlier_checkpoint_come_from_files(folder: Path) -> None
     report = json.loads(done.stdout)
     assert before["layers"][0]["updates"] == 0
     assert report["layers"][0]["updates"] == 1
-    assert any("--before, an earlier checkpoint" in row["wanted"] for row in before["skipped"])
+    assert any("--before" in row["wanted"] for row in before["skipped"])
     assert not any("--before" in row["wanted"] for row in report["skipped"])
-
-
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", ""])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
-def test_weights_are_found_in_what_trainers_save(key: str, prefix: str, tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    state = {prefix + name: value for name, value in model.state_dict().items()}
-    further = {"epoch": 3, "best": torch.tensor(76.0), "optimizer": {"state": {}}}
-    torch.save({key: state, **further} if key else state, tmp_path / "weights.pt")
-    (tmp_path / "fresh_weights.py").write_text(
-        "from torch import nn\n\n\ndef fresh():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))\n",
-        encoding="utf-8",
-    )
-    with pytest.MonkeyPatch.context() as context:
-        context.syspath_prepend(tmp_path)
-
-        loaded = load_model("fresh_weights:fresh", str(tmp_path / "weights.pt"))
-
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value)
-
-
-def test_other_weights_in_the_same_file_are_named(tmp_path: Path) -> None:
-    weights = nn.BatchNorm1d(2).state_dict()
-    averaged = {f"module.{name}": value for name, value in weights.items()}
-    others = {"optimizer": {"state": {}}, "rng_states": {"cpu": torch.zeros(3)}}
-    torch.save({"model": weights, "model_ema": averaged, **others}, tmp_path / "both.pt")
-
-    with pytest.warns(RuntimeWarning, match="holds weights as 'model' and as 'model_ema'; those of 'model' are read"):
-        read_state_file(tmp_path / "both.pt", "--weights")
-
-
-def test_averaged_weights_are_those_of_their_model(tmp_path: Path) -> None:
-    """`AveragedModel` saves its own count beside them."""
-    averaged = AveragedModel(make_packaged("torchvision:shufflenet_v2_x0_5"))
-    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
-
-    loaded = load_model("torchvision:shufflenet_v2_x0_5", str(tmp_path / "averaged.pt"))
-
-    for name, value in averaged.module.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value)
-
-
-def test_a_file_of_tensors_alone_is_loaded_into_a_model_that_asks_for_its_version(tmp_path: Path) -> None:
-    """Safetensors do not hold it; MNASNet refuses a state without."""
-    model = make_packaged("torchvision:mnasnet0_5")
-    save_file(model.state_dict(), tmp_path / "new.safetensors")
-
-    loaded = load_model("torchvision:mnasnet0_5", str(tmp_path / "new.safetensors"))
-
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value)
 
 
 def test_training_images_of_other_classes_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -150,8 +93,7 @@ def test_training_images_of_other_classes_are_refused(folder: Path, tmp_path: Pa
 
     done = doctor(folder, "mine:model", *photos, "--mean", "0", "--std", "1")
 
-    assert done.returncode == 2
-    assert "(bees), so that their numbers would differ" in done.stderr
+    assert_refused(done, f"--training {tmp_path / 'training'}: ", "(bees)")
 
 
 def test_a_metric_of_the_users_own(folder: Path) -> None:
@@ -169,46 +111,49 @@ def test_training_batches_are_named_as_batches_are(folder: Path) -> None:
     assert not any("--training" in row["wanted"] for row in json.loads(done.stdout)["skipped"])
 
 
-def test_a_packaged_model_and_a_folder_of_images(tmp_path: Path) -> None:
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with a folder of eight images, of two classes."""
     for number in range(8):
         place = tmp_path / "photos" / ("cats" if number % 2 else "dogs")
         place.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (30 * number, 100, 200 - 20 * number)).save(place / f"{number}.png")
+    return tmp_path
 
-    done = doctor(tmp_path, "torchvision:resnet18", "photos", "--size", "32", "--batch-size", "4", "--json")
+
+@pytest.mark.usefixtures("timm")
+def test_a_packaged_model_and_a_folder_of_images(photos: Path) -> None:
+    done = doctor(photos, "timm:resnet18", "photos", "--size", "32", "--batch-size", "4", "--json")
 
     report = json.loads(done.stdout)
     assert report["images"] == 8
     origin, prepared, classes = report["notes"]
-    assert origin == "torchvision:resnet18 has its initial weights; --weights FILE loads trained ones."
-    assert prepared == (
-        "Images were cropped to a square and resized to 32 × 32, and normalized by mean 0.485,0.456,0.406 and std "
-        "0.229,0.224,0.225."
-    )
+    assert "timm:resnet18" in origin
+    assert "--weights FILE" in origin
+    assert "32 × 32" in prepared
+    assert prepared.count("0.5,0.5,0.5") == 2
     # Which two of its thousand outputs are meant is not known.
-    assert classes.startswith("The model has 1,000 outputs, and the folder 2 subfolders: which output")
+    assert "1,000 outputs" in classes
+    assert "2 subfolders" in classes
     assert not report["scores"]
 
 
-def test_a_forward_that_chooses_among_the_outputs_keeps_the_labels(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("timm")
+def test_a_forward_that_chooses_among_the_outputs_keeps_the_labels(photos: Path) -> None:
     """As of two of ImageNet's classes; one that only calls the model does not."""
-    for number in range(8):
-        place = tmp_path / "photos" / ("cats" if number % 2 else "dogs")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 30), (30 * number, 100, 200 - 20 * number)).save(place / f"{number}.png")
-    (tmp_path / "two.py").write_text(
+    (photos / "two.py").write_text(
         "def call(model, batch):\n    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)\n\n\n"
         "def choose(model, batch):\n    return call(model, batch)[:, :2]\n",
         encoding="utf-8",
     )
-    words = ("torchvision:shufflenet_v2_x0_5", "photos", "--size", "32", "--json", "--forward")
+    words = ("timm:resnet18", "photos", "--size", "32", "--json", "--forward")
 
-    chosen = json.loads(doctor(tmp_path, *words, "two:choose").stdout)
-    called = json.loads(doctor(tmp_path, *words, "two:call").stdout)
+    chosen = json.loads(doctor(photos, *words, "two:choose").stdout)
+    called = json.loads(doctor(photos, *words, "two:call").stdout)
 
     assert set(chosen["scores"]) == {"running", "exact", "batch"}
     assert not called["scores"]
-    assert any("which output is meant by each is not known" in note for note in called["notes"])
+    assert any("1,000 outputs" in note for note in called["notes"])
 
 
 def test_explain_says_what_a_code_means_and_lists_all(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.commands.running import call_bnlab, copy_module
+from tests.commands.running import assert_refused, call_bnlab, copy_module
 
 STATE = {
     "0.weight": torch.ones(1),
@@ -55,19 +55,19 @@ def test_new_weights_and_the_way_back(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("words", "told"),
     [
-        (["mine:stale", "mine:labelled"], "Accuracy: 50.0% before, 100.0% after"),
-        (["mine:stale", "mine:unlabelled", "--evaluate", "mine:evaluate"], "Score: 50.0% before, 100.0% after"),
-        (["mine:stale", "mine:labelled", "--statistic", "precise"], "Accuracy: 50.0% before, 100.0% after"),
-        (["mine:two", "mine:images", "--forward", "mine:call_two"], "not judged"),
+        (["mine:stale", "mine:labelled"], ["Accuracy: 50.0%", "100.0%"]),
+        (["mine:stale", "mine:unlabelled", "--evaluate", "mine:evaluate"], ["Score: 50.0%", "100.0%"]),
+        (["mine:stale", "mine:labelled", "--statistic", "precise"], ["Accuracy: 50.0%", "100.0%"]),
+        (["mine:two", "mine:images", "--forward", "mine:call_two"], ["not judged"]),
     ],
 )
-def test_the_metric_is_told(folder: Path, words: list[str], line: str) -> None:
+def test_the_metric_is_told(folder: Path, words: list[str], told: list[str]) -> None:
     done = call_bnlab(folder, "recalibrate", *words, "--out", "new.safetensors")
 
     assert done.returncode == 0, done.stderr
-    assert line in done.stdout
+    assert all(value in done.stdout for value in told)
 
 
 def save_photos(folder: Path) -> None:
@@ -90,12 +90,13 @@ def test_a_folder_of_images(folder: Path, command: str) -> None:
 
     assert done.returncode == 0, done.stderr
     if command == "gap":
-        assert "exact statistics of 40 images" in done.stdout
+        assert "40 images" in done.stdout
         return
     lines = done.stdout.splitlines()
-    assert lines[1].startswith("Accuracy: 50.0% before, 100.0% after.")
-    assert lines[2].startswith("Images were cropped to a square and resized to 4 × 4")
-    assert lines[3] == "The 2 subfolders are classes 0 to 1, in alphabetical order."
+    assert "Accuracy: 50.0%" in lines[1]
+    assert "100.0%" in lines[1]
+    assert "4 × 4" in lines[2]
+    assert "classes 0 to 1" in lines[3]
     assert load_file(folder / "new.safetensors")["0.running_mean"].item() == pytest.approx(169.5 / 255)
 
 
@@ -107,7 +108,7 @@ def test_nothing_is_written_where_nothing_is_gained(folder: Path) -> None:
     done = call_bnlab(folder, "recalibrate", *words, "second.safetensors", *again)
 
     assert done.returncode == 1
-    assert done.stdout.startswith("Not recalibrated: nothing is gained.")
+    assert done.stdout.startswith("Not recalibrated")
     assert list_files(folder) == {"first.safetensors", "first.undo.safetensors"}
 
     done = call_bnlab(folder, "recalibrate", *words, "second.safetensors", *again, "--force")
@@ -117,16 +118,16 @@ def test_nothing_is_written_where_nothing_is_gained(folder: Path) -> None:
 
 RECALIBRATE = "recalibrate mine:stale mine:labelled"
 UNDO = "undo mine:stale first.undo.safetensors --out new.safetensors --weights given.safetensors"
-MISTAKES = {
-    f"{RECALIBRATE} --out given.safetensors": "--out given.safetensors: this file exists already; name a new one",
-    f"{RECALIBRATE} --out other.safetensors": "--out other.undo.safetensors: this file exists",
-    f"{RECALIBRATE} --out new.pt": "--out new.pt: weights are written as safetensors",
-    "recalibrate mine:with_state mine:labelled --out new.safetensors": "holds more than tensors (_extra_state)",
-    UNDO.replace("first.undo.safetensors", "nowhere"): "nowhere: no such file",
-    UNDO.replace("first.undo", "given"): "expected format 'bnlab.Undo/1'",
-    UNDO: "'1.weight' differs",
-    UNDO.replace("stale", "plain"): "is not of this model",
-    UNDO.partition(" --weights")[0]: "the following arguments are required: --weights",
+MISTAKES = {  # what is typed, and what the message names
+    f"{RECALIBRATE} --out given.safetensors": "--out given.safetensors: ",
+    f"{RECALIBRATE} --out other.safetensors": "--out other.undo.safetensors: ",
+    f"{RECALIBRATE} --out new.pt": "--out new.pt: ",
+    "recalibrate mine:with_state mine:labelled --out new.safetensors": "(_extra_state)",
+    UNDO.replace("first.undo.safetensors", "nowhere"): "nowhere: ",
+    UNDO.replace("first.undo", "given"): "'bnlab.Undo/1'",
+    UNDO: "'1.weight'",
+    UNDO.replace("stale", "plain"): "--weights given.safetensors: ",
+    UNDO.partition(" --weights")[0]: "required: --weights",
 }
 
 
@@ -138,8 +139,6 @@ def test_mistakes_write_nothing(line: str, folder: Path) -> None:
 
     done = call_bnlab(folder, *line.split())
 
-    assert done.returncode == 2
-    assert MISTAKES[line] in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert_refused(done, MISTAKES[line])
     assert list_files(folder) == before
     assert torch.equal(load_file(folder / "given.safetensors")["1.weight"], STATE["1.weight"])

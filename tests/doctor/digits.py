@@ -59,6 +59,16 @@ def make_batches(change: Callable[[Tensor], Tensor] | None = None, size: int = 5
     return split(chosen if change is None else change(chosen), labels[:images], size)
 
 
+def make_hundreds(change: Callable[[Tensor], Tensor] | None = None) -> Batches:
+    """Make large batches of all test images: a diagnosis runs each of them many times."""
+    return make_batches(change, size=100)
+
+
+def make_few() -> Batches:
+    """Make large batches of half of the test images, which show what costs much."""
+    return make_batches(size=100, images=500)
+
+
 def make_training_batches(size: int = _BATCH_SIZE) -> Batches:
     """Make batches of the training images."""
     images, labels, _, _ = load_images()

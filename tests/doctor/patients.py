@@ -31,7 +31,7 @@ class Given:
     """
 
     model: nn.Module
-    batches: Batches = field(default_factory=digits.make_batches)
+    batches: Batches = field(default_factory=digits.make_few)
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -159,7 +159,7 @@ def _take_buffers(model: nn.Module, before: nn.Module) -> Given:
     """Give a network of negatives the buffers of another one."""
     for now, then in zip(digits.list_norms(model), digits.list_norms(before), strict=True):
         copy_buffers(now, then)
-    return Given(model, digits.make_batches(CHANGES["negative"]), {"before": before})
+    return Given(model, digits.make_hundreds(CHANGES["negative"]), {"before": before})
 
 
 @patient("pruned weights", "averages/averages or images", "BN108/BN106", (0.7, 0.8, 0.9))
@@ -197,7 +197,7 @@ def lag_behind(rate: float) -> Given:
     """After 15 steps a fifth of the averages is of their start, too."""
     model = digits.build(8)
     NETWORKS.recall(f"lag {rate:g}", model, partial(digits.fit, model, steps=15, rate=rate, is_constant=True))
-    return Given(model)
+    return Given(model, digits.make_batches())
 
 
 @patient("first layer's averages of other images", "images/averages or images", "BN209", (0.5, 3.0, 10.0))
@@ -223,7 +223,7 @@ def scale_first_layer_and_compare(factor: float) -> Given:
 @patient("noisy images", "averages or images/images/undecided", "BN108/BN209", (0.5, 1.0))
 def add_noise(sigma: float) -> Given:
     """More than scale and shift: nobody knows whether images or averages are others."""
-    return Given(digits.make_healthy(), digits.make_batches(lambda images: images + sigma * draw(*images.shape)))
+    return Given(digits.make_healthy(), digits.make_hundreds(lambda images: images + sigma * draw(*images.shape)))
 
 
 @patient("blurred images", "averages or images/undecided", "BN108")
@@ -231,7 +231,7 @@ def blur(_: float) -> Given:
     def average_neighbours(images: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
 
-    return Given(digits.make_healthy(), digits.make_batches(average_neighbours))
+    return Given(digits.make_healthy(), digits.make_hundreds(average_neighbours))
 
 
 # Network

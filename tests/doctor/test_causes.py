@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.doctor_benchmark.first_reports import Molecules
 from bnlab import diagnose
 from bnlab.doctor import Cause, Signs, Undo
 from bnlab.doctor.cause import Ground, Severity
@@ -71,8 +69,8 @@ def test_a_cause_that_proposes_an_undo_is_named_and_decides_the_verdict() -> Non
     model.get_submodule("10").get_parameter("bias").data[0] += 1000
 
     with unchanged(model):
-        without = diagnose(model, digits.make_batches(), progress=False)
-        diagnosis = diagnose(model, digits.make_batches(), causes=[Tripled()], progress=False)
+        without = diagnose(model, digits.make_few(), progress=False)
+        diagnosis = diagnose(model, digits.make_few(), causes=[Tripled()], progress=False)
 
     assert without.verdict in ("healthy", "network") and not without.faults
     assert diagnosis.verdict == "network"
@@ -100,7 +98,7 @@ class ProposesTwo(Tripled):
 def test_several_undos_of_a_cause_are_judged_by_their_names() -> None:
     model = digits.make_healthy()
     model.get_submodule("10").get_parameter("bias").data[0] += 1000
-    batches = digits.make_batches()
+    batches = digits.make_few()
 
     trials = diagnose(model, batches, causes=[ProposesTwo("one", "other")], progress=False).trials
     with pytest.raises(ValueError, match="OWN1 proposes several undos of one name"):
@@ -236,7 +234,7 @@ def test_the_most_severe_comes_first_and_of_equals_what_was_tried() -> None:
 
 
 def scale_images(factor: float) -> Given:
-    return Given(digits.make_healthy(), digits.make_batches(partial(rescale, factor=factor)))
+    return Given(digits.make_healthy(), digits.make_hundreds(partial(rescale, factor=factor)))
 
 
 def multiply_averages(factor: float) -> Given:
@@ -258,10 +256,24 @@ def forget_averages(_: float) -> Given:
         (scale_images, 4.0, "averages or images", "BN209", "takes most of the gap away"),
         (scale_images, 1.0, "healthy", "", "exact statistics change the predicted class of 0.4% of 1,000 images"),
         (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels can show"),
-        (PATIENTS["another run's averages in one layer"].make, 1, "undecided", "BN108", "Only labels can show"),
+        pytest.param(
+            PATIENTS["another run's averages in one layer"].make,
+            1,
+            "undecided",
+            "BN108",
+            "Only labels can show",
+            marks=pytest.mark.slow,
+        ),
         (PATIENTS["averages part of the way"].make, 0.4, "undecided", "BN108", "Only labels can show"),
         (forget_averages, 0.0, "undecided", "BN002", "running averages are, if the network was trained in eval()"),
-        (PATIENTS["pruned weights"].make, 0.7, "undecided", "BN108", "Only labels can show"),
+        pytest.param(
+            PATIENTS["pruned weights"].make,
+            0.7,
+            "undecided",
+            "BN108",
+            "Only labels can show",
+            marks=pytest.mark.slow,
+        ),
         (PATIENTS["pruned weights"].make, 0.3, "healthy", "", "running averages cost 0.1 points"),
     ],
 )
@@ -288,6 +300,10 @@ def test_without_labels_predictions_judge_and_the_gap_says_where_the_fault_is(
 
 def overfit_a_regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """Two batches of 50 digits are learnt by heart in 100 epochs."""
+    from sklearn.datasets import load_digits
+
+    from benchmarks.doctor_benchmark.first_reports import Molecules
+
     data = load_digits()
     rows = torch.tensor(data.images[:100], dtype=torch.float32) / 8 - 1
     labels = torch.tensor(data.target[:100]).float()
@@ -351,6 +367,6 @@ def test_weights_of_before_are_not_tried_where_averages_do_as_well_or_layers_are
     model = copy.deepcopy(before)
     change(model)
 
-    diagnosis = diagnose(model.eval(), digits.make_batches(), before=before, progress=False)
+    diagnosis = diagnose(model.eval(), digits.make_few(), before=before, progress=False)
 
     assert "BN305" not in diagnosis.trials["code"].tolist()

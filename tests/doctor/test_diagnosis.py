@@ -20,15 +20,8 @@ import bnlab
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Cause, Signs
 from bnlab.doctor.evidence.case import Case
-from tests.doctor.digits import (
-    Batches,
-    build,
-    draw_batches,
-    get_norm,
-    list_images,
-    make_exact,
-    make_healthy,
-)
+from tests.doctor.diagnosed import diagnose_healthy, diagnose_spoiled, draw, make_spoiled
+from tests.doctor.digits import Batches, build, get_norm, list_images, make_exact, make_healthy
 from tests.helpers import unchanged
 
 ALWAYS = ["layer", "depth", "channels", "momentum", "updates", "training"]
@@ -37,14 +30,7 @@ WITH_DATA = ["mean_gap", "var_gap", "noise"]
 
 @pytest.fixture(scope="module")
 def batches() -> Batches:
-    return draw_batches(16)
-
-
-def make_spoiled() -> nn.Sequential:
-    """Put the averages of the first batch norm where they start."""
-    model = make_healthy(1)
-    get_norm(model, "1").reset_running_stats()
-    return model
+    return draw()
 
 
 class Wide(Cause):
@@ -61,8 +47,8 @@ class Wide(Cause):
 # What it says
 
 
-def test_what_was_tried_is_a_table(batches: Batches) -> None:
-    diagnosis = diagnose(make_spoiled(), batches, progress=False)
+def test_what_was_tried_is_a_table() -> None:
+    diagnosis = diagnose_spoiled()
 
     trials = diagnosis.trials
     columns = ["code", "undone", "layers", "degrees", "score", "gain", "likelihood_gain", "low", "high", "chosen"]
@@ -86,10 +72,9 @@ def test_without_signs_nothing_is_tried(batches: Batches) -> None:
     assert diagnose(model).trials.empty
 
 
-def test_columns_of_the_table(batches: Batches) -> None:
-    model = make_healthy()
-    without = diagnose(model).table
-    diagnosis = diagnose(model, batches, progress=False)
+def test_columns_of_the_table() -> None:
+    without = diagnose(make_healthy()).table
+    diagnosis = diagnose_healthy()
     table = diagnosis.table
 
     assert list(without) == [*ALWAYS, "codes"]
@@ -180,7 +165,7 @@ def test_labels_may_be_in_dictionaries(batches: Batches) -> None:
 
     diagnosis = diagnose(make_healthy(), dictionaries, forward=forward, progress=False)
 
-    assert diagnosis.scores == diagnose(make_healthy(), batches, progress=False).scores
+    assert diagnosis.scores == diagnose_healthy().scores
 
 
 def test_without_labels_and_outputs_of_images_there_is_no_verdict(batches: Batches) -> None:
@@ -218,8 +203,8 @@ def test_shares_of_classes_are_scored_by_the_largest(convert: Callable[[Tensor],
     """One-hot labels, and those of label smoothing: squared errors would prefer logits that are small."""
     shares = [(images, convert(labels)) for images, labels in batches]
 
-    for model in (make_healthy(), make_spoiled()):
-        found, expected = (diagnose(model, data, progress=False) for data in (shares, batches))
+    for model, expected in ((make_healthy(), diagnose_healthy()), (make_spoiled(), diagnose_spoiled())):
+        found = diagnose(model, shares, progress=False)
         assert found.verdict == expected.verdict
         assert found.scores == expected.scores
 
@@ -320,15 +305,15 @@ def test_a_file_with_code_is_refused_and_no_traceback_advises_to_run_it(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("model", "error", "message"),
+    ("make", "error", "message"),
     [
-        ("model", TypeError, r"expected a torch\.nn\.Module, found str"),
-        (nn.Linear(1, 1), ValueError, "no BatchNorm layer with running statistics in Linear"),
+        (str, TypeError, r"expected a torch\.nn\.Module, found str"),
+        (lambda: nn.Linear(1, 1), ValueError, "no BatchNorm layer with running statistics in Linear"),
     ],
 )
-def test_what_has_no_batch_norm_is_refused(model: Any, error: type[Exception], message: str) -> None:
+def test_what_has_no_batch_norm_is_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"diagnose: {message}"):
-        diagnose(model)
+        diagnose(make())
 
 
 def test_constant_norms_are_named(batches: Batches) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from functools import cache
 from typing import Any
 
 import pytest
@@ -16,13 +14,14 @@ from torch.nn import functional as F
 from bnlab import diagnose
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
-from tests.doctor.digits import Batches, draw_batches, get_norm, list_images, make_exact, make_healthy
+from tests.doctor.diagnosed import diagnose_spoiled, draw, make_spoiled
+from tests.doctor.digits import Batches, get_norm, list_images, make_exact, make_healthy
 from tests.helpers import unchanged
 
 
 @pytest.fixture(scope="module")
 def batches() -> Batches:
-    return draw_batches(16)
+    return draw()
 
 
 def test_evaluate_stands_in_for_labels(batches: Batches) -> None:
@@ -32,12 +31,10 @@ def test_evaluate_stands_in_for_labels(batches: Batches) -> None:
         modes.append(model.training)
         return torch.cat([model(images).argmax(1) == labels for images, labels in batches])
 
-    model = make_healthy(1)
-    get_norm(model, "1").reset_running_stats()
-    diagnosis = diagnose(model, list_images(batches), evaluate=evaluate, progress=False)
+    diagnosis = diagnose(make_spoiled(), list_images(batches), evaluate=evaluate, progress=False)
 
     assert set(modes) == {False} and 3 < len(modes) <= 12
-    assert diagnosis.scores == diagnose(model, batches, progress=False).scores
+    assert diagnosis.scores == diagnose_spoiled().scores
     assert diagnosis.verdict == "averages"
     (finding, *_) = diagnosis.faults
     assert finding.cause.code == "BN002"
@@ -72,17 +69,20 @@ def make_noisy(seed: int) -> tuple[Tensor, Tensor]:
     return clean, clean + 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
 
 
-@cache
-def train_denoiser() -> nn.Module:
-    """Train one, not to be changed."""
+def load_denoiser() -> nn.Module:
+    """Load one that was trained."""
     model = Denoiser()
-    clean, noisy = make_noisy(0)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(120):
-        chosen = slice(64 * (step % 16), 64 * (step % 16) + 64)
-        optimizer.zero_grad()
-        (model(noisy[chosen]) - clean[chosen]).square().mean().backward()
-        optimizer.step()
+
+    def train() -> None:
+        clean, noisy = make_noisy(0)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for step in range(120):
+            chosen = slice(64 * (step % 16), 64 * (step % 16) + 64)
+            optimizer.zero_grad()
+            (model(noisy[chosen]) - clean[chosen]).square().mean().backward()
+            optimizer.step()
+
+    digits.NETWORKS.recall("denoiser", model, train)
     return model.eval()
 
 
@@ -95,7 +95,7 @@ def measure_decibels(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize(("shift", "verdict"), [(0.0, "healthy"), (1.0, "averages")])
 def test_a_metric_without_a_unit_is_worth_a_hundredth_of_its_spread(shift: float, verdict: str) -> None:
     """A denoiser, whose exact statistics gain or lose some hundredths of a dB by chance."""
-    model = copy.deepcopy(train_denoiser())
+    model = load_denoiser()
     mean, var = get_running_buffers(get_norm(model, "layers.4"))
     mean += shift * var.sqrt()
     images = list(make_noisy(1)[1].split(64))

@@ -11,7 +11,7 @@ import pytest
 import bnlab
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.gallery import FAULTS, UNSHOWN, Specimen, make_healthy
-from bnlab.doctor.gallery.specimen import measure_accuracy
+from bnlab.doctor.gallery.specimen import Batches, measure_accuracy
 from tests.helpers import unchanged
 
 CAUSES = {cause.code: cause for cause in list_causes()}
@@ -19,7 +19,6 @@ GAINS = {"repairs": (-0.005, 1), "hides": (-0.01, 1), "falls short": (-1, -0.005
 """Accuracy under exact statistics less that of the unspoiled network, from and to, by what recalibration does."""
 
 SURELY = 0.03  # lost, on 1,000 images
-_IMAGES = 1024
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are no batch norm of torch's:RuntimeWarning")  # as one specimen has
 
@@ -49,17 +48,31 @@ def make_specimen(name: str, strength: float | None) -> Specimen:
         return spoil(healthy) if strength is None else spoil(healthy, strength)
 
 
-def list_faults(*recalibrations: str) -> list[str]:
-    """List the faults of which recalibration does one of these."""
-    return [name for name, fault in FAULTS.items() if fault.recalibration in recalibrations]
+def list_faults(*recalibrations: str) -> list[Any]:
+    """List the faults of which recalibration does one of these; slow are those that share that and their verdict."""
+    rows = []
+    seen: set[tuple[str, str]] = set()
+    for name, fault in FAULTS.items():
+        if fault.recalibration in recalibrations:
+            kind = (fault.recalibration, fault.verdicts[0])
+            rows.append(pytest.param(name, marks=[pytest.mark.slow] if kind in seen else []))
+            seen.add(kind)
+    return rows
+
+
+def choose_batches(specimen: Specimen) -> Batches:
+    """Choose batches of 1,024 images, or of half as many where the fault surely costs something."""
+    count = 1024 // len(specimen.batches[0][1])
+    model = copy.deepcopy(specimen.model).eval()
+    lost = specimen.unspoiled - measure_accuracy(model, specimen.batches[:count])
+    return specimen.batches[: count // 2 if lost > SURELY else count]
 
 
 @pytest.mark.parametrize(("name", "strength"), list_specimens())
 def test_a_fault_is_found_and_nothing_above_a_note_beside_it(name: str, strength: float | None) -> None:
     specimen = make_specimen(name, strength)
-    batches = specimen.batches[: _IMAGES // len(specimen.batches[0][1])]
 
-    diagnosis = bnlab.diagnose(specimen.model, batches, progress=False, **specimen.arguments)
+    diagnosis = bnlab.diagnose(specimen.model, choose_batches(specimen), progress=False, **specimen.arguments)
 
     code = FAULTS[name].code
     severities = {finding.cause.code: finding.severity for finding in diagnosis.faults}
@@ -94,7 +107,7 @@ def test_recalibration_refuses_to_hide_a_mistake_or_to_write_what_is_not_needed(
     # Without training batches nobody knows whether images or averages are others.
     recalibration = bnlab.recalibrate(
         copy.deepcopy(specimen.model),
-        specimen.batches,
+        choose_batches(specimen),
         training_batches=make_healthy().training_batches,
         progress=False,
     )
@@ -115,9 +128,7 @@ def test_each_code_is_shown_or_says_why_not() -> None:
 def test_reversed_channels_are_named_although_averages_remember_few_images() -> None:
     """Their noise stays in the first layer's gap, whichever way round the channels are."""
     specimen = make_specimen("few images remembered", get_middle("few images remembered"))
-    batches = [
-        (images.flip(1), labels) for images, labels in specimen.batches[: _IMAGES // len(specimen.batches[0][1])]
-    ]
+    batches = [(images.flip(1), labels) for images, labels in specimen.batches[:16]]
 
     diagnosis = bnlab.diagnose(specimen.model, batches, progress=False)
 

@@ -48,7 +48,7 @@ def make_specimen(fault: Any, strength: float | None) -> Given:
 
 def load_healthy(make: Callable[[], Given], loader: str) -> Given:
     given = make()
-    return Given(given.model, list(LOADERS[loader](given.batches[:16])))
+    return Given(given.model, list(LOADERS[loader](given.batches)))
 
 
 def examine(given: Given, seed: int | None = None) -> Diagnosis:

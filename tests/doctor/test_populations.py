@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chi2
 from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics
@@ -55,10 +54,15 @@ def test_by_how_much_variances_of_batches_differ_is_told() -> None:
 @pytest.mark.parametrize("freedom", [1, 3, 10, 100])
 def test_chance_is_that_of_four_standard_deviations(freedom: int) -> None:
     """3.2e-5, up to the approximation of Wilson & Hilferty, which is worst for one degree of freedom."""
+    from scipy.stats import chi2
+
     assert 1e-5 < chi2.sf(compute_chance(freedom) * freedom, freedom) < 1e-4
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, 64), (3, 8), (30, 4), (5, 50), (2, 8), (10, 8)])
+MANY = pytest.param(30, 4, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 64), (3, 8), MANY, (5, 50), (2, 8), (10, 8)])
 def test_healthy_networks_have_notes_at_most_whatever_the_batches(count: int, size: int) -> None:
     """With labels and without, in few batches and in small ones, which are alike."""
     batches = [*draw_batches(count, size, seed=12), *draw_batches(1, size=3, seed=2)]

@@ -14,8 +14,11 @@ from bnlab import diagnose
 from tests.doctor.digits import Batches, draw_batches, make_healthy
 from tests.helpers import AddsItsCalls
 
-BATCHES = draw_batches(4, 16)
 Change = Callable[[Tensor], Any]
+
+
+def draw() -> Batches:
+    return draw_batches(4, 16)
 
 
 class Wrapped(nn.Module):
@@ -58,7 +61,7 @@ def add_noise(size: float) -> Change:
 
 def enlarge_last() -> Batches:
     """One large image changes what a network makes of the others."""
-    images, labels = BATCHES[0]
+    images, labels = draw()[0]
     return [(torch.cat([images[:15], 50 * images[15:]]), labels)]
 
 
@@ -79,57 +82,67 @@ class KeepsSize(nn.Module):
 
 
 def change_batches(change: Change) -> list[Tensor]:
-    return [change(images) for images, _ in BATCHES]
+    return [change(images) for images, _ in draw()]
 
 
-Row = tuple[str, Callable[[], nn.Module], list[Any], str | None]
+def spoil_labels() -> list[Any]:
+    """Give all batches of images the same three labels, so that they cannot be cut."""
+    return [(images, torch.zeros(3)) for images, _ in draw()]
+
+
+Row = tuple[str, Callable[[], nn.Module], Callable[[], list[Any]], str | None]
 
 TWICE = "two runs of the same batch differ by "
 ALONE = "images alone and in a batch differ by "
 OTHER_INPUT = "an evaluation gives '1.1' another input"
 
 ROWS: list[Row] = [
-    ("dropout in eval mode", lambda: Wrapped(drop), BATCHES, TWICE),
-    ("its logits by name", lambda: Wrapped(lambda logits: {"logits": drop(logits)}), BATCHES, TWICE),
-    ("its logits first", lambda: Wrapped(lambda logits: (drop(logits), 0)), BATCHES, TWICE),
-    ("dropout and a cache", lambda: nn.Sequential(KeepsSize(), Wrapped(drop)), BATCHES, TWICE),
-    ("noise", lambda: Wrapped(torch.clone, add_noise(1.0)), BATCHES, TWICE),
-    ("hardly any noise", lambda: Wrapped(torch.clone, add_noise(0.003)), BATCHES, None),
-    ("a mean over three images", lambda: Wrapped(torch.clone, divide_batch), draw_batches(16, 3, seed=3), ALONE),
-    ("a mean over the batch", lambda: Wrapped(torch.clone, divide_batch), draw_batches(3, 16), ALONE),
-    ("one large image", lambda: Wrapped(torch.clone, divide_batch), enlarge_last(), ALONE),
-    ("no image alone", lambda: Wrapped(torch.clone, divide_several), BATCHES, None),
+    ("dropout in eval mode", lambda: Wrapped(drop), draw, TWICE),
+    ("its logits by name", lambda: Wrapped(lambda logits: {"logits": drop(logits)}), draw, TWICE),
+    ("its logits first", lambda: Wrapped(lambda logits: (drop(logits), 0)), draw, TWICE),
+    ("dropout and a cache", lambda: nn.Sequential(KeepsSize(), Wrapped(drop)), draw, TWICE),
+    ("noise", lambda: Wrapped(torch.clone, add_noise(1.0)), draw, TWICE),
+    ("hardly any noise", lambda: Wrapped(torch.clone, add_noise(0.003)), draw, None),
+    (
+        "a mean over three images",
+        lambda: Wrapped(torch.clone, divide_batch),
+        lambda: draw_batches(16, 3, seed=3),
+        ALONE,
+    ),
+    ("a mean over the batch", lambda: Wrapped(torch.clone, divide_batch), lambda: draw_batches(3, 16), ALONE),
+    ("one large image", lambda: Wrapped(torch.clone, divide_batch), enlarge_last, ALONE),
+    ("no image alone", lambda: Wrapped(torch.clone, divide_several), draw, None),
     (
         "batches that cannot be cut",
         lambda: Wrapped(torch.clone, divide_batch),
-        [(images, torch.zeros(3)) for images, _ in BATCHES],
+        spoil_labels,
         None,
     ),
-    ("a mean of each image", lambda: Wrapped(torch.clone, divide_each), BATCHES, None),
-    ("no averages", lambda: Wrapped(nn.BatchNorm1d(10, track_running_stats=False)), BATCHES, None),  # BN402 tells
-    ("counted calls", lambda: nn.Sequential(AddsItsCalls(), make_healthy()), BATCHES, OTHER_INPUT),
-    ("float32", make_healthy, BATCHES, None),
-    ("dropout", lambda: nn.Sequential(nn.Dropout(0.5), make_healthy()), BATCHES, None),
-    ("float64", lambda: make_healthy().double(), change_batches(Tensor.double), None),
+    ("a mean of each image", lambda: Wrapped(torch.clone, divide_each), draw, None),
+    ("no averages", lambda: Wrapped(nn.BatchNorm1d(10, track_running_stats=False)), draw, None),  # BN402 tells
+    ("counted calls", lambda: nn.Sequential(AddsItsCalls(), make_healthy()), draw, OTHER_INPUT),
+    ("float32", make_healthy, draw, None),
+    ("dropout", lambda: nn.Sequential(nn.Dropout(0.5), make_healthy()), draw, None),
+    ("float64", lambda: make_healthy().double(), lambda: change_batches(Tensor.double), None),
     (
         "bfloat16",
         lambda: Wrapped(Tensor.float, network=make_healthy().bfloat16()),
-        change_batches(Tensor.bfloat16),
+        lambda: change_batches(Tensor.bfloat16),
         None,
     ),
-    ("below rounding", lambda: Wrapped(lambda logits: 1000 + 1e-4 * logits), BATCHES, None),
-    ("nan", lambda: Wrapped(lambda logits: torch.full_like(logits, torch.nan)), BATCHES, None),
-    ("constant", lambda: Wrapped(torch.zeros_like), BATCHES, None),
-    ("classes", lambda: Wrapped(lambda logits: logits.argmax(1)), BATCHES, None),
+    ("below rounding", lambda: Wrapped(lambda logits: 1000 + 1e-4 * logits), draw, None),
+    ("nan", lambda: Wrapped(lambda logits: torch.full_like(logits, torch.nan)), draw, None),
+    ("constant", lambda: Wrapped(torch.zeros_like), draw, None),
+    ("classes", lambda: Wrapped(lambda logits: logits.argmax(1)), draw, None),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:.*another input:RuntimeWarning", "ignore:.*without running:RuntimeWarning")
-@pytest.mark.parametrize(("name", "make", "batches", "reported"), ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(("name", "make", "load", "reported"), ROWS, ids=[row[0] for row in ROWS])
 def test_predictions_are_random_or_depend_on_the_batch(
-    name: str, make: Callable[[], nn.Module], batches: list[Any], reported: str | None
+    name: str, make: Callable[[], nn.Module], load: Callable[[], list[Any]], reported: str | None
 ) -> None:
-    diagnosis = diagnose(make().eval(), batches, progress=False)
+    diagnosis = diagnose(make().eval(), load(), progress=False)
 
     found = [finding for finding in diagnosis.faults if finding.cause.code == "BN211"]
     assert len(found) == (reported is not None), str(diagnosis)
@@ -144,8 +157,8 @@ def test_an_output_of_one_number_is_not_probed_and_the_random_state_stays() -> N
     expected = torch.rand(1)
     torch.manual_seed(0)
 
-    diagnosis = diagnose(make_healthy(), BATCHES, forward=compute_loss, progress=False)
-    diagnose(Wrapped(F.dropout).eval(), BATCHES, progress=False)
+    diagnosis = diagnose(make_healthy(), draw(), forward=compute_loss, progress=False)
+    diagnose(Wrapped(F.dropout).eval(), draw(), progress=False)
 
     assert "BN211" not in set(diagnosis.findings["code"])
     assert torch.equal(torch.rand(1), expected)

@@ -328,11 +328,6 @@ def test_values_beyond_the_buffers_type_leave_all_as_it_was() -> None:
         ({"max_images": 0}, ValueError, "recalibrate: max_images=0"),
         ({"max_images": "auto"}, ValueError, "recalibrate: tolerance=None"),
         ({"tolerance": 0.1}, ValueError, 'recalibrate: tolerance=0.1; it is for max_images="auto" only'),
-        (
-            {"statistic": bnlab.running_statistics(plain()), "max_images": "auto", "tolerance": 0.1},
-            ValueError,
-            "is for statistics that are measured",
-        ),
         ({"training_batches": torch.zeros(2, 3, 8, 8)}, TypeError, "recalibrate: training_batches is a Tensor"),
         ({"group": 3}, TypeError, "recalibrate: group is a int; pass a process group"),
     ],
@@ -342,6 +337,14 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 
     with unchanged(model), pytest.raises(error, match=message):
         bnlab.recalibrate(model, **{"batches": images(8), **arguments})
+
+
+def test_a_tolerance_is_for_statistics_that_are_measured() -> None:
+    model = plain()
+    own = bnlab.running_statistics(model)
+
+    with unchanged(model), pytest.raises(ValueError, match="is for statistics that are measured"):
+        bnlab.recalibrate(model, images(8), statistic=own, max_images="auto", tolerance=0.1)
 
 
 def test_statistics_of_ones_own_are_of_the_models_layers() -> None:

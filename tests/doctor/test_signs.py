@@ -95,7 +95,6 @@ OVERFLOWN = "a variance above 65,504, the largest float16, has become infinite i
 OF_ZERO = "variance 0 in more than 99% of channels, although 144 updates counted"
 OF_START = "mean 0 and variance 1 in more than 99% of channels, 0 updates counted"
 IN_TRAIN = "in train mode"
-WITHOUT = nn.BatchNorm1d(4, track_running_stats=False)
 OF_HALF = "variance 1 in more than 99% of channels, although 144 updates counted"
 
 SIGNS: list[tuple[str, str, tuple[str, ...], str, Callable[[], nn.Module]]] = [
@@ -141,7 +140,13 @@ SIGNS: list[tuple[str, str, tuple[str, ...], str, Callable[[], nn.Module]]] = [
     ),
     ("BN402", "note", NORMS, f"3 of 3 {IN_TRAIN}", lambda: make_healthy().train()),
     ("BN402", "note", ("4", "7"), f"2 of 3 {IN_TRAIN}", lambda: train_layer(make_healthy().train(), "1", False)),
-    ("BN402", "note", ("11",), "1 without running statistics", lambda: add(WITHOUT)),
+    (
+        "BN402",
+        "note",
+        ("11",),
+        "1 without running statistics",
+        lambda: add(nn.BatchNorm1d(4, track_running_stats=False)),
+    ),
     ("BN901", "note", ("11",), "1 of another class than torch's", lambda: add(OwnNorm())),
 ]
 
@@ -335,17 +340,20 @@ def make_loader(images: int, **settings: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(inputs, labels), batch_size=32, **settings)
 
 
-@pytest.mark.parametrize(
-    ("training", "is_small"),
-    [
-        (make_loader(72, shuffle=True), True),
-        (draw_batches(2) + draw_batches(1, 8), True),
-        (make_loader(72, drop_last=True), False),
-        (make_loader(84), False),  # 20 are left: more than half
-        (draw_batches(1) + draw_batches(2, 8), False),  # of many sizes
-    ],
-)
-def test_lengths_of_training_batches_show_a_small_last_one(training: Any, is_small: bool) -> None:
+LENGTHS: dict[str, tuple[Callable[[], Any], bool]] = {
+    "8 are left": (lambda: make_loader(72, shuffle=True), True),
+    "8 are left, in a list": (lambda: draw_batches(2) + draw_batches(1, 8), True),
+    "what is left is dropped": (lambda: make_loader(72, drop_last=True), False),
+    "20 are left: more than half": (lambda: make_loader(84), False),
+    "many sizes": (lambda: draw_batches(1) + draw_batches(2, 8), False),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_of_training_batches_show_a_small_last_one(name: str) -> None:
+    load, is_small = LENGTHS[name]
+    training = load()
+
     for data in (None, draw_batches(20)):
         diagnosis = diagnose(make_healthy(), data, training_batches=training, progress=False)
 

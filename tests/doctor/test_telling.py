@@ -143,7 +143,7 @@ def test_images_are_ruled_out_where_the_training_batches_fail_as_well() -> None:
                 optimizer.step()
 
     digits.NETWORKS.recall("two kinds of batches", model, train)
-    batches = digits.make_batches()
+    batches = digits.make_hundreds()
 
     without = diagnose(model.eval(), batches, progress=False)
     diagnosis = diagnose(model, batches, training_batches=mixed, progress=False)
@@ -161,7 +161,7 @@ def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy
     digits.NETWORKS.recall("trained in eval mode", model, train)
     generator = torch.Generator().manual_seed(0)
     batches = []
-    for images, labels in digits.make_batches():
+    for images, labels in digits.make_few():
         drawn = torch.randint(digits.CLASSES, labels.shape, generator=generator)
         is_kept = torch.rand(labels.shape, generator=generator) < 0.07
         batches.append((images, torch.where(is_kept, labels, drawn)))
@@ -180,8 +180,8 @@ def test_averages_that_are_off_and_harmless_ask_for_what_would_tell_why() -> Non
     mean, var = get_running_buffers(digits.list_norms(model)[2])
     mean[0] += 0.3 * var[0].sqrt()
 
-    diagnosis = diagnose(model, digits.make_batches(), progress=False)
+    diagnosis = diagnose(model, digits.make_few(), progress=False)
 
     assert diagnosis.verdict == "healthy"
     assert "Pass that network as before=." in str(diagnosis)
-    assert "before=" not in str(diagnose(digits.make_healthy(), digits.make_batches(), progress=False))
+    assert "before=" not in str(diagnose(digits.make_healthy(), digits.make_few(), progress=False))

@@ -150,39 +150,45 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("model", "batches", "options", "error", "message"),
+    ("make", "batches", "options", "error", "message"),
     [
-        (nn.Linear(3, 3), DATA, {}, ValueError, "no BatchNorm layer with running statistics in Linear"),
-        (nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)), DATA, {}, ValueError,
-         r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only [^;]* are read\)$"),
-        (torch.jit.trace(plain().eval(), FIRST), DATA, {}, ValueError, "the model is TorchScript, whose layers cannot"),
-        (nn.Sequential(torch.jit.trace(plain().eval(), FIRST)), DATA, {}, ValueError, "'0' is TorchScript, whose"),
-        (nn.LazyBatchNorm2d(), DATA, {}, ValueError, "is lazy and not built yet; run one forward pass first"),
-        (plain().to("meta"), DATA, {}, ValueError, "on the meta device, which holds no values; use model.to_empty"),
-        (nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), DATA, {}, ValueError, r"'0\.weight' is lazy and not"),
-        (plain(), [{"image": FIRST}], {}, TypeError, r"is a dict .* forward=lambda model, batch: model\(\*\*batch\)"),
-        (plain(), DATA, {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm .* there are '1', '4'"),
-        (plain(), DATA, {"layers": []}, ValueError, "layers is empty; name at least one, or pass None for all"),
-        (plain(), DATA, {"statistic": "both"}, ValueError, "choose 'exact' or 'precise'"),
-        (plain(), DATA, {"max_images": 0}, ValueError, "pass at least 1"),
-        (plain(), DATA, {"max_images": "auto"}, ValueError, "tolerance=None"),
-        (plain(), DATA, {"memory": "some"}, ValueError, "4GiB"),
-        (plain(), DATA, {"memory": 1000}, ValueError, "pass smaller batches or raise memory="),
-        (plain(), DATA, {"device": "nowhere"}, ValueError, "cannot be used here"),
-        (plain(), DATA, {"group": 3}, TypeError, "pass a process group"),
-        (plain(), [SECOND * np.nan] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
-        (plain(), [FIRST, SECOND[:, :2]], {}, RuntimeError, "expected input"),
-        (plain(), [FIRST, FIRST[:0]], {}, ValueError, "leave empty batches out"),
-        (nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
-        (nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"statistic": "precise"}, ValueError, "use larger batches"),
-        (Net(run_in_a_thread, a=nn.BatchNorm2d(3)), DATA, {}, ValueError, "runs in another thread"),
-        *((plain(), DATA, {"forward": replace, **way}, ValueError, "give functional_call parameters only")
+        (lambda: nn.Linear(3, 3), DATA, {}, ValueError, "no BatchNorm layer with running statistics in Linear"),
+        (lambda: nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)), DATA, {},
+         ValueError, r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only [^;]* are read\)$"),
+        (lambda: torch.jit.trace(plain().eval(), FIRST), DATA, {}, ValueError,
+         "the model is TorchScript, whose layers cannot"),
+        (lambda: nn.Sequential(torch.jit.trace(plain().eval(), FIRST)), DATA, {}, ValueError,
+         "'0' is TorchScript, whose"),
+        (nn.LazyBatchNorm2d, DATA, {}, ValueError, "is lazy and not built yet; run one forward pass first"),
+        (lambda: plain().to("meta"), DATA, {}, ValueError,
+         "on the meta device, which holds no values; use model.to_empty"),
+        (lambda: nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), DATA, {}, ValueError,
+         r"'0\.weight' is lazy and not"),
+        (plain, [{"image": FIRST}], {}, TypeError, r"is a dict .* forward=lambda model, batch: model\(\*\*batch\)"),
+        (plain, DATA, {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm .* there are '1', '4'"),
+        (plain, DATA, {"layers": []}, ValueError, "layers is empty; name at least one, or pass None for all"),
+        (plain, DATA, {"statistic": "both"}, ValueError, "choose 'exact' or 'precise'"),
+        (plain, DATA, {"max_images": 0}, ValueError, "pass at least 1"),
+        (plain, DATA, {"max_images": "auto"}, ValueError, "tolerance=None"),
+        (plain, DATA, {"memory": "some"}, ValueError, "4GiB"),
+        (plain, DATA, {"memory": 1000}, ValueError, "pass smaller batches or raise memory="),
+        (plain, DATA, {"device": "nowhere"}, ValueError, "cannot be used here"),
+        (plain, DATA, {"group": 3}, TypeError, "pass a process group"),
+        (plain, [SECOND * np.nan] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
+        (plain, [FIRST, SECOND[:, :2]], {}, RuntimeError, "expected input"),
+        (plain, [FIRST, FIRST[:0]], {}, ValueError, "leave empty batches out"),
+        (lambda: nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
+        (lambda: nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"statistic": "precise"}, ValueError,
+         "use larger batches"),
+        (lambda: Net(run_in_a_thread, a=nn.BatchNorm2d(3)), DATA, {}, ValueError, "runs in another thread"),
+        *((plain, DATA, {"forward": replace, **way}, ValueError, "give functional_call parameters only")
           for way in WAYS for replace in (replace_buffers, replace_buffers_later)),
     ],
 )  # fmt: skip
 def test_what_is_refused_and_how(
-    model: Any, batches: Any, options: dict[str, Any], error: type[Exception], message: str
+    make: Callable[[], Any], batches: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    model = make()
     is_built = isinstance(model, nn.Module) and "lazy" not in message and "meta" not in message
     same = unchanged(model) if is_built else contextlib.nullcontext()
     with same, warnings.catch_warnings(), pytest.raises(error, match=message):
@@ -210,16 +216,19 @@ def make_held(norms: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("make", "message"),
     [
-        (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_mean")), "'1' keep running statistics"),
-        (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("stored_mean", "stored_var")), "'1' keep running statistics"),
-        (nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)), "'1' are batch norms without"),
-        *((make_held(held), "'norms' hold batch norms in a plain list or dictionary, .*; they are not measured")
-          for held in ([nn.BatchNorm2d(3)], {"a": [nn.BatchNorm2d(3)]}, (nn.Sequential(nn.BatchNorm2d(3)),))),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_mean")), "'1' keep running statistics"),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3), OwnNorm("stored_mean", "stored_var")), "'1' keep running statistics"),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)),
+         "'1' are batch norms without"),
+        *((lambda hold=hold: make_held(hold(nn.BatchNorm2d(3))),
+           "'norms' hold batch norms in a plain list or dictionary, .*; they are not measured")
+          for hold in (lambda norm: [norm], lambda norm: {"a": [norm]}, lambda norm: (nn.Sequential(norm),))),
     ],
 )  # fmt: skip
-def test_norms_that_are_not_measured_are_named_once(model: nn.Module, message: str) -> None:
+def test_norms_that_are_not_measured_are_named_once(make: Callable[[], nn.Module], message: str) -> None:
+    model = make()
     with pytest.warns(RuntimeWarning, match=message) as caught:
         population_statistics(model, images(8, 5))
     assert len(caught) == 1

@@ -106,22 +106,24 @@ def make_transformed(transform: Callable[[Any, Tensor], Any]) -> nn.Module:
     return Net(transform, bn=nn.BatchNorm1d(3))
 
 
-REFUSED: dict[str, tuple[Callable[[], nn.Module], list[Any], type[Exception], str]] = {
-    "vmap": (lambda: make_transformed(lambda net, x: torch.vmap(net.bn)(x.view(2, 8, 3))), NODES, ValueError,
+REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Any]], type[Exception], str]] = {
+    "vmap": (lambda: make_transformed(lambda net, x: torch.vmap(net.bn)(x.view(2, 8, 3))), lambda: NODES, ValueError,
              "layer 'bn' is .* inside of vmap or grad of torch.func"),
-    "grad": (lambda: make_transformed(lambda net, x: torch.func.grad(lambda y: net.bn(y).square().sum())(x)), NODES,
-             ValueError, "layer 'bn' is .* inside of vmap or grad of torch.func"),
+    "grad": (lambda: make_transformed(lambda net, x: torch.func.grad(lambda y: net.bn(y).square().sum())(x)),
+             lambda: NODES, ValueError, "layer 'bn' is .* inside of vmap or grad of torch.func"),
     "nested": (lambda: make_transformed(lambda net, x: net.bn(x)),
-               [torch.nested.nested_tensor([NODES[0][:4], NODES[0][4:]], layout=torch.jagged)], ValueError,
+               lambda: [torch.nested.nested_tensor([NODES[0][:4], NODES[0][4:]], layout=torch.jagged)], ValueError,
                "the input of layer 'bn' is nested"),
-    "generator": (lambda: nn.BatchNorm1d(3), [(NODES[0], (x for x in NODES))], TypeError, "a batch holds a generator"),
-    "exported": (make_exported, NODES, ValueError, "'backbone' was exported by torch.export"),
+    "generator": (lambda: nn.BatchNorm1d(3), lambda: [(NODES[0], (x for x in NODES))], TypeError,
+                  "a batch holds a generator"),
+    "exported": (make_exported, lambda: NODES, ValueError, "'backbone' was exported by torch.export"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_named(name: str) -> None:
-    make, batches, error, message = REFUSED[name]
+    make, make_batches, error, message = REFUSED[name]
     model = make()
+    batches = make_batches()
     with unchanged(model), pytest.raises(error, match=message):
         population_statistics(model, batches)

@@ -27,10 +27,9 @@ from bnlab import Statistics, gap, population_statistics, using
 from bnlab.model.borrow import read_fixed_settings
 from bnlab.statistics.moments import compare_moments
 from tests import references
-from tests.exact.zoo import Case, Net, make_cases
+from tests.exact.zoo import CASES, Case, Net
 from tests.helpers import AddsItsCalls, images, measure_difference, plain, residual, unchanged
 
-CASES = make_cases()
 _scale = 1.0  # set by forwards of a test
 
 
@@ -61,7 +60,7 @@ def measure(case: Case, **options: Any) -> Statistics:
 @pytest.mark.parametrize("name", CASES)
 def test_each_model_is_measured_as_layer_by_layer_in_float64(name: str) -> None:
     """An ordinary evaluation gives each layer what was measured; the model comes back as it was."""
-    case = CASES[name]
+    case = CASES[name]()
     wide = replace(case, model=copy.deepcopy(case.model).double(), batches=widen(case.batches))
     twin = measure(wide, strategy="layerwise")
     with unchanged(case.model), warnings.catch_warnings(record=True) as caught:
@@ -96,12 +95,12 @@ def test_what_was_compiled_before_shows_its_layers() -> None:
 
 
 def test_layers_that_no_data_reach_are_named() -> None:
-    assert measure(CASES["not reached"]).unseen == ("unused",)
+    assert measure(CASES["not reached"]()).unseen == ("unused",)
 
 
 @pytest.mark.parametrize("name", ["sequential", "residual", "branches", "concatenation", "features", "depthwise"])
 def test_float64_equals_a_full_batch_forward(name: str) -> None:
-    case = CASES[name]
+    case = CASES[name]()
     found = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches))
 
     assert measure_difference(found, references.full_batch_population(case.model, torch.cat(case.batches))) <= 1e-9
@@ -119,7 +118,8 @@ OF_ROUTES = ["domains", "exits", "routes"]
 @pytest.mark.parametrize("name", ["residual", "siamese", "several sizes", *OF_ROUTES])
 def test_less_memory_gives_the_same(name: str, share: int) -> None:
     """Memory for one forward, and for about two."""
-    case = replace(CASES[name], batches=[batch for batch in CASES[name].batches for _ in range(3)])
+    case = CASES[name]()
+    case.batches = [batch for batch in case.batches for _ in range(3)]
     whole = measure(case)
     with pytest.raises(ValueError, match="bytes, memory= allows") as refused:
         measure(case, memory=1)
@@ -155,7 +155,7 @@ def test_less_memory_takes_time_and_fewer_images_are_less_exact() -> None:
 
 
 def test_shared_layers_settle_in_as_many_passes_as_there_are_layers_and_two() -> None:
-    found = measure(CASES["siamese"])
+    found = measure(CASES["siamese"]())
     assert found.cost is not None
     assert 2 < found.cost.passes <= len(found) + 2
 
@@ -204,7 +204,7 @@ def test_what_never_settles_is_refused() -> None:
 
 
 def test_a_check_that_fails_says_where_and_by_how_much() -> None:
-    case = CASES["features in a hook"]
+    case = CASES["features in a hook"]()
     with pytest.warns(RuntimeWarning, match="another input") as caught:
         found = population_statistics(case.model, case.batches[:2])
     assert {warning.filename for warning in caught} == {__file__}  # the line that called

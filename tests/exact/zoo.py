@@ -218,98 +218,135 @@ def _call_with_views(model: nn.Module, batch: Any) -> list[Any]:
     return [model(view) for view in batch[0]]
 
 
-AVERAGED = {name: 1.5 * value.detach() for name, value in plain().named_parameters()}
-
-
-def _call_with_averaged(model: nn.Module, batch: Tensor) -> Any:
+def _make_averaged_call() -> Callable[[nn.Module, Any], Any]:
     """With a moving average of the weights, say."""
-    weights = {name: value.to(batch.dtype) for name, value in AVERAGED.items()}
-    return functional_call(model, weights, (batch,))
+    averaged = {name: 1.5 * value.detach() for name, value in plain().named_parameters()}
+
+    def call(model: nn.Module, batch: Tensor) -> Any:
+        weights = {name: value.to(batch.dtype) for name, value in averaged.items()}
+        return functional_call(model, weights, (batch,))
+
+    return call
 
 
-def make_cases_of_batches() -> dict[str, Case]:
-    """Batches of other kinds than images, and those that take a way of their own through the model."""
-    torch.manual_seed(0)
-    data = images(8, 8, 5)
-    kinds = [(torch.randn(50, 3), (torch.rand(50) < share).long()) for share in (0.3, 0.0, 0.1)]
-    graphs = [(torch.randn(100, 3), torch.randint(0, 100, (2, 300))) for _ in range(3)]
-    pictures = [([torch.randn(3, 9, 9) for _ in range(8)], None) for _ in range(4)]
-    views = [([torch.randn(16, 3, 10), torch.randn(16, 3, 10)], torch.zeros(16)) for _ in range(4)]
+def _draw() -> list[Tensor]:
+    return images(8, 8, 5)
+
+
+def _make_routed() -> list[Tensor]:
     routed = images(2, 2, 2, 2, 2)
     for index, batch in enumerate(routed):
         batch[0, 0, 0, 0] = -1.0 if index in (0, 3) else 1.0
-    domains = nn.Sequential(nn.Conv2d(3, 8, 3), Domains(8), nn.ReLU(), nn.Conv2d(8, 8, 3), Domains(8))
-    set_for_each = [(torch.randn(16, 3, 10, 10) + 4 * domain, domain) for domain in (0, 0, 1, 0, 1, 1, 0)]
-    norms = {name: nn.BatchNorm2d(3) for name in "abc"}
-    rows = Net(_choose_by_kind, a=nn.BatchNorm1d(3), b=nn.BatchNorm1d(3))
-    return {
-        "rows of kinds": Case(rows, kinds, _call_with_all, images=150),
-        "graphs": Case(Net(_send, a=nn.Linear(3, 4), b=nn.BatchNorm1d(4)), graphs, _call_with_all, images=300),
-        "lists of images": Case(
-            Net(lambda n, x: [n.a(image[None]) for image in x], a=nn.BatchNorm2d(3)), pictures, images=32
-        ),
-        "objects": Case(plain(), [Batch(x, torch.zeros(len(x))) for x in data], _write_into_object, images=21),
-        "two views": Case(nn.Sequential(nn.BatchNorm1d(3)), views, _call_with_views, images=64),
-        "frames far from zero": Case(
-            Net(lambda n, x: n.a(x.flatten(0, 1)), a=nn.BatchNorm2d(3)),
-            [torch.randn(8, 5, 3, 8, 8) + 30_000 for _ in range(3)],
-        ),
-        "averaged weights": Case(plain(), data, _call_with_averaged),
-        "queue": Case(_make_queue(), [torch.randn(32, 3, 4, 4)] * 2, images=64),
-        "observed": Case(_make_observed(), data),
-        "routes": Case(Net(_choose_by_pixel, **norms), routed),
-        "exits": Case(Net(_leave_early, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4)), images(8, 4, 8, 4, 4)),
-        "domains": Case(randomized(domains), set_for_each, _set_domain),
-    }
+    return routed
 
 
-def make_cases() -> dict[str, Case]:
-    return {**make_cases_of_models(), **make_cases_of_batches()}
-
-
-def make_cases_of_models() -> dict[str, Case]:
-    data = images(8, 8, 5)
-    text = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4))
-    sound = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 5, 3), nn.BatchNorm1d(5))
-    solid = nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.ReLU(), nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
-    deep = nn.Sequential(conv(3, 4, groups=1), conv(4, 4, groups=4), conv(4, 6))
+def _make_frozen() -> nn.Module:
     frozen = plain()
     frozen[1].eval().requires_grad_(False)
-    ignored = Net(lambda net, x: net.b(net.a(x)), a=conv(3, 4), b=conv(4, 4), unused=nn.BatchNorm2d(3))
-    return {
-        "sequential": Case(plain(), data),
-        "residual": Case(residual(), data),
-        "in train mode": Case(residual().train(), data),
-        "partly frozen": Case(frozen, data),
-        "branches": Case(Net(lambda n, x: torch.cat((n.a(x), n.b(x)), 1), a=conv(3, 4), b=conv(3, 5)), data),
-        "concatenation": Case(Net(lambda n, x: n.b(torch.cat((x, n.a(x)), 1)), a=conv(3, 4), b=conv(7, 5)), data),
-        "depthwise": Case(randomized(deep), data),
-        "features": Case(randomized(text), [torch.randn(n, 6) + n for n in (9, 7)]),
-        "sound": Case(randomized(sound), [torch.randn(n, 3, 12) for n in (9, 7)]),
-        "volumes": Case(randomized(solid), [torch.randn(n, 2, 5, 5, 5) for n in (4, 7)]),
-        "several sizes": Case(plain(), [*images(4, 4, side=8), *images(4, 6, side=12)]),
-        "single images": Case(residual(), images(1, 1, 1, 1)),
-        "not affine": Case(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False, momentum=None)), data),
-        "labelled": Case(plain(), [(x, torch.zeros(len(x))) for x in data]),
-        "dictionaries": Case(plain(), [{"x": x} for x in data], lambda model, batch: model(batch["x"])),
-        "named tuples": Case(
-            plain(), [Pair(x, x[:, :1]) for x in data], lambda model, b: model(b.image * b.scale.sign())
-        ),
-        "keywords": Case(Net(lambda n, x: n.b(input=n.c(x)), c=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(4)), data),
-        "own forward": Case(Net(lambda n, x: n.b(n.c(x)), c=nn.Conv2d(3, 4, 1), b=OwnForward(4)), data),
-        "synchronized": Case(nn.SyncBatchNorm.convert_sync_batchnorm(residual()), data),
-        "data parallel": Case(nn.DataParallel(residual()), data),
-        "checkpointed": Case(Net(lambda n, x: checkpoint(n.a, x, use_reentrant=False), a=plain()), data),
-        "writes its input": Case(Net(_in_place, a=plain()), data),
-        "writes buffers": Case(_make_counting(), data),
-        "not reached": Case(ignored, data),
-        "siamese": Case(Net(lambda n, x: n.a(x) - n.a(1 - 2 * x), a=plain()), data),
-        "in a loop": Case(Net(_loop, first=conv(3, 4), again=conv(4, 4)), data),
-        "by content": Case(Net(_by_content, first=conv(3, 4), a=conv(4, 4), b=conv(4, 4), c=conv(4, 4)), data),
-        "other weights": Case(Net(_other_weights, a=plain()), data, warns="layer by layer"),
-        "compiled": Case(torch.compile(residual(), backend="eager"), data),  # type: ignore[arg-type]
-        "state between layers": Case(Net(_skip_connection, a=conv(3, 4), b=conv(4, 4), c=conv(8, 4)), data),
-        "features in a hook": Case(make_kept_features(), data, warns="layer by layer"),
-        "autocast": Case(Net(_under_autocast, a=plain()), data),
-        "inference mode": Case(Net(_inference_mode, a=plain()), data, warns="setting of torch's"),
-    }
+    return frozen
+
+
+def _make_domains() -> nn.Module:
+    return randomized(nn.Sequential(nn.Conv2d(3, 8, 3), Domains(8), nn.ReLU(), nn.Conv2d(8, 8, 3), Domains(8)))
+
+
+def _make_text() -> nn.Module:
+    text = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4))
+    return randomized(text)
+
+
+def _make_sound() -> nn.Module:
+    sound = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 5, 3), nn.BatchNorm1d(5))
+    return randomized(sound)
+
+
+def _make_solid() -> nn.Module:
+    solid = nn.Sequential(nn.Conv3d(2, 3, 3), nn.BatchNorm3d(3), nn.ReLU(), nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
+    return randomized(solid)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "sequential": lambda: Case(plain(), _draw()),
+    "residual": lambda: Case(residual(), _draw()),
+    "in train mode": lambda: Case(residual().train(), _draw()),
+    "partly frozen": lambda: Case(_make_frozen(), _draw()),
+    "branches": lambda: Case(Net(lambda n, x: torch.cat((n.a(x), n.b(x)), 1), a=conv(3, 4), b=conv(3, 5)), _draw()),
+    "concatenation": lambda: Case(
+        Net(lambda n, x: n.b(torch.cat((x, n.a(x)), 1)), a=conv(3, 4), b=conv(7, 5)), _draw()
+    ),
+    "depthwise": lambda: Case(
+        randomized(nn.Sequential(conv(3, 4, groups=1), conv(4, 4, groups=4), conv(4, 6))), _draw()
+    ),
+    "features": lambda: Case(_make_text(), [torch.randn(n, 6) + n for n in (9, 7)]),
+    "sound": lambda: Case(_make_sound(), [torch.randn(n, 3, 12) for n in (9, 7)]),
+    "volumes": lambda: Case(_make_solid(), [torch.randn(n, 2, 5, 5, 5) for n in (4, 7)]),
+    "several sizes": lambda: Case(plain(), [*images(4, 4, side=8), *images(4, 6, side=12)]),
+    "single images": lambda: Case(residual(), images(1, 1, 1, 1)),
+    "not affine": lambda: Case(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False, momentum=None)), _draw()
+    ),
+    "labelled": lambda: Case(plain(), [(x, torch.zeros(len(x))) for x in _draw()]),
+    "dictionaries": lambda: Case(plain(), [{"x": x} for x in _draw()], lambda model, batch: model(batch["x"])),
+    "named tuples": lambda: Case(
+        plain(), [Pair(x, x[:, :1]) for x in _draw()], lambda model, b: model(b.image * b.scale.sign())
+    ),
+    "keywords": lambda: Case(Net(lambda n, x: n.b(input=n.c(x)), c=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(4)), _draw()),
+    "own forward": lambda: Case(Net(lambda n, x: n.b(n.c(x)), c=nn.Conv2d(3, 4, 1), b=OwnForward(4)), _draw()),
+    "synchronized": lambda: Case(nn.SyncBatchNorm.convert_sync_batchnorm(residual()), _draw()),
+    "data parallel": lambda: Case(nn.DataParallel(residual()), _draw()),
+    "checkpointed": lambda: Case(Net(lambda n, x: checkpoint(n.a, x, use_reentrant=False), a=plain()), _draw()),
+    "writes its input": lambda: Case(Net(_in_place, a=plain()), _draw()),
+    "writes buffers": lambda: Case(_make_counting(), _draw()),
+    "not reached": lambda: Case(
+        Net(lambda net, x: net.b(net.a(x)), a=conv(3, 4), b=conv(4, 4), unused=nn.BatchNorm2d(3)), _draw()
+    ),
+    "siamese": lambda: Case(Net(lambda n, x: n.a(x) - n.a(1 - 2 * x), a=plain()), _draw()),
+    "in a loop": lambda: Case(Net(_loop, first=conv(3, 4), again=conv(4, 4)), _draw()),
+    "by content": lambda: Case(Net(_by_content, first=conv(3, 4), a=conv(4, 4), b=conv(4, 4), c=conv(4, 4)), _draw()),
+    "other weights": lambda: Case(Net(_other_weights, a=plain()), _draw(), warns="layer by layer"),
+    "compiled": lambda: Case(torch.compile(residual(), backend="eager"), _draw()),  # type: ignore[arg-type]
+    "state between layers": lambda: Case(Net(_skip_connection, a=conv(3, 4), b=conv(4, 4), c=conv(8, 4)), _draw()),
+    "features in a hook": lambda: Case(make_kept_features(), _draw(), warns="layer by layer"),
+    "autocast": lambda: Case(Net(_under_autocast, a=plain()), _draw()),
+    "inference mode": lambda: Case(Net(_inference_mode, a=plain()), _draw(), warns="setting of torch's"),
+    # Batches of other kinds than images, and those that take a way of their own through the model
+    "rows of kinds": lambda: Case(
+        Net(_choose_by_kind, a=nn.BatchNorm1d(3), b=nn.BatchNorm1d(3)),
+        [(torch.randn(50, 3), (torch.rand(50) < share).long()) for share in (0.3, 0.0, 0.1)],
+        _call_with_all,
+        images=150,
+    ),
+    "graphs": lambda: Case(
+        Net(_send, a=nn.Linear(3, 4), b=nn.BatchNorm1d(4)),
+        [(torch.randn(100, 3), torch.randint(0, 100, (2, 300))) for _ in range(3)],
+        _call_with_all,
+        images=300,
+    ),
+    "lists of images": lambda: Case(
+        Net(lambda n, x: [n.a(image[None]) for image in x], a=nn.BatchNorm2d(3)),
+        [([torch.randn(3, 9, 9) for _ in range(8)], None) for _ in range(4)],
+        images=32,
+    ),
+    "objects": lambda: Case(plain(), [Batch(x, torch.zeros(len(x))) for x in _draw()], _write_into_object, images=21),
+    "two views": lambda: Case(
+        nn.Sequential(nn.BatchNorm1d(3)),
+        [([torch.randn(16, 3, 10), torch.randn(16, 3, 10)], torch.zeros(16)) for _ in range(4)],
+        _call_with_views,
+        images=64,
+    ),
+    "frames far from zero": lambda: Case(
+        Net(lambda n, x: n.a(x.flatten(0, 1)), a=nn.BatchNorm2d(3)),
+        [torch.randn(8, 5, 3, 8, 8) + 30_000 for _ in range(3)],
+    ),
+    "averaged weights": lambda: Case(plain(), _draw(), _make_averaged_call()),
+    "queue": lambda: Case(_make_queue(), [torch.randn(32, 3, 4, 4)] * 2, images=64),
+    "observed": lambda: Case(_make_observed(), _draw()),
+    "routes": lambda: Case(Net(_choose_by_pixel, **{name: nn.BatchNorm2d(3) for name in "abc"}), _make_routed()),
+    "exits": lambda: Case(Net(_leave_early, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4)), images(8, 4, 8, 4, 4)),
+    "domains": lambda: Case(
+        _make_domains(),
+        [(torch.randn(16, 3, 10, 10) + 4 * domain, domain) for domain in (0, 0, 1, 0, 1, 1, 0)],
+        _set_domain,
+    ),
+}
+"""What makes each model with its batches, by name."""

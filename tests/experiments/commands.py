@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SWEEP = ("batch_size=32,256", "seed=0,1", "-m", "epochs=1", "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]")
-"""Four networks on real digits, a second of training in all."""
+EPOCH = ("epochs=1", "model.width=8", "model.depth=2", "evaluate_at=[0.5,1.0]")
+"""A small network on all real digits."""
+SWEEP = ("batch_size=32,256", "seed=0,1", "-m", *EPOCH, "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]")
+"""Four of them."""
 
 Done = subprocess.CompletedProcess[str]
 

@@ -14,6 +14,12 @@ from bnlab.harness.lab import sweep
 from tests.experiments.commands import SWEEP, Call, Called, Write
 
 
+@pytest.fixture(autouse=True)
+def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run times one update and not a second of them."""
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+
+
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of a small sweep, one for all that test. Not to be changed."""
@@ -31,6 +37,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(swept: Path, tmp_path: Path) -> Path:
     """A copy of the small sweep's results folder."""
     return Path(shutil.copytree(swept, tmp_path / "results"))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports draw nothing: pictures take longest."""
+    monkeypatch.setattr("bnlab.harness.reporting.drawing.write", lambda name, figure, *arguments, **settings: figure)
 
 
 @pytest.fixture

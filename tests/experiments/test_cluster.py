@@ -47,9 +47,8 @@ def test_a_job_whose_time_is_up_has_failed_for_that_reason(tmp_path: Path, monke
     sweep_small(tmp_path, "measurements=gaps", expect=1)
 
     (path,) = (tmp_path / "adhoc" / "failures").iterdir()
-    assert path.read_text(encoding="utf-8").startswith(
-        "the time limit of its job has come; the same command continues it\n"
-    )
+    reason, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert "time limit" in reason
 
 
 def test_a_process_that_submitit_has_not_started_keeps_its_handler() -> None:

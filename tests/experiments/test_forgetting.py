@@ -10,9 +10,9 @@ import pytest
 from bnlab.harness import load
 from bnlab.harness.lab.command import keep_command
 from bnlab.harness.requests import locate_commands, read_commands
-from tests.experiments.commands import SWEEP, Call, files, list_trained
+from tests.experiments.commands import EPOCH, SWEEP, Call, files, list_trained
 
-IN_OTHER = ("batch_size=32", "seed=0", "epochs=1", "momentum=0.1", "name=other", "hydra/launcher=basic")
+IN_OTHER = ("batch_size=32", "seed=0", *EPOCH, "momentum=0.1", "name=other", "hydra/launcher=basic")
 
 
 @pytest.fixture

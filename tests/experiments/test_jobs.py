@@ -64,9 +64,9 @@ def test_a_device_is_looked_for_where_jobs_run() -> None:
     (config,) = plan_jobs(words).configs
 
     assert config.device == "cuda:77"
-    with pytest.raises(UserError, match="device=cuda:77: not available here"):
+    with pytest.raises(UserError, match="device=cuda:77: "):
         plan_jobs([*words, "dry_run=true"])
-    with pytest.raises(UserError, match="device=cuda:77: not available here"):
+    with pytest.raises(UserError, match="device=cuda:77: "):
         execute(config)
 
 
@@ -78,9 +78,7 @@ def test_a_device_without_float64_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
 
     monkeypatch.setattr(torch, "empty", make)
-    with pytest.raises(
-        UserError, match=r"device=mps: not available here \(Cannot convert .* float64.*; try auto or cpu"
-    ):
+    with pytest.raises(UserError, match=r"device=mps: .*float64.*\bauto\b.*\bcpu\b"):
         check_device("mps")
 
 
@@ -89,7 +87,9 @@ def test_each_source_of_statistics_once(call: Call, tmp_path: Path) -> None:
     estimators = ["ema", "cumulative", "exact", "ema", '"precise(images=10)"', '"ema(momentum=0.3)"', "test_batch"]
     words = [f"estimator=[{','.join(estimators)}]", "momentum=[0.1,0.2,0.1]", "population=[train,val]"]
 
-    done = call("sweep", *words, "steps=1", "batch_size=256", "model.width=4", f"results={tmp_path}")
+    small = ("data.images=200", "batch_size=32", "model.width=4", "model.depth=1")
+
+    done = call("sweep", *words, "steps=1", *small, f"results={tmp_path}")
 
     assert done.code == 0, done.err
     rows = load("adhoc", tmp_path)["evaluations"]

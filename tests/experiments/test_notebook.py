@@ -13,9 +13,9 @@ import bnlab.harness
 from bnlab.harness.errors import UserError
 from tests.experiments.commands import Call, Write
 from tests.harness.kills import assert_same, interrupted_at
-from tests.helpers import find_network, plan_jobs, plan_network
+from tests.helpers import Run, find_network, plan_jobs, plan_network
 
-SMALL = ("steps=12", "batch_size=64", "data.images=400", "evaluate_at=[5,12]", "threads=1", "measurements=[gaps]")
+SMALL = ("steps=12", "batch_size=64", "data.images=400", "evaluate_at=[5,12]", "threads=1", "measurements=log")
 NET = """
 import random
 
@@ -105,7 +105,7 @@ def test_what_is_typed_into_a_notebook_is_refused(monkeypatch: pytest.MonkeyPatc
     exec("def make(channels, size, classes):\n    return act()\n", typed.__dict__)
     monkeypatch.setitem(sys.modules, "typed", typed)
 
-    with pytest.raises(UserError, match=r"typed\.make: has no file .* write it into a module"):
+    with pytest.raises(UserError, match=r"typed\.make: .*\bmodule\b"):
         name("model=typed.make")
 
 
@@ -127,29 +127,26 @@ def test_arguments_of_random_transforms_are_part_of_the_name(write: Write) -> No
     write(PICTURES, "pictures")
     small = ("data=pictures.make", "batch_size=16", "steps=2")
 
-    names = {name(*small, f"data.share={share}") for share in (0.5, 0.51, 0.52, 0.53)}
+    first, *others = plan_jobs((*small, "data.share=0.5,0.51,0.52,0.53"), multirun=True).configs
 
-    assert len(names) == 4
-    assert name(*small) == name(*small, "data.share=0.5") == name(*small, "data.root=elsewhere")
+    assert len({Run(config).id for config in (first, *others)}) == 4
+    assert name(*small) == Run(first).id == name(*small, "data.root=elsewhere")
 
 
-@pytest.mark.parametrize("kills", [(4,), (7, 9)])
-def test_networks_that_draw_from_all_generators_go_on_exactly(
-    kills: tuple[int, ...], write: Write, call: Call, tmp_path: Path
-) -> None:
+def test_networks_that_draw_from_all_generators_go_on_exactly(write: Write, call: Call, tmp_path: Path) -> None:
     write(NET, "noisy")
     words = (*SMALL, "model=noisy.make")
-    for folder in ("whole", "again"):
-        assert call("sweep", *words, f"results={tmp_path / folder}").code == 0
+    whole = tmp_path / "whole"
+    assert call("sweep", *words, f"results={whole}").code == 0
 
-    for kill in kills:
-        with interrupted_at(kill):
-            assert call("sweep", *words, f"results={tmp_path / 'killed'}").code == 130
-    assert call("sweep", *words, f"results={tmp_path / 'killed'}").code == 0
+    for kills in ((), (4,), (7, 9)):
+        results = tmp_path / f"killed after {kills}"
+        for kill in kills:
+            with interrupted_at(kill):
+                assert call("sweep", *words, f"results={results}").code == 130
+        assert call("sweep", *words, f"results={results}").code == 0
 
-    whole = find_network(tmp_path / "whole")
-    assert_same(find_network(tmp_path / "again"), whole)
-    assert_same(find_network(tmp_path / "killed"), whole)
+        assert_same(find_network(results), find_network(whole))
 
 
 def test_arguments_that_people_write(write: Write) -> None:
@@ -163,14 +160,14 @@ def test_arguments_that_people_write(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "named"),
     [
-        ({"weight_averages": "high"}, "weight_averages=high: must be a number"),
-        ({"evaluate_on": None}, "evaluate_on=null: give at least one value"),
-        ({"measurements": None}, "measurements=null: give at least one value"),
-        ({"seed": 2**40}, "seed=1099511627776: must be 0 to 4,294,967,295"),
+        ({"weight_averages": "high"}, "^weight_averages=high: "),
+        ({"evaluate_on": None}, "^evaluate_on=null: "),
+        ({"measurements": None}, "^measurements=null: "),
+        ({"seed": 2**40}, "^seed=1099511627776: .*4,294,967,295"),
     ],
 )
-def test_values_of_another_kind_are_named(settings: dict[str, object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
+def test_values_of_another_kind_are_named(settings: dict[str, object], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=named):
         bnlab.harness.sweep(**settings, results=tmp_path)  # type: ignore[arg-type]

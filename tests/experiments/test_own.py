@@ -321,6 +321,7 @@ def sweep(call: Call, results: Path, *words: str) -> str:
     return out
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_all_of_them(mine: None, call: Call, tmp_path: Path) -> None:
     of_a_question = "experiments.questions.streams.last_batches.LastBatches"
     sweep(call, tmp_path, *ALL, f"measurements=[gaps,mine.Largest,{of_a_question}]", "momentum=0.5")
@@ -401,7 +402,7 @@ def test_rows_of_estimators_have_to_say_of_which(mine: None, call: Call, tmp_pat
 def test_a_norm(word: str, measures: bool, mine: None, call: Call, tmp_path: Path) -> None:
     """One that holds a batch norm is recorded, and its statistics are measured."""
     argument = "norm.gain=2,3" if measures else "norm.groups=1,3"
-    network = ("model.width=6", "model.depth=1", "steps=20")
+    network = ("data.images=200", "model.width=6", "model.depth=1", "steps=20")
 
     sweep(call, tmp_path, word, argument, *network, "measurements=[gaps,evaluations,drift]", "-m")
 
@@ -542,6 +543,7 @@ def test_depth_is_the_order_of_the_forward_pass(mine: None, call: Call, tmp_path
     assert terms["data"] < 1e-4 * terms["lag"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_batch_norm_that_evaluation_does_not_call_is_left_out(mine: None, call: Call, tmp_path: Path) -> None:
     """As that of an auxiliary head; gaps of the others are those that the library measures."""
     measured = ["measurements=[gaps,evaluations,traces,drift]", "estimator=[ema,precise,update_bn,stale,test_batch]"]
@@ -570,7 +572,7 @@ def test_a_batch_norm_that_evaluation_does_not_call_is_left_out(mine: None, call
 
 
 def test_outputs_that_are_probabilities_are_warned_of_once(mine: None, call: Call, tmp_path: Path) -> None:
-    words = [*SMALL, "data=mine.make_data", "measurements=[gaps]", f"results={tmp_path}"]
+    words = [*SMALL, "data=mine.make_data", "measurements=[log]", f"results={tmp_path}"]
     softmax = call("sweep", "-m", *words, "model=mine.make_softmax", "model.width=2,4")
     logits = call("sweep", *words, "model=mine.make_model")
 
@@ -687,7 +689,8 @@ def test_what_fails_in_the_end_leaves_all_else(case: str, mine: None, write: Wri
     """The job has failed, which is said in two lines; other tables have their rows."""
     old, new, message = FAILURES[case]
     write(MODULE.replace(old, new))
-    words = ("steps=9", "batch_size=256", "evaluate_at=final", MEASURED, "estimator=[mine.Half,ema]")
+    small = ("data.images=100", "model.width=4", "model.depth=1")
+    words = (*small, "steps=9", "batch_size=16", "evaluate_at=final", MEASURED, "estimator=[mine.Half,ema]")
 
     code, out, err = call("sweep", *words, f"results={tmp_path}")
 

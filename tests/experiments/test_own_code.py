@@ -159,6 +159,7 @@ def test_a_file_that_the_model_imports_is_part_of_it(
     assert read_layers(tmp_path / "results")[old] == "ReLU"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_versions_of_a_model_are_told_apart(
     net: Callable[..., None], sweep: Callable[..., str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def read_gaps(results: Path) -> dict[str, set[float]]:
     return {str(run): {*rows["mean_gap"]} for run, rows in of_mine.groupby("run")}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_two_versions_of_an_estimator_never_stand_in_one_line(
     average: Callable[[float], None],
     sweep: Callable[..., str],

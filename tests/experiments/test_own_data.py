@@ -90,11 +90,13 @@ THREE_PARTS = OwnData(name=f"{__name__}.make_three_parts")
 
 @pytest.fixture
 def give(monkeypatch: pytest.MonkeyPatch) -> Give:
-    """Lets the function `given.make_data` give these parts: the words that choose it."""
+    """Lets the function `given.make_data` give these parts: the words that choose it, of several ways one by one."""
 
-    def choose(make: Callable[[], Any]) -> list[str]:
-        monkeypatch.setitem(sys.modules, "given", SimpleNamespace(make_data=lambda case: make()))
-        return ["data=given.make_data", f"data.case={next(CASES)}"]
+    def choose(*makes: Callable[[], Any]) -> list[str]:
+        ways = {next(CASES): make for make in makes}
+        given = SimpleNamespace(make_data=lambda case: ways.get(case, makes[-1])())  # a test may make up a case
+        monkeypatch.setitem(sys.modules, "given", given)
+        return ["data=given.make_data", f"data.case={','.join(map(str, ways))}"]
 
     return choose
 
@@ -121,9 +123,9 @@ def transform_with_torchvision() -> list[Items]:
 def test_floats_are_taken_as_they_are(give: Give, call: Call, tmp_path: Path) -> None:
     """Standardized they are the bytes that they have been made of, so that they train the same network."""
     kinds = [partial(change_images, change) for change in FLOATS.values()]
-    for make in [*kinds, transform_with_torchvision]:
-        words = [*give(make), "steps=3", "batch_size=12", "model.width=4", "measurements=[log]"]
-        assert call("sweep", *words, f"results={tmp_path}").code == 0
+    words = ["-m", *give(*kinds, transform_with_torchvision), "steps=3", "batch_size=12", "measurements=[log]"]
+
+    assert call("sweep", *words, "model.width=4", "hydra/launcher=basic", f"results={tmp_path}").code == 0
 
     runs = load("adhoc", tmp_path)["runs"]
     assert len(runs) == len(FLOATS) + 1
@@ -182,8 +184,10 @@ def draw_own(generator: np.random.Generator) -> Callable[[Image.Image], Image.Im
     return lambda image: image if generator.random() < 0.5 else Image.fromarray(np.array(image) // 2)
 
 
-LABELS = make_part(TRAIN)[1]
-PAIRS = [make_part(TRAIN), make_part(TEST)]
+def make_pairs() -> list[Part]:
+    return [make_part(TRAIN), make_part(TEST)]
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     # images
     "int16": (lambda: change_images(lambda i: i.astype(np.int16)), "the training part has int16 .* images; .*uint8"),
@@ -205,7 +209,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a file that is cut off": (list_files, r"the training part: item 7, cat/7\.png, cannot be read, .*truncated"),
     "parts of two types": (
-        lambda: [PAIRS[0], change_images(FLOATS["ToTensor"])[1]],
+        lambda: [make_part(TRAIN), change_images(FLOATS["ToTensor"])[1]],
         r"the test part has images float32 \[3, 8, 8\], the training part uint8 \[3, 8, 8\]",
     ),
     "constant channel": (
@@ -214,11 +218,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     # labels
     "regression": (
-        lambda: label_as(LABELS / 2),
+        lambda: label_as(make_part(TRAIN)[1] / 2),
         "the training part has labels such as 0.0, 0.5, 1.0; .*0, 1, 2",
     ),
     "a class without images": (
-        lambda: label_as(np.asarray(LABELS) + 1),
+        lambda: label_as(make_part(TRAIN)[1] + 1),
         "the training part has the label 3, but no image of 0; number classes 0, 1, 2",
     ),
     "names": (
@@ -228,11 +232,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     # random transforms
     "random": (lambda: transform_items(brighten), r"the training part gives other images .*\(train, test, augmented\)"),
     "another order": (
-        lambda: [*PAIRS, Items((PAIRS[0][0], PAIRS[0][1][::-1]), brighten)],
+        lambda: [*make_pairs(), Items((make_part(TRAIN)[0], make_part(TRAIN)[1][::-1]), brighten)],
         "the augmented part has other labels than the training part",
     ),
     "a generator of its own": (
-        lambda: [*PAIRS, transform_items(draw_own(np.random.default_rng(0)))[0]],
+        lambda: [*make_pairs(), transform_items(draw_own(np.random.default_rng(0)))[0]],
         "the augmented part draws other images from the same seed; .* global generators of torch, numpy or random",
     ),
     # parts
@@ -240,7 +244,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: change_images(FLOATS["Normalize"]),
         "has float images, of which black and white are not known; give bytes",
     ),
-    "one part": (lambda: [PAIRS[0]], "found 1 instead of 2 or 3 parts; it has to give the training and the test part"),
+    "one part": (
+        lambda: make_pairs()[:1],
+        "found 1 instead of 2 or 3 parts; it has to give the training and the test part",
+    ),
 }
 
 
@@ -438,7 +445,7 @@ def test_a_set_of_arguments_is_read_once_for_a_thousand_jobs(give: Give, tmp_pat
 
     def make() -> list[Part]:
         read.append(1)
-        return PAIRS
+        return make_pairs()
 
     first, case = give(make)
     number = case.partition("=")[2]

@@ -141,7 +141,7 @@ def test_the_example_of_an_experiment_works_for_any_setting(
     (folder / "conf" / "experiment" / "ending.yaml").write_text(settings, encoding="utf-8")
     (folder / "questions" / "ending.py").write_text(question, encoding="utf-8")
 
-    quick = ["steps=3", "data.images=200", "device=cpu", "threads=1", "hydra/launcher=basic"]
+    quick = ["steps=3", "data.images=200", "model.width=4", "device=cpu", "threads=1", "hydra/launcher=basic"]
     assert bnlab("sweep", "experiment=ending", *quick).code == 0
     reported = bnlab("report", "experiment=ending")
 

@@ -19,7 +19,6 @@ import pytest
 from bnlab.harness import load
 from bnlab.harness.lab.watching import NetworkCount
 from bnlab.harness.progress import CLEAR, Progress, Reporter, remove_progress, write_progress
-from bnlab.harness.reporting import drawing
 from tests.experiments.commands import ROOT, Call
 from tests.helpers import plan_network, sweep_small
 
@@ -74,13 +73,13 @@ def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     assert shown[0] != shown[-2]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_no_number_is_cut_at_the_edge_of_a_terminal(
     terminal: Terminal, results: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tables and verdicts go on in further lines, with the same numbers as in a file."""
     columns = 60
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(drawing, "write", lambda name, figure, *args, **settings: figure)  # pictures take longest
     for line in ("runs list", "runs rm name=adhoc", "report name=adhoc", "report experiment=quickstart name=adhoc"):
         in_file = call(line, f"results={results}").out
         terminal.seek(0)

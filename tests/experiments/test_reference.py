@@ -42,5 +42,5 @@ def test_parts_of_a_sweep_that_were_made_elsewhere_are_added(
 def test_a_folder_without_tables_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reference, "REFERENCE", tmp_path / "committed")
 
-    with pytest.raises(UserError, match="mistyped: has no tables of a question"):
+    with pytest.raises(UserError, match="mistyped: "):
         reference._update([str(tmp_path / "mistyped")])

@@ -23,10 +23,13 @@ from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.schema import read_key, write_frame
 from experiments import reference
 from experiments.questions import momentum, quickstart
-from tests.experiments.commands import ROOT, Call
+from tests.experiments.commands import ROOT, SWEEP, Call
 from tests.experiments.questions.test_real_claims import SEVEN, plant
 
 TABLES = ROOT / "results" / "reference" / "quickstart" / "tables"
+FOUND = "31.8 [28.2, 35.5]"
+"""Points that the default loses after 10% of the quickstart's training at batch size 256."""
+SWEEP_COMMAND = shlex.join(["bnlab", "sweep", "-m", *(word for word in SWEEP if word != "-m")])
 
 
 @pytest.fixture
@@ -47,16 +50,15 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures=figures))
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_one_experiment(folder: Path, call: Call) -> None:
     done = call("report experiment=quickstart", f"results={folder}")
 
     assert done.code == 0
     assert done.err == ""
-
-    names = ("accuracy.pdf", "accuracy.png", "estimators.pdf", "estimators.png", "gap.pdf", "gap.png")
-    figures = [f"quickstart/figures/{name}" for name in names]
+    figures = ["quickstart/figures/gap.pdf", "quickstart/figures/gap.png"]
     assert list_files(folder) == [*figures, "quickstart/report.html"]
-    assert "    after 10% of training, batch size 256   31.8 [28.2, 35.5]       n=15  holds\n" in done.out
+    assert re.search(rf" {re.escape(FOUND)} +n=15 +holds\n", done.out)
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -65,58 +67,46 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     done = call("report", f"results={folder}")
 
     assert done.code == 0
-    assert "momentum is left out" in done.err
+    assert done.err.startswith("momentum ")
     assert {"ANSWERS.md", "HYPOTHESES.md"} <= {*list_files(folder)}
     assert {"quickstart/README.md", "quickstart/report.html"} <= {*list_files(folder)}
 
     text = (folder / "ANSWERS.md").read_text(encoding="utf-8")
     page = (folder / "quickstart" / "report.html").read_text(encoding="utf-8")
-    assert "]† too low after four updates at batch size 256, and 27 points† of that are due to the start" in text
-    assert "At a constant learning rate the lag stays" not in text, "is of another question"
+    assert "27 points†" in text
+    assert "(quickstart/README.md)" in text
+    assert "(momentum/README.md)" not in text
 
     own = (folder / "quickstart" / "README.md").read_text(encoding="utf-8")
     assert shlex.join(["bnlab", "sweep", "experiment=quickstart", f"results={folder}"]) in own
-    assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
+    assert f"| {FOUND} | 15 | holds |" in own
     assert page.count("data:image/png;base64,") == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        ("experiment=quikstart", "did you mean quickstart?"),
-        ("results=nowhere", "no results in nowhere/; run: bnlab sweep experiment=quickstart"),
-        ("name=mine results=nowhere", "no results for 'mine' in nowhere/"),
-        ("seed=3", "seed=3: there are experiment=NAME"),
-        ("name=", "name=: there are experiment=NAME"),
-        ("name=mine figure.width=wide", "error: figure.width=wide: must be inches, from 1.5 to 20"),
-        ("name=mine figure.width=0", "error: figure.width=0: must be inches, from 1.5 to 20"),
-        ("name=mine figure.format=png", "error: figure.format=png: must be one of pdf, svg"),
-        ("name=mine figure.style=no.mplstyle", "error: figure.style=no.mplstyle: "),
-        ("name=mine name=yours", "error: name=yours: there are experiment=NAME"),
-        (
-            "watch=nowhere.parquet",
-            "nowhere.parquet: no such file; watch.history.to_parquet('nowhere.parquet') writes it",
-        ),
-        ("watch=a.parquet name=mine", "watch= stands without experiment="),
-        ("-m", "-m: no such option"),
+        ("experiment=quikstart", ["quickstart"]),
+        ("results=nowhere", ["nowhere/", "bnlab sweep experiment=quickstart"]),
+        ("name=mine results=nowhere", ["'mine'", "nowhere/"]),
+        ("seed=3", ["seed=3: ", "experiment=NAME"]),
+        ("name=", ["name=: ", "experiment=NAME"]),
+        ("name=mine figure.width=wide", ["figure.width=wide: ", "1.5", "20"]),
+        ("name=mine figure.width=0", ["figure.width=0: ", "1.5", "20"]),
+        ("name=mine figure.format=png", ["figure.format=png: ", "pdf, svg"]),
+        ("name=mine figure.style=no.mplstyle", ["figure.style=no.mplstyle: "]),
+        ("name=mine name=yours", ["name=yours: ", "experiment=NAME"]),
+        ("watch=nowhere.parquet", ["nowhere.parquet: ", "watch.history.to_parquet('nowhere.parquet')"]),
+        ("watch=a.parquet name=mine", ["watch=", "experiment="]),
+        ("-m", ["-m: ", "--help"]),
     ],
 )
-def test_mistakes(words: str, message: str, call: Call) -> None:
+def test_mistakes(words: str, named: list[str], call: Call) -> None:
     done = call(f"report {words}")
 
     assert done.code == 2
-    assert message in done.err
+    assert all(each in done.err for each in named), done.err
     assert done.err.count("\n") <= 2
-
-
-def test_a_file_that_is_no_table_is_no_history(tmp_path: Path, call: Call) -> None:
-    path = tmp_path / "notes.parquet"
-    path.write_text("no table\n", encoding="utf-8")
-    done = call(f"report watch={path}")
-
-    assert done.code == 2
-    assert "cannot be read as a history of bnlab.watch; watch.history.to_parquet(FILE) writes one" in done.err
-    assert done.err.count("\n") == 1
 
 
 def write_history(path: Path, difference: float = 0.02, **columns: Any) -> Path:
@@ -145,8 +135,7 @@ def test_watched_trainings_are_drawn_beside_the_map(
     done = call(f"report watch={first},{second}", f"results={tmp_path}")
 
     assert done.code == 0
-    no_map = f"The map of real is left out: nothing of it has been measured in {tmp_path}/.\n"
-    assert done.err == ("" if has_map else no_map)
+    assert done.err.count("\n") == done.err.count(f" {tmp_path}/") == (not has_map)
     assert (tmp_path / "watch" / "figures" / "map.png").exists() is has_map
     page = (tmp_path / "watch" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 1 + has_map
@@ -179,34 +168,33 @@ def test_validations_without_a_finite_number_are_left_out_and_counted(bad: float
     means = figure.score({})["mean"]
     assert means.isna().sum() == 1
     assert means.dropna().round(9).tolist() == [2.0]  # in points all the same
-    assert figure.caption.endswith("1 validation under running averages gave no finite number: not drawn.")
+    assert "1 validation " in figure.caption
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("columns", "named"),
     [
-        ({"lost": "much"}, "(column 'lost' has no numbers)"),
-        ({"exact": float("nan"), "lost": float("nan")}, "no row of this history has exact statistics"),
-        ({"running": float("inf"), "lost": float("-inf")}, "no validation under running averages gave a finite number"),
+        ({"lost": "much"}, "'lost'"),
+        ({"exact": float("nan"), "lost": float("nan")}, "exact statistics"),
+        ({"running": float("inf"), "lost": float("-inf")}, "running averages"),
     ],
 )
-def test_histories_that_are_none(columns: dict[str, Any], message: str, tmp_path: Path, call: Call) -> None:
+def test_histories_that_are_none(columns: dict[str, Any], named: str, tmp_path: Path, call: Call) -> None:
     path = write_history(tmp_path / "watch.parquet", **columns)
     done = call(f"report watch={path}", f"results={tmp_path / 'results'}")
 
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith(f"error: {path}: ") and message in done.err
+    assert done.err.startswith(f"error: {path}: ") and named in done.err
     assert not (tmp_path / "results").exists()
 
 
 def test_a_damaged_history_and_a_table_of_something_else(folder: Path, call: Call) -> None:
     path = folder / "damaged.parquet"
     path.write_text("no parquet", encoding="utf-8")
-    others = (folder / "quickstart" / "tables" / "runs.parquet", path)
-    for other, message in zip(others, ("no history of bnlab.watch (no column", "cannot be read"), strict=True):
+    for other in (folder / "quickstart" / "tables" / "runs.parquet", path):
         done = call(f"report watch={other}")
         assert (done.code, done.err.count("\n")) == (2, 1)
-        assert f"{other}: {message}" in done.err
+        assert done.err.startswith(f"error: {other}: ")
 
 
 def test_what_fails_is_named_and_the_rest_is_decided_and_drawn(
@@ -217,22 +205,23 @@ def test_what_fails_is_named_and_the_rest_is_decided_and_drawn(
 
     claims = {**quickstart.EXPERIMENT.claims}
     claims["default_costs_early"] = replace(claims["default_costs_early"], score=fail)
-    figures = {"gap": replace(quickstart.EXPERIMENT.figures["gap"], score=fail)}
-    figures["estimators"] = quickstart.EXPERIMENT.figures["estimators"]
+    figures = {"estimators": replace(quickstart.EXPERIMENT.figures["estimators"], score=fail)}
+    figures["gap"] = quickstart.EXPERIMENT.figures["gap"]
     monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, claims=claims, figures=figures))
 
     done = call("report", f"results={folder}")
 
     assert done.code == 1
     where = "tests/experiments/test_report.py:"
-    assert f"claim default_costs_early of quickstart cannot be scored: {where}" in done.err
-    assert f"cannot be scored ({where}" in done.out
-    assert f"figure gap of quickstart cannot be drawn: {where}" in done.err
-    assert (folder / "quickstart" / "figures" / "estimators.png").exists()
+    of_claim, of_figure = done.err.splitlines()
+    assert of_claim.startswith("claim default_costs_early ") and where in of_claim
+    assert of_figure.startswith("figure estimators ") and where in of_figure
+    assert f"({where}" in done.out
+    assert (folder / "quickstart" / "figures" / "gap.png").exists()
 
     page = (folder / "quickstart" / "README.md").read_text(encoding="utf-8")
     assert page.count("| holds |") > 3
-    assert page.count("cannot be scored") == 1
+    assert page.count("KeyError: 'oops'") == 1
 
 
 def test_a_question_that_cannot_be_imported_is_left_out(
@@ -244,7 +233,7 @@ def test_a_question_that_cannot_be_imported_is_left_out(
     done = call("report", f"results={folder}")
 
     assert done.code == 1
-    assert "momentum is left out: experiment=experiments.questions.momentum.EXPERIMENT: cannot be imported" in done.err
+    assert re.match(r"momentum .* experiment=experiments\.questions\.momentum\.EXPERIMENT: ", done.err)
     assert (folder / "quickstart" / "README.md").exists()
 
 
@@ -253,8 +242,7 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
 
     assert done.code == 0
     assert done.err == ""
-    assert done.out.startswith("4 networks, 2 seeds: batch size 32, 256, ")
-    assert "average of all batches" in done.out
+    assert re.match(r"4 networks, 2 seeds\b.*\b32, 256\b", done.out)
     assert done.out.endswith(f"{results}/adhoc/report.html\n")
 
     names = sorted(path.name for path in (results / "adhoc" / "figures").glob("*.png"))
@@ -263,9 +251,9 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
     page = (results / "adhoc" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4
     rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
-    assert sum("average of all batches" in row for row in rows) == 2
+    assert len(rows) == 1 + 2 * 4, "of each batch size two momenta, the cumulative average and exact statistics"
     assert "src=" not in page.replace('src="data:image', "")
-    assert "bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 'momentum=[0.01,0.1]'" in page
+    assert SWEEP_COMMAND in page
 
 
 def read_commands(page: Path) -> list[str]:
@@ -274,6 +262,7 @@ def read_commands(page: Path) -> list[str]:
     return html.unescape(block).splitlines()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_commands_of_a_page_make_a_sweep_of_several_parts_again(tmp_path: Path, call: Call) -> None:
     first = tmp_path / "first"
     quick = ["steps=2", "data.images=200", "evaluate_at=final", "device=cpu", "threads=1", "hydra/launcher=basic"]
@@ -294,7 +283,7 @@ def test_the_commands_of_a_page_make_a_sweep_of_several_parts_again(tmp_path: Pa
         pd.testing.assert_frame_equal(load("parts", again)[table][keys], load("parts", first)[table][keys])
 
 
-@pytest.mark.usefixtures("one_figure")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_question_of_another_sweep_has_a_folder_there_and_the_commands_of_that_sweep(
     results: Path, call: Call
 ) -> None:
@@ -307,7 +296,7 @@ def test_a_question_of_another_sweep_has_a_folder_there_and_the_commands_of_that
     assert (results / "mine" / "report.html").read_bytes() == own_report
 
     (command,) = read_commands(results / "mine" / "quickstart" / "report.html")
-    assert command.startswith("bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 'momentum=[0.01,0.1]'")
+    assert command.startswith(SWEEP_COMMAND)
 
 
 def test_own_sweeps_are_hinted_at_with_the_command(results: Path, call: Call) -> None:
@@ -325,8 +314,9 @@ def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypat
     done = call("report name=quickstart", f"results={folder}")
 
     assert done.code == 0, "the name of a question means the question"
-    assert "31.8 [28.2, 35.5]       n=15  holds" in done.out
-    assert "figure gap: the tables have no value for it; it is left out" in done.err
+    assert FOUND in done.out
+    assert done.err.startswith("figure gap: ")
+    assert not (folder / "quickstart" / "figures").exists()
 
 
 def test_committed_tables_have_what_their_question_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

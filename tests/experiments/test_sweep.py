@@ -20,11 +20,12 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
 from bnlab.harness.trial import TrialResult
-from tests.experiments.commands import SWEEP, Call, Write, files, list_trained, run
+from tests.experiments.commands import EPOCH, SWEEP, Call, Write, files, list_trained, run
 from tests.harness.kills import interrupted_at
 from tests.helpers import find_network, plan_jobs, sweep_small
 
 NAMES = ("runs", "gaps", "evaluations")
+TINY = ("data.images=100", "batch_size=32", "model.width=4", "model.depth=1")
 
 
 def test_each_network_is_trained_and_measured(swept: Path) -> None:
@@ -47,7 +48,7 @@ def test_each_network_is_trained_and_measured(swept: Path) -> None:
 def test_the_same_command_trains_nothing_and_changes_nothing(results: Path, call: Call) -> None:
     before = files(results)
     code, out, err = call("sweep", *SWEEP, f"results={results}")
-    assert code == 0 and not err and out.startswith("4 jobs on 4 networks, all trained already\n")
+    assert code == 0 and not err and re.match(r"4 jobs\b.*\b4 networks\b", out)
     assert not list_trained(out) and files(results) == before
 
 
@@ -55,9 +56,9 @@ def test_lists_and_sweeps_give_the_same_rows(results: Path, call: Call, monkeypa
     """Also on what trained a network, whatever measures it."""
     monkeypatch.setattr("bnlab.harness.jobs.describe_environment", lambda device: {"threads": 99, "versions": {}})
     words = ("estimator=ema,cumulative,exact", "momentum=0.01,0.1", "hydra/launcher=basic", "name=swept")
-    code, out, err = call("sweep", "-m", "batch_size=256", "epochs=1", *words, f"results={results}")
+    code, out, err = call("sweep", "-m", "batch_size=256", *EPOCH, *words, f"results={results}")
     assert code == 0 and not list_trained(out), err
-    assert out.startswith("6 jobs on 1 network, all trained already\n")
+    assert re.match(r"6 jobs\b.*\b1 network\b", out)
     for name in NAMES:
         found, expected = load("swept", results)[name], load("adhoc", results)[name]
         assert_frame_equal(found, expected[expected["run"].isin(found["run"])].reset_index(drop=True))
@@ -75,9 +76,9 @@ def test_a_dry_run_says_how_many_are_trained_at_a_time(
     words: str, processes: str, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
-    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
 
-    done = call(f"sweep -m seed=0,1,2 dry_run=true {words}".rstrip(), "device=cpu", f"results={tmp_path}/r")
+    tiny = (*TINY, "measurements=log", "device=cpu")
+    done = call(f"sweep -m seed=0,1,2 dry_run=true {words}", *tiny, f"results={tmp_path}/r")
 
     assert done.code == 0 and f", {processes} at a time, " in done.out, done.err
 
@@ -104,7 +105,7 @@ class Slow(Measurement):
 def test_a_dry_run_counts_measuring(write: Write, call: Call, tmp_path: Path) -> None:
     """Four networks are measured at four steps each, in half a second or more, two networks at a time."""
     write(SLOW, "slow")
-    words = ["-m", "seed=0,1,2,3", "steps=8", "evaluate_at=[1,2,4,8]", "measurements=slow.Slow", "dry_run=true"]
+    words = ["-m", "seed=0,1,2,3", *TINY, "steps=8", "evaluate_at=[1,2,4,8]", "measurements=slow.Slow", "dry_run=true"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
     done = call("sweep", *words, *launcher, f"results={tmp_path}/results")
@@ -131,7 +132,7 @@ def test_the_settings_of_a_job_are_printed(call: Call, tmp_path: Path, monkeypat
 
     refused = call("sweep", "--cfg", "hydra")
     assert refused.code == 2
-    assert "--cfg: there is --cfg job" in refused.err
+    assert "--cfg job" in refused.err
 
 
 def test_help() -> None:
@@ -141,7 +142,7 @@ def test_help() -> None:
     for name in ("batch_size", "resnet", "renorm", *ours):
         assert re.search(rf"\b{name}\b", shown), name
     assert "data.images=null" in shown
-    assert "Hydra's --info" in shown
+    assert "--info" in shown
 
 
 def test_an_experiment_that_lies_elsewhere_and_divergence(
@@ -151,7 +152,7 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(
     folder = tmp_path / "ein ölfass + x's"
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\nname: mine\nbatch_size: 256\nsteps: 6\naccuracy_at: all\nestimator: exact\n"
+        "# @package _global_\nname: mine\nbatch_size: 64\nsteps: 6\naccuracy_at: all\nestimator: exact\n"
         "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      optimizer.lr: 0.1,1e8\n",
         encoding="utf-8",
     )
@@ -159,7 +160,7 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(
 
     monkeypatch.chdir(folder)
 
-    done = call("sweep", "experiment=mine", "hydra/launcher=basic", f"results={results}")
+    done = call("sweep", "experiment=mine", *TINY[2:], "hydra/launcher=basic", f"results={results}")
 
     assert done.code == 0, done.err
     assert done.out.count("diverged: ") == 1
@@ -175,23 +176,23 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(
     assert len(steps[diverged["run"]]) <= len(log) == diverged["last_step"] < 6
 
 
-@pytest.mark.parametrize("earlier", [(), ("population_images=300",)], ids=["in one sweep", "in two"])
+@pytest.mark.parametrize("earlier", [(), ("population_images=30",)], ids=["in one sweep", "in two"])
 def test_a_network_is_measured_on_one_number_of_images(earlier: tuple[str, ...], call: Call, tmp_path: Path) -> None:
-    """Tables do not tell rows on 300 and on 500 images apart, and means over seeds would have both."""
-    words = ("steps=4", "evaluate_at=[2,4]", "measurements=[gaps]", "hydra/launcher=basic", f"results={tmp_path}")
+    """Tables do not tell rows on 30 and on 50 images apart, and means over seeds would have both."""
+    words = (*TINY, "steps=4", "evaluate_at=[2,4]", "measurements=[gaps]", f"results={tmp_path}")
     if earlier:
         assert call("sweep", *words, *earlier).code == 0
-        code, _, err = call("sweep", *words, "population_images=500")
+        code, _, err = call("sweep", *words, "population_images=50")
     else:
-        code, _, err = call("sweep", "-m", *words, "population_images=300,500")
+        code, _, err = call("sweep", "-m", *words, "population_images=30,50")
 
     assert code == 2
-    assert "would be measured with 300 and 500 in adhoc, whose tables do not tell them apart" in err
+    assert re.match(r"error: population_images: .*\b30\b.*\b50\b.*\badhoc\b", err)
     assert (tmp_path / "adhoc").exists() == bool(earlier)
     if earlier:
         assert call("sweep", *words, *earlier, "seed=1").code == 0
-        assert call("sweep", *words, "population_images=500", "seed=2").code == 2
-    assert call("sweep", *words, "population_images=500", "name=other").code == 0
+        assert call("sweep", *words, "population_images=50", "seed=2").code == 2
+    assert call("sweep", *words, "population_images=50", "name=other").code == 0
 
 
 def test_jobs_that_all_end_before_they_leave_anything(
@@ -200,15 +201,15 @@ def test_jobs_that_all_end_before_they_leave_anything(
     """As on a cluster that ends them."""
     monkeypatch.setattr("bnlab.harness.lab.sweep._run", lambda *args: None)
 
-    code, out, _ = call("sweep", "steps=4", "hydra/launcher=basic", f"results={tmp_path}")
+    code, out, _ = call("sweep", *TINY, "steps=4", "hydra/launcher=basic", f"results={tmp_path}")
 
     assert code == 1
-    assert "whose job was ended from outside, or found code that has changed since; the same command continues" in out
+    assert re.search(r"\w{10}/seed_0\b", out.splitlines()[-1])
 
 
 def test_what_to_do_next(call: Call, results: Path) -> None:
     """The command of the question's report, under the name that was swept; none where no report could be made."""
-    words = ("batch_size=256", "steps=1", "hydra/launcher=basic", "seed=0", "evaluate_at=final")
+    words = (*TINY, "steps=1", "hydra/launcher=basic", "seed=0", "evaluate_at=final")
     unreported = call("sweep name=g measurements=log", *words, f"results={results}")
     reported = call("sweep experiment=quickstart measurements=evaluations name=g", *words, f"results={results}")
 
@@ -232,7 +233,8 @@ def test_a_network_has_one_thread_unless_it_is_said_otherwise(
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        done = call("sweep", "steps=1", "measurements=log", "hydra/launcher=basic", *words, f"results={tmp_path}")
+        one = (*TINY, "steps=1", "measurements=log", "hydra/launcher=basic")
+        done = call("sweep", *one, *words, f"results={tmp_path}")
     finally:
         torch.set_num_threads(before)
 
@@ -244,7 +246,7 @@ def test_joblib_runs_a_single_job_in_the_process_of_the_sweep(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Then nobody waits for another process to end."""
-    short = ("steps=1", "batch_size=256", "measurements=evaluations", "hydra/launcher=joblib", f"results={tmp_path}")
+    short = (*TINY, "steps=1", "measurements=evaluations", "hydra/launcher=joblib", f"results={tmp_path}")
     waiting: list[int] = []
     monkeypatch.setattr("bnlab.harness.lab.launch._end_with", waiting.append)
 
@@ -270,7 +272,7 @@ def test_runs(results: Path, call: Call) -> None:
 
 
 def test_networks_that_differ_in_a_setting_that_one_does_not_have(tmp_path: Path, call: Call) -> None:
-    words = ("steps=2", "measurements=log", "evaluate_at=final", "hydra/launcher=basic", f"results={tmp_path}")
+    words = (*TINY, "steps=2", "measurements=log", "hydra/launcher=basic", f"results={tmp_path}")
     assert call("sweep", "-m", *words, "freeze_at=null,0.5").code == 0
 
     assert "freeze_at" in call("runs list", f"results={tmp_path}").out
@@ -283,10 +285,11 @@ def test_a_name_is_a_text(name: str) -> None:
     assert config.name == name
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_two_networks_that_no_setting_tells_apart_are_named_with_a_way_out(tmp_path: Path, call: Call) -> None:
-    """Two epochs of these images are twelve updates, and so are steps=12."""
-    words = ("batch_size=64", "data.images=400", "evaluate_at=final", "measurements=evaluations", f"results={tmp_path}")
-    for length in ("epochs=2", "steps=12"):
+    """Two epochs of 90 images are six updates, and so are steps=6."""
+    words = (*TINY, "evaluate_at=final", "measurements=evaluations", f"results={tmp_path}")
+    for length in ("epochs=2", "steps=6"):
         assert call("sweep", *words, "hydra/launcher=basic", length).code == 0
 
     code, _, err = call("report", "name=adhoc", f"results={tmp_path}")
@@ -326,6 +329,6 @@ def test_a_run_with_a_damaged_file(name: str, text: str, results: Path, call: Ca
     removed = call("runs rm", run_id, where)
 
     assert listed.code == 0 and listed.out.splitlines()[-1].startswith("3 networks")
-    assert listed.err.startswith(f"{run_id} is left out: ") and f"{folder / name}: cannot be read" in listed.err
+    assert listed.err.startswith(f"{run_id} ") and f" {folder / name}: " in listed.err
     assert shown.code == 0 and text in shown.out
     assert removed.code == 0 and {path.name for path in folder.iterdir()} <= {"measurements"}

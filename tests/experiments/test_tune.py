@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from bnlab.harness import load
 from experiments.tune import list_lacking, list_tuning, main
 from experiments.tuning import RATE, TUNING_SEEDS, pick_rate, select_collapses, select_tested
-from tests.helpers import Run, plan_network
+from tests.helpers import Config, Run, plan_network
 
 RATES = (0.025, 0.1, 0.4)
 BEST = 0.1
@@ -118,13 +119,18 @@ def test_a_collapse_is_below_half_of_the_median() -> None:
     assert select_collapses(frame, ["line"]).tolist() == [False, False, False, True, False, False]
 
 
-NETWORKS = [plan_network("steps=10", f"seed={seed}", "optimizer.lr_scaling=none").config for seed in (103, 104)]
 MEANS = {0.025: 0.5, 0.1: 0.7, 0.4: 0.6}
+
+
+@cache
+def list_networks() -> list[Config]:
+    """Two networks of one cell. Not to be changed."""
+    return [plan_network("steps=10", f"seed={seed}", "optimizer.lr_scaling=none").config for seed in (103, 104)]
 
 
 def name_validated(accuracies: dict[float, float]) -> dict[str, float]:
     """Give each network of the tuning seeds the accuracy of its rate."""
-    return {Run(job).id: value for rate, value in accuracies.items() for job in list_tuning(NETWORKS, rate)}
+    return {Run(job).id: value for rate, value in accuracies.items() for job in list_tuning(list_networks(), rate)}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +148,7 @@ def test_what_a_cell_lacks(
     accuracies: dict[float, float], description: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where no other results are
-    lack = list_lacking(NETWORKS, set(), name_validated(accuracies))
+    lack = list_lacking(list_networks(), set(), name_validated(accuracies))
 
     assert lack.description == description
     assert len(lack.jobs) == int(description.split()[0])
@@ -152,13 +158,13 @@ def test_what_a_cell_lacks(
 def test_what_is_there_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     validated = name_validated(MEANS)
-    missing = Run(list_tuning(NETWORKS, 0.4)[1]).id
-    wanted = [Run(job).id for job in list_lacking(NETWORKS, set(), validated).jobs]
+    missing = Run(list_tuning(list_networks(), 0.4)[1]).id
+    wanted = [Run(job).id for job in list_lacking(list_networks(), set(), validated).jobs]
 
     without_one = {name: value for name, value in validated.items() if name != missing}
-    assert [Run(job).id for job in list_lacking(NETWORKS, set(), without_one).jobs] == [missing]
-    assert [Run(job).id for job in list_lacking(NETWORKS, {wanted[0]}, validated).jobs] == wanted[1:]
-    assert list_lacking(NETWORKS, {*wanted}, validated).description == "complete, at rate 0.1"
+    assert [Run(job).id for job in list_lacking(list_networks(), set(), without_one).jobs] == [missing]
+    assert [Run(job).id for job in list_lacking(list_networks(), {wanted[0]}, validated).jobs] == wanted[1:]
+    assert list_lacking(list_networks(), {*wanted}, validated).description == "complete, at rate 0.1"
 
 
 @pytest.mark.slow

@@ -67,18 +67,18 @@ def test_another_average_is_replayed(swept: tuple[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"step": 8}, r"has no step 8; there are 1, 7, 20, 40"),
-        ({"run": "zzz"}, r"zzz: names no network of g; there are "),
-        ({"statistics": "exakt"}, "estimator=exakt: did you mean exact"),
-        ({"statistics": "test_batch"}, "test_batch: is computed from the images that are predicted"),
+        ({"step": 8}, r"\bstep 8\b.*\b1, 7, 20, 40\b"),
+        ({"run": "zzz"}, r"^zzz: .*\bg\b"),
+        ({"statistics": "exakt"}, r"^estimator=exakt: .*\bexact\?"),
+        ({"statistics": "test_batch"}, r"^statistics=test_batch: "),
     ],
 )
-def test_what_is_not_there_is_named(changes: dict[str, str], message: str, swept: tuple[str, Path]) -> None:
+def test_what_is_not_there_is_named(changes: dict[str, str], named: str, swept: tuple[str, Path]) -> None:
     run, results = swept
 
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=named):
         load_model(**{"name": "g", "run": run, "results": results, **changes})  # type: ignore[arg-type]
 
 
@@ -114,11 +114,9 @@ def test_what_is_lost_is_trained_again(
 
     wanted = None if step == 40 else step
     remove = shlex.join(["bnlab", "runs", "rm", run, f"results={results}"])
-    advice = f"; to train it again: {remove}, then the sweep that made it"
-    if spoil is not damage:  # a sweep sees by itself that a file is gone
-        advice = "is missing; the sweep that made it trains it again"
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{re.escape(advice)}$"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: ") as found:
         load_model("g", run, step=wanted, results=results)
+    assert (remove in str(found.value)) == (spoil is damage), "a sweep sees by itself that a file is gone"
     if spoil is damage:
         assert importlib.import_module("bnlab.harness.lab.runs").main(["rm", run, f"results={results}"]) == 0
     sweep_small(results, "name=g", *words)

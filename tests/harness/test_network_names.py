@@ -7,6 +7,7 @@ one: its networks have no names to keep.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,14 @@ from bnlab.common.files import digest
 from tests.helpers import Run, plan_jobs
 
 EXPECTED = Path(__file__).with_name("network_names.json")
-WRITTEN: dict[str, str] = json.loads(EXPECTED.read_text(encoding="utf-8"))
 NAMED_BY_IMAGES = ("fashion",)  # which need not be there
 EXPERIMENTS = sorted({path.stem for path in Path("conf/experiment").glob("*.yaml")} - {*NAMED_BY_IMAGES})
+
+
+@cache
+def read_names() -> dict[str, str]:
+    """Read the digest that each experiment had."""
+    return json.loads(EXPECTED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def name_networks(experiment: str) -> str:
@@ -35,7 +41,7 @@ def name_networks(experiment: str) -> str:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_networks_keep_their_names(experiment: str) -> None:
     found = name_networks(experiment)
-    assert found == WRITTEN.get(experiment, found)
+    assert found == read_names().get(experiment, found)
 
 
 if __name__ == "__main__":

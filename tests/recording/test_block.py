@@ -21,7 +21,7 @@ from bnlab.estimators import EMA, Cumulative, LastBatch
 from bnlab.inference import TestBatch, apply_statistics
 from bnlab.model.layers import batch_norm_layers, find_replaced_forward
 from bnlab.recording.recorders import count_averaged
-from tests.exact.zoo import Net, OwnForward, conv, make_cases
+from tests.exact.zoo import CASES, Net, OwnForward, conv
 from tests.helpers import (
     assert_equal_statistics,
     images,
@@ -35,7 +35,6 @@ from tests.helpers import (
 )
 
 DATA = images(6, 6, 6, 5, 2)
-ZOO = make_cases()
 
 
 def make_checkpointed(reentrant: bool, ends_with_norm: bool, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
@@ -76,8 +75,11 @@ COMPILERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", [*MODELS, *OF_ZOO.split(", ")])
 def test_training_is_as_without_and_its_replay_is_the_buffers(name: str) -> None:
-    bare, recorded = (MODELS[name]() if name in MODELS else copy.deepcopy(ZOO[name].model) for _ in range(2))
-    batches = DATA if name in MODELS else ZOO[name].batches
+    if name in MODELS:
+        bare, recorded, batches = MODELS[name](), MODELS[name](), DATA
+    else:
+        case = CASES[name]()
+        bare, recorded, batches = copy.deepcopy(case.model), case.model, case.batches
     wrap = COMPILERS.get(name, lambda model: model)
     torch.manual_seed(0)
     expected = train(wrap(bare), batches)
@@ -258,12 +260,11 @@ def test_parts_that_are_called_alone() -> None:
         encoder(DATA[1])
 
 
-OTHERS = running_statistics(residual(width=6))
-MEASUREMENTS: dict[str, Callable[[nn.Module], Any]] = {
-    "population": lambda model: population_statistics(model, images(4, 4)),
-    "frozen": lambda model: record_frozen(model, images(4, 4)),
-    "using": lambda model: call_within(using(model, OTHERS), model),
-    "apply_statistics": lambda model: call_within(apply_statistics(model, TestBatch()), model),
+MEASUREMENTS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {
+    "population": lambda model, other: population_statistics(model, images(4, 4)),
+    "frozen": lambda model, other: record_frozen(model, images(4, 4)),
+    "using": lambda model, other: call_within(using(model, running_statistics(other)), model),
+    "apply_statistics": lambda model, other: call_within(apply_statistics(model, TestBatch()), model),
 }
 
 
@@ -274,13 +275,13 @@ def call_within(block: AbstractContextManager[Any], model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_measurements_are_not_recorded_and_disturb_nothing(name: str) -> None:
-    model, alone = residual(), residual()
+    model, alone, other = residual(), residual(), residual()
     with record(alone) as expected:
         train(alone, DATA)
     with no_warning(), record(model) as trace:
         train(model, DATA[:2])
         with unchanged(model):
-            MEASUREMENTS[name](model)
+            MEASUREMENTS[name](model, other)
         train(model, DATA[2:])
 
     assert same_traces(trace, expected)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -1072,6 +1071,8 @@ def test_the_bytes_are_said_at_the_first_batch(
 
 
 def test_the_history_is_drawn_and_written(tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     model = make_model().train()
     watch = bnlab.watch(model)
     values = iter([0.5, 0.75, 0.25, 0.5, 0.5])

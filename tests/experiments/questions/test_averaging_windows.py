@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.averaging_windows import averaged
-from tests.helpers import measure
+from tests.conftest import small_config
+from tests.helpers import measure, train_network
 from tests.references import accuracy_under, full_batch_population
 
 TABLE = "experiments.questions.averaging_windows.averaged.AveragedWeights"
@@ -52,9 +55,8 @@ def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
             assert row["accuracy"] == pytest.approx(accuracy, abs=1.5 / len(test.labels)), "one may be on the border"
 
 
-def test_averages_grow_over_all_updates(copied: Config) -> None:
-    measure(copied, TABLE)  # which keeps all checkpoints
-    run = Run(copied)
+def test_averages_grow_over_all_updates(tmp_path: Path) -> None:
+    run = train_network(Run(small_config(tmp_path, evaluate_at=[*range(1, 41)])))
 
     for step, averages in averaged.average_checkpoints(run, (WINDOW,), [20, 40]):
         expected = average_slowly(run, step, 8)

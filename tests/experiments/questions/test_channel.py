@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from experiments.questions.drift import channel, read_accuracies, read_channel
@@ -52,6 +51,8 @@ def test_a_row_has_what_a_plain_loop_finds(monkeypatch: pytest.MonkeyPatch) -> N
     values = 32 * 2 * 2
     assert rows["batch"].to_numpy() == pytest.approx([mean.item() for mean in seen], rel=0, abs=values * ROUNDING * 4)
     assert rows["running"].iloc[0] == pytest.approx(0.1 * rows["batch"].iloc[0], rel=1e-6)
+
+    from sklearn.datasets import load_digits  # which takes long to import
 
     (model,) = made
     images = torch.tensor(load_digits().images[:1000], dtype=torch.float32)[:, None] / 8 - 1

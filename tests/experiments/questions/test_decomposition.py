@@ -32,7 +32,7 @@ def test_past_weights_are_those_of_the_training(trained: Run) -> None:
 def test_weights_of_another_training_are_refused(trained: Run, tmp_path: Path) -> None:
     other = Run(small_config(tmp_path, "optimizer.weight_decay=0.1"))
     other.folder = trained.folder
-    with pytest.raises(JobError, match="cannot be trained again as it was: the loss of step 2 was "):
+    with pytest.raises(JobError, match=r"\bstep 2\b"):
         past_weights(other, [0, 4])
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.lab.registry import find_experiment
-from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import decide
 from bnlab.harness.updates import lr_factor
 
@@ -34,6 +33,14 @@ Cells = list[tuple[str, str, int, tuple[float, ...]]]
 OF_FASHION: Cells = [(FASHION, schedule, 128, FASHION_SHARES) for schedule in ("constant", "cosine", "step")]
 OF_STEPS: Cells = [("cifar10", "step", 128, STEP_SHARES)]
 OF_SIZES: Cells = [("cifar10", schedule, size, TENTHS) for schedule in ("constant", "cosine") for size in (32, 512)]
+OF_ALL: Cells = [*OF_FASHION, *OF_STEPS, *OF_SIZES]
+Tables = dict[str, pd.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def of_all() -> Tables:
+    """The tables of all cells. Not to be changed."""
+    return plant(OF_ALL)
 
 
 def find_rate(schedule: str, step: int, size: int) -> float:
@@ -51,7 +58,7 @@ def lose(schedule: str, step: int, size: int) -> float:
     return lost
 
 
-def plant(cells: Cells) -> dict[str, pd.DataFrame]:
+def plant(cells: Cells) -> Tables:
     tables: dict[str, list[dict[str, object]]] = {}
     for (data, schedule, size, shares), seed in product(cells, SEEDS):
         run = f"{data}-{schedule}-{size}/{seed}"
@@ -99,7 +106,7 @@ def plant_rows(
         yield "weight_norms", {"layer": str(depth), "depth": depth, "weight_norm": norm, "rate": rate}
 
 
-def plant_cut() -> dict[str, pd.DataFrame]:
+def plant_cut() -> Tables:
     """5 points and 0.1 σ shrink at rate 0, and stay at the same rate; noise is 0.01 σ."""
     runs, lost, layers = [], [], []
     for rate, seed in product((0.1, 0.4), SEEDS):
@@ -120,7 +127,7 @@ def plant_cut() -> dict[str, pd.DataFrame]:
     return {"runs": pd.DataFrame(runs), "cut": pd.DataFrame(lost), "cut_layers": pd.DataFrame(layers)}
 
 
-def judge(name: str, tables: dict[str, pd.DataFrame]) -> dict[str, list[str]]:
+def judge(name: str, tables: Tables) -> dict[str, list[str]]:
     """The verdicts of each claim; none of them is without one."""
     verdicts = decide(find_experiment(name), tables)
     unscored = verdicts[verdicts["verdict"].isin(UNDECIDABLE)]
@@ -157,9 +164,8 @@ def test_fashion() -> None:
     assert len(found["as_accurate_as_is_published"]) == 2
 
 
-def test_effective_rate() -> None:
-    tables = plant([*OF_FASHION, *OF_STEPS, *OF_SIZES])
-    found = judge("effective_rate", tables)
+def test_effective_rate(of_all: Tables) -> None:
+    found = judge("effective_rate", of_all)
     assert {claim: len(verdicts) for claim, verdicts in found.items()} == {
         "losses_follow_the_effective_rate": 2,
         "more_closely_than_the_learning_rate": 2,
@@ -169,26 +175,24 @@ def test_effective_rate() -> None:
     assert "holds" not in found["more_closely_than_the_learning_rate"]
 
 
-def test_followed() -> None:
-    found = judge("followed", plant([*OF_FASHION, *OF_STEPS, *OF_SIZES]))
-    cells = len([*OF_FASHION, *OF_STEPS, *OF_SIZES])
+def test_followed(of_all: Tables) -> None:
+    found = judge("followed", of_all)
     assert list_not_holding(found) == {"a_point_better_than_self_tuned"}
-    assert len(found["averaged_weights_win_back"]) == len(found["better_than_averaged_buffers"]) == cells
+    assert len(found["averaged_weights_win_back"]) == len(found["better_than_averaged_buffers"]) == len(OF_ALL)
     # At a constant rate self-tuned averages lose 0.5, 8 and 2 points, followed statistics a quarter of that.
     assert sorted(found["a_point_better_than_self_tuned"]) == ["fails", "holds", "holds"]
 
 
-def test_only_cells_in_which_copied_buffers_lose_much_are_asked() -> None:
-    tables = plant([*OF_FASHION, *OF_STEPS, *OF_SIZES])
-    followed = tables["followed"]
+def test_only_cells_in_which_copied_buffers_lose_much_are_asked(of_all: Tables) -> None:
+    followed = of_all["followed"].copy()
     is_little = followed["run"].str.startswith(f"{FASHION}-cosine") & (followed["statistics"] == "copied")
     exact = followed.loc[followed["statistics"].eq("exact") & followed["decay"].gt(0)].set_index(["run", "step"])
     places = pd.MultiIndex.from_frame(followed.loc[is_little, ["run", "step"]])
     followed.loc[is_little, "accuracy"] = exact["accuracy"].reindex(places).to_numpy() - 0.01
 
-    found = judge("followed", tables)
+    found = judge("followed", {**of_all, "followed": followed})
 
-    assert len(found["averaged_weights_win_back"]) == len([*OF_FASHION, *OF_STEPS, *OF_SIZES]) - 1
+    assert len(found["averaged_weights_win_back"]) == len(OF_ALL) - 1
 
 
 def test_rate_cut() -> None:
@@ -198,19 +202,19 @@ def test_rate_cut() -> None:
     assert len(found["the_error_shrinks_by_the_momentum"]) == 6
 
 
-@pytest.mark.parametrize(
-    ("name", "tables"),
-    [
-        ("rate_cut", plant_cut()),
-        ("step_schedule", plant(OF_STEPS)),
-        ("scaled_batches", plant(OF_SIZES)),
-        ("fashion", plant(OF_FASHION)),
-        ("effective_rate", plant([*OF_FASHION, *OF_STEPS, *OF_SIZES])),
-        ("followed", plant([*OF_FASHION, *OF_STEPS, *OF_SIZES])),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_figures_are_drawn(name: str, tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+PLANTED = {"step_schedule": OF_STEPS, "scaled_batches": OF_SIZES, "fashion": OF_FASHION}
+"""The cells of questions that are not about all of them."""
+
+
+@pytest.mark.parametrize("name", ["rate_cut", *PLANTED, "effective_rate", "followed"])
+def test_figures_are_drawn(name: str, of_all: Tables, tmp_path: Path) -> None:
+    from bnlab.harness.reporting import drawing  # which takes long to import
+
+    tables = of_all
+    if name == "rate_cut":
+        tables = plant_cut()
+    elif name in PLANTED:
+        tables = plant(PLANTED[name])
     for key, figure in find_experiment(name).figures.items():
         drawing.write(key, figure, tables, tmp_path)
         assert (tmp_path / f"{key}.png").exists()

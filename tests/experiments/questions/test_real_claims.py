@@ -14,7 +14,7 @@ import pytest
 
 from bnlab.harness.lab.registry import find_experiment
 from bnlab.harness.reporting.experiment import decide
-from bnlab.harness.reporting.frames import select
+from bnlab.harness.reporting.frames import select, share_name
 from experiments.questions.real import compare_order, compute_deviation, compute_falls, halve, pick_rates
 from experiments.recipes import find_most_picked
 
@@ -156,17 +156,16 @@ def test_the_order_of_configurations() -> None:
 
     # On the cosine the larger rate is the better one once what it loses is below 2 points; first against the small
     # constant rate, which loses half a point itself. At a constant rate it never is.
-    late = {"after 70% of training": [0.25], "after 80% of training": [0.5], "at the end of training": [0.5]}
-    assert [*hits.index[:2]] == ["after 2% of training", "after 5% of training"]
-    assert hits["after 60% of training"].tolist() == [0.0]
-    assert {panel: hits[panel].tolist() for panel in late} == late
+    late = {0.6: [0.0], 0.7: [0.25], 0.8: [0.5], 1.0: [0.5]}
+    assert [*hits.index[:2]] == [share_name(0.02), share_name(0.05)]
+    assert {share: hits[share_name(share)].tolist() for share in late} == late
 
 
 def test_what_is_lost_where_half_of_the_configurations_are_kept() -> None:
     """At first running averages keep both networks of rate 0.025 and one of 0.1, whose accuracy is a point lower."""
     tables = plant(SEVEN, range(7))
     costs = halve(tables, 0.05, 1.0)
-    is_early = (costs["panel"] == "after 5% of training") & (costs["line"] == "running averages")
+    is_early = (costs["panel"] == share_name(0.05)) & (costs["line"] == "running averages")
 
     assert len(costs) == 28
     assert costs.loc[is_early, "cost"].to_numpy() == pytest.approx(0.01)

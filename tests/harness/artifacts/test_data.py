@@ -89,8 +89,7 @@ def test_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     shrink(monkeypatch)
     expected = write_cifar10(tmp_path)
     config = Cifar10(root=str(tmp_path))
-    files = re.escape(f"{tmp_path}/cifar-10-batches-py")
-    with pytest.raises(UserError, match=f"cifar10: .* corrupted.*; delete its files in {files}"):
+    with pytest.raises(UserError, match=rf"cifar10: .* {re.escape(str(tmp_path))}/cifar-10-batches-py"):
         load_dataset(config)
     monkeypatch.setattr(torchvision().datasets.cifar, "check_integrity", lambda *_: True)
     assert_sound(config, (36, 4, TEST))
@@ -103,8 +102,7 @@ def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Each image with its class, in another order than that of the files; others than are published are refused."""
     write_copies(tmp_path, TRAIN, TEST)
     config = Cifar10(root=str(tmp_path), copies=True)
-    folder = re.escape(str(tmp_path))
-    with pytest.raises(UserError, match=f"cifar10: {folder} has 40 and 12 images; expected 50,000 and 10,000"):
+    with pytest.raises(UserError, match=rf"cifar10: {re.escape(str(tmp_path))} .*\b40\b.*\b12\b.*50,000 and 10,000"):
         load_dataset(config)
     shrink(monkeypatch)
     assert_sound(config, (36, 4, TEST))
@@ -115,11 +113,11 @@ def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     one = next((tmp_path / "test").iterdir())
     one.rename(one.with_name("zebra"))
-    with pytest.raises(UserError, match=r"zebra in test; expected the same 10 folders in both"):
+    with pytest.raises(UserError, match=r"zebra in test\b"):
         config.read()
 
     shutil.rmtree(tmp_path / "test")
-    with pytest.raises(UserError, match="there have to be train/<class>/ and test/<class>/ in"):
+    with pytest.raises(UserError, match=r"train/<class>/ and test/<class>/"):
         config.read()
 
 
@@ -231,7 +229,7 @@ def test_a_network_is_neither_measured_nor_continued_on_other_images(
 
     sweep_small(results, *copies_of(tmp_path / "other"), expect=2)
 
-    message = "data=cifar10: has other training images than those that .* was trained on"
+    message = r"data=cifar10: .*\w{10}/seed_\d"
     assert re.search(message, capsys.readouterr().err)
     assert_frame_equal(load("adhoc", results)["gaps"], before)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, build_model
+from bnlab.harness.artifacts.models import Model, build_model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.components import COMPONENTS
 from tests import references as ref
@@ -87,11 +87,6 @@ class TwoNorms(nn.Sequential):
         super().__init__(build(config, 3), conv, nn.ReLU(), build(config, 4))
 
 
-PLAIN = TwoNorms(choose("batch"))
-BATCHES = [draw(9, 3, 5, 5, seed=1), draw(8, 3, 5, 5, seed=2), draw(3, 3, 5, 5, seed=3)]
-PARTS = [part for batch in BATCHES for part in ref.split_ghosts(batch, 4)]
-
-
 def compare(found: Any, expected: Any) -> None:
     """Statistics by layer, whatever wraps the layers."""
     assert [name.removesuffix(".norm") for name in found] == list(expected)
@@ -100,12 +95,21 @@ def compare(found: Any, expected: Any) -> None:
         torch.testing.assert_close(mine.var, theirs.var, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("norm", "batches"), [(choose("ghost", batch_size=4), PARTS), (choose("renorm"), BATCHES)])
-def test_statistics_of_frozen_weights_are_those_of_the_batch_norm_inside(norm: Norm, batches: list[Tensor]) -> None:
-    model = TwoNorms(norm)
-    compare(bnlab.population_statistics(model, BATCHES), ref.full_batch_population(PLAIN, torch.cat(BATCHES)))
-    found = bnlab.population_statistics(model, BATCHES, statistic="precise")
-    compare(found, ref.batch_upstream_population(PLAIN, batches))
+@pytest.mark.parametrize("name", ["ghost", "renorm"])
+def test_statistics_of_frozen_weights_are_those_of_the_batch_norm_inside(name: str) -> None:
+    plain = TwoNorms(choose("batch"))
+    batches = [draw(9, 3, 5, 5, seed=1), draw(8, 3, 5, 5, seed=2), draw(3, 3, 5, 5, seed=3)]
+    normalized = batches
+    settings = {}
+    if name == "ghost":
+        normalized = [part for batch in batches for part in ref.split_ghosts(batch, 4)]
+        settings = {"batch_size": 4}
+
+    model = TwoNorms(choose(name, **settings))
+
+    compare(bnlab.population_statistics(model, batches), ref.full_batch_population(plain, torch.cat(batches)))
+    precise = bnlab.population_statistics(model, batches, statistic="precise")
+    compare(precise, ref.batch_upstream_population(plain, normalized))
 
 
 @pytest.mark.parametrize("of_images", [True, False])
@@ -148,20 +152,19 @@ def test_the_limits_of_batch_renorm_rise_at_the_shares_of_the_paper() -> None:
         layer(draw(3, 4, 1, 1))
 
 
-@pytest.mark.parametrize(
-    ("norm", "groups"), [(choose("group", groups=2), 2), (choose("layer"), 1), (choose("instance"), 4)]
-)
-def test_norms_of_each_image(norm: Norm, groups: int) -> None:
-    layer = build(norm)
+@pytest.mark.parametrize(("name", "groups"), [("group", 2), ("layer", 1), ("instance", 4)])
+def test_norms_of_each_image(name: str, groups: int) -> None:
+    layer = build(choose(name, **({"groups": groups} if name == "group" else {})))
     x = draw(*IMAGES)
     expected = ref.scale_channels(ref.group_normalize(x, groups), layer.weight, layer.bias)
     for mode in (True, False):
         torch.testing.assert_close(layer.train(mode)(x), expected)
 
 
-@pytest.mark.parametrize("norm", COMPONENTS["norm"].values(), ids=lambda choice: choice.name)
-def test_a_norm_is_what_its_class_says(norm: Norm) -> None:
+@pytest.mark.parametrize("name", COMPONENTS["norm"])
+def test_a_norm_is_what_its_class_says(name: str) -> None:
     """What models, checks and measurements rely on, of the layer that it builds, in training."""
+    norm = choose(name)
     x = draw(64, 8, 3, 5)
     x = x - x.mean((0, 2, 3), keepdim=True)
     with_another_last = torch.cat((x[:-1], 5 * x[-1:]))
@@ -184,12 +187,18 @@ def test_a_norm_is_what_its_class_says(norm: Norm) -> None:
         build(norm, channels=8, of_images=False)(x[:, :, 0, 0])
 
 
-NETWORKS = [Cnn(depth=2, width=8), Mlp(width=16), Resnet(depth=8, width=8)]
+def choose_model(name: str, **settings: int) -> Model:
+    """Choose a model by name, with other settings than the usual ones."""
+    return replace(COMPONENTS["model"][name], **settings)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda choice: choice.name)
-@pytest.mark.parametrize("norm", COMPONENTS["norm"].values(), ids=lambda choice: choice.name)
-def test_every_weight_of_every_network_is_trained(network: Model, norm: Norm) -> None:
+@pytest.mark.parametrize(
+    ("model_name", "settings"),
+    [("cnn", {"depth": 2, "width": 8}), ("mlp", {"width": 16}), ("resnet", {"depth": 8, "width": 8})],
+)
+@pytest.mark.parametrize("norm_name", COMPONENTS["norm"])
+def test_every_weight_of_every_network_is_trained(model_name: str, settings: dict[str, int], norm_name: str) -> None:
+    network, norm = choose_model(model_name, **settings), choose(norm_name)
     if norm.needs_maps and not network.has_maps:
         return
     model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
@@ -199,11 +208,15 @@ def test_every_weight_of_every_network_is_trained(network: Model, norm: Norm) ->
 
 
 @pytest.mark.parametrize(
-    ("network", "kinds"),
-    [(Cnn(depth=5, width=8, pool_every=5), "bgbgb"), (Mlp(depth=4), "bgbg"), (Resnet(depth=14), "b" + "bg" * 6)],
-    ids=["cnn", "mlp", "resnet"],
+    ("name", "settings", "kinds"),
+    [
+        ("cnn", {"depth": 5, "width": 8, "pool_every": 5}, "bgbgb"),
+        ("mlp", {"depth": 4}, "bgbg"),
+        ("resnet", {"depth": 14}, "b" + "bg" * 6),
+    ],
 )
-def test_every_second_norm(network: Model, kinds: str) -> None:
+def test_every_second_norm(name: str, settings: dict[str, int], kinds: str) -> None:
+    network = choose_model(name, **settings)
     inputs = {"channels": 1, "image_size": 8, "classes": 10}
     known = {nn.BatchNorm1d: "b", nn.BatchNorm2d: "b", nn.GroupNorm: "g"}
 

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,29 @@ from bnlab.harness.artifacts.run import find_commit
 from bnlab.harness.artifacts.training import Diverged, TrainingState
 from bnlab.harness.progress import Progress
 from bnlab.harness.requests import read_requests
+from tests.conftest import small_config
 from tests.harness.kills import assert_same, interrupted_at, read_trace
-from tests.helpers import find_network, sweep_small
+from tests.helpers import Config, find_network, run_job, sweep_small
 
-BOTH = "estimator=[ema,exact]"
+BOTH = ("estimator=[ema,exact]", "measurements=gaps")
+
+
+@cache
+def plan_both() -> Config:
+    """The job of the small network under both statistics. Not to be changed."""
+    return small_config(Path(), *BOTH)
+
+
+def run_both(results: Path, **changes: Any) -> None:
+    """Run that job in a folder of results, with other settings where they are given."""
+    run_job(plan_both(), results=str(results), **changes)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results with the small network and what is measured on it. Not to be changed."""
     results = tmp_path_factory.mktemp("whole")
-    sweep_small(results, BOTH)
+    sweep_small(results, *BOTH)
     return results
 
 
@@ -47,8 +60,7 @@ def list_steps(results: Path) -> list[int]:
 
 
 def assert_same_rows(found: Path, expected: Path) -> None:
-    for name in ("gaps", "evaluations"):
-        assert_frame_equal(load("adhoc", found)[name], load("adhoc", expected)[name])
+    assert_frame_equal(load("adhoc", found)["gaps"], load("adhoc", expected)["gaps"])
 
 
 def test_what_a_network_consists_of(whole: Path) -> None:
@@ -108,9 +120,10 @@ def test_a_kill_between_the_files_of_a_part(
     with monkeypatch.context() as patch:
         patch.setattr(training_runner, "STATE_SECONDS", 0.0)
         patch.setattr(f"bnlab.{writes}", write_twice)
-        sweep_small(tmp_path, BOTH, expect=130)
-    sweep_small(tmp_path, BOTH)
-    sweep_small(tmp_path, BOTH, "evaluate_at=[2]")  # trained again from the start, not from the last state
+        with pytest.raises(KeyboardInterrupt):
+            run_both(tmp_path)
+    run_both(tmp_path)
+    run_both(tmp_path, evaluate_at=[2])  # trained again from the start, not from the last state
 
     assert list_steps(tmp_path) == [1, 2, 7, 20, 40]
     assert_same(find_network(tmp_path), find_network(whole))
@@ -138,7 +151,7 @@ def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, capsys
         shutil.rmtree(find_network(copied) / "measurements")
     capsys.readouterr()
 
-    sweep_small(copied, BOTH)
+    run_both(copied)
 
     err = capsys.readouterr().err
     assert err.startswith(str(path))
@@ -148,11 +161,11 @@ def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, capsys
 
 
 def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with interrupted_at(3):
-        sweep_small(tmp_path, BOTH, expect=130)
+    with interrupted_at(3), pytest.raises(KeyboardInterrupt):
+        run_both(tmp_path)
     (find_network(tmp_path) / "state.safetensors").write_bytes(b"nonsense")
 
-    sweep_small(tmp_path, BOTH)
+    run_both(tmp_path)
 
     assert "state.safetensors: cannot be read" in capsys.readouterr().err
     assert_same(find_network(tmp_path), find_network(whole))
@@ -160,7 +173,7 @@ def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, capsys: pytest
 
 def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The network is trained again from the start, and keeps all checkpoints; what was measured stays."""
-    sweep_small(copied, BOTH, "evaluate_at=[10,20]")
+    run_both(copied, evaluate_at=[10, 20])
 
     assert "step 40 of 40" in capsys.readouterr().out
     assert list_steps(copied) == [1, 7, 10, 20, 40]
@@ -172,7 +185,7 @@ def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path, capsys: py
 def test_a_training_that_was_saved_on_its_way_leaves_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_runner, "STATE_SECONDS", 0.0)
 
-    sweep_small(tmp_path, "steps=4", "evaluate_at=final")
+    run_both(tmp_path, steps=4, evaluate_at="final", measurements="log")
 
     assert not (find_network(tmp_path) / "state.safetensors").exists()
 
@@ -183,7 +196,7 @@ def test_a_state_that_a_kill_has_left_beside_the_status_is_not_gone_on_from(
     state = find_network(copied) / "state.safetensors"
     state.write_bytes(b"nonsense")
 
-    sweep_small(copied, BOTH, "evaluate_at=[10,20]")
+    run_both(copied, evaluate_at=[10, 20])
 
     assert "cannot be read" not in capsys.readouterr().err
     assert list_steps(copied) == [1, 7, 10, 20, 40]
@@ -203,7 +216,7 @@ def test_a_network_that_diverges_is_predicted_at_its_last_step_before_that(
             raise Diverged("a weight is not finite")
 
     monkeypatch.setattr(TrainingState, "require_finite", diverge)
-    sweep_small(tmp_path, "measurements=evaluations", "evaluate_at=[1,2,40]")
+    run_both(tmp_path, measurements="evaluations", evaluate_at=[1, 2, 40])
 
     tables = load("adhoc", tmp_path)
     assert tables["runs"][["status", "last_step"]].values.tolist() == [["diverged", 3]]
@@ -220,7 +233,7 @@ def test_of_a_network_that_diverges_nothing_of_an_earlier_training_is_left(
             raise Diverged("a weight is not finite")
 
     monkeypatch.setattr(TrainingState, "require_finite", diverge)
-    sweep_small(copied, BOTH, "evaluate_at=[5,20]")
+    run_both(copied, evaluate_at=[5, 20])
 
     (run,) = load("adhoc", copied)["runs"].itertuples()
     assert (run.status, run.last_step) == ("diverged", 12)
@@ -232,8 +245,8 @@ def test_another_training_is_measured_again(copied: Path, tmp_path: Path, monkey
     train_elsewhere(monkeypatch)
     shutil.rmtree(find_network(copied))
 
-    sweep_small(copied, BOTH)
-    sweep_small(tmp_path / "alone", BOTH)
+    run_both(copied)
+    run_both(tmp_path / "alone")
 
     assert_same_rows(copied, tmp_path / "alone")
 
@@ -259,7 +272,7 @@ def test_rows_of_two_trainings_are_never_in_one_table(
     """
     train_elsewhere(monkeypatch)
     capsys.readouterr()
-    sweep_small(copied, "estimator=cumulative", "evaluate_at=[10,20]")
+    run_both(copied, estimator="cumulative", evaluate_at=[10, 20])
 
     tables = load("adhoc", copied)
     assert {*tables["gaps"]["estimator"]} == {"cumulative"}
@@ -267,8 +280,8 @@ def test_rows_of_two_trainings_are_never_in_one_table(
     assert note.startswith("rows of 1 network are of an earlier training, which had other numbers, and left out; to")
     assert "estimator=[ema,exact]" in note
 
-    sweep_small(copied, BOTH)
-    sweep_small(tmp_path / "alone", BOTH)
+    run_both(copied)
+    run_both(tmp_path / "alone")
 
     tables = load("adhoc", copied)
     assert not tables.notes
@@ -282,10 +295,10 @@ def test_rows_of_two_trainings_are_never_in_one_table(
 def test_another_sweep_of_the_same_network_measures_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load("adhoc", copied)["runs"]["final_loss"].item()
     train_elsewhere(monkeypatch)
-    sweep_small(copied, "name=other", "evaluate_at=[10,20]")
+    run_both(copied, name="other", estimator="ema", evaluate_at=[10, 20])
     assert load("adhoc", copied)["runs"]["final_loss"].item() == before
 
-    sweep_small(copied, BOTH)
+    run_both(copied)
 
     of_other = load("other", copied)["runs"]["final_loss"].item()
     assert load("adhoc", copied)["runs"]["final_loss"].item() == of_other != before
@@ -297,7 +310,7 @@ def test_a_network_that_was_copied_to_another_seed_is_not_taken_for_it(
     network = find_network(copied)
     shutil.copytree(network, network.with_name("seed_1"))
 
-    sweep_small(copied, BOTH, "seed=1")
+    run_both(copied, seed=1)
 
     assert "it is the network of seed=0" in capsys.readouterr().err
     losses = load("adhoc", copied)["runs"].set_index("seed")["final_loss"]
@@ -311,7 +324,7 @@ def test_the_latest_request_is_the_newest_whatever_clocks_say(copied: Path, monk
     ahead["written"] += 10**18
     path.write_text(json.dumps(ahead), encoding="utf-8")
 
-    sweep_small(copied, "estimator=cumulative")
+    run_both(copied, estimator="cumulative")
 
     requests = read_requests(copied / "adhoc")
     assert [request.written - ahead["written"] for request in requests] == [0, 1]
@@ -340,7 +353,7 @@ def test_what_is_said_while_a_network_is_trained(
     monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
     monkeypatch.setattr("bnlab.harness.progress.write_progress", lambda folder, progress: states.append(progress))
 
-    sweep_small(tmp_path, "steps=4", "evaluate_at=final")
+    run_both(tmp_path, steps=4, evaluate_at="final", measurements="log")
 
     lines = re.findall(r"  step (\d) of 4  loss \d\.\d{3}  (.*)", capsys.readouterr().out)
     assert lines == [("4", "trained in 0 s")]

@@ -137,17 +137,17 @@ def test_predictions_under_a_shift(trained: Run, copied: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "named"),
     [
-        ("test_batch(n=x)", "n=x: is the number of images that are predicted at once, 1 or more"),
-        ("test_batch(m=3)", "has no parameter 'm'"),
-        ("example_weighing(weight=2.0)", r"weight=2.0; it lies in \[0, 1\]"),
-        ("swa(images=some)", r"write swa, or swa\(images=1000\)"),
-        ("none", "must be one of averaged, "),
+        ("test_batch(n=x)", "n=x: "),
+        ("test_batch(m=3)", "'m'"),
+        ("example_weighing(weight=2.0)", r"weight=2.0\b.*\[0, 1\]"),
+        ("swa(images=some)", r"swa\(images=1000\)"),
+        ("none", r"\baveraged, "),
     ],
 )
-def test_bad_names(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_bad_names(name: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
         parse_subjects([name], [0.1], "train")
 
 

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from bnlab.harness.errors import NoRows
-from bnlab.harness.reporting import drawing
+from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import select
 from bnlab.harness.reporting.overview import make_overview
 from bnlab.harness.reporting.page import write_overview
 from bnlab.harness.reporting.tables import OwnTable
 from bnlab.harness.reporting.wording import format_number
 
-matplotlib.use("Agg")
-
 EMA = "running average (momentum 0.1)"
 EXACT = "exact statistics"
+Draw = Callable[[Figure, dict[str, pd.DataFrame]], Any]
+
+
+@pytest.fixture
+def draw() -> Iterator[Draw]:
+    """Draws a figure, which is closed after the test."""
+    import matplotlib.pyplot as plt
+
+    from bnlab.harness.reporting import drawing
+
+    yield lambda figure, tables: drawing.draw(figure, figure.score(tables))
+    plt.close("all")
 
 
 def plant(
@@ -87,10 +95,10 @@ LAYOUTS: list[tuple[dict[str, Any], str, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("settings", "figure", "panels", "names"), LAYOUTS)
-def test_layouts(settings: dict[str, Any], figure: str, panels: list[str], names: list[str]) -> None:
+def test_layouts(settings: dict[str, Any], figure: str, panels: list[str], names: list[str], draw: Draw) -> None:
     tables = plant(**settings)
-    declared = make_overview(tables).figures[figure]
-    drawn = drawing.draw(declared, declared.score(tables))
+
+    drawn = draw(make_overview(tables).figures[figure], tables)
 
     axes = [ax for ax in drawn.axes if ax.axison]
     assert [ax.get_title() for ax in axes] == panels
@@ -102,7 +110,6 @@ def test_layouts(settings: dict[str, Any], figure: str, panels: list[str], names
         looks = {(line.get_color(), line.get_marker()) for line in legend.get_lines()}
         assert len(looks) == len(names) or figure == "accuracy"
     assert [label.get_text().replace("\n", " ") for label in labels] == names
-    plt.close(drawn)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +182,8 @@ def plant_losses(**swept: tuple[Any, ...]) -> dict[str, pd.DataFrame]:
 
 
 def test_accuracy_lost_is_paired_by_network() -> None:
+    from scipy import stats  # which takes long to import
+
     overview = make_overview(plant_losses())
 
     accuracies = overview.figures["accuracy"].score({}).set_index("estimator")
@@ -244,25 +253,22 @@ def test_accuracy_lost_is_against_the_training_images(
 
 
 @pytest.mark.parametrize("swept", [{}, {"norm": ("batch", "ghost")}])
-def test_zero_is_seen_where_losses_are_compared_with_it(swept: dict[str, Any]) -> None:
+def test_zero_is_seen_where_losses_are_compared_with_it(swept: dict[str, Any], draw: Draw) -> None:
     tables = plant(momenta=(0.05,), **swept)
-    figure = make_overview(tables).figures["accuracy_lost"]
-    drawn = drawing.draw(figure, figure.score(tables))
+    drawn = draw(make_overview(tables).figures["accuracy_lost"], tables)
 
     (ax,) = drawn.axes
     low, high = ax.get_xlim()
     assert low < 0 < 5 < high
     assert {0.0, 0.3, 1.0, 3.0} <= {*ax.get_xticks()}
-    plt.close(drawn)
 
 
 @pytest.mark.parametrize(
     ("values", "scale"), [((0.0, 1e-4, 1e-2), "symlog"), ((1e-4, 1e-3, 1e-2), "log"), ((-1.0, 0.0, 1.0), "linear")]
 )
-def test_a_swept_axis_has_a_place_for_zero(values: tuple[float, ...], scale: str) -> None:
+def test_a_swept_axis_has_a_place_for_zero(values: tuple[float, ...], scale: str, draw: Draw) -> None:
     tables = plant(optimizer__weight_decay=values)
-    figure = make_overview(tables).figures["gap"]
-    drawn = drawing.draw(figure, figure.score(tables))
+    drawn = draw(make_overview(tables).figures["gap"], tables)
 
     (ax,) = drawn.axes
     assert ax.get_xscale() == scale
@@ -272,7 +278,6 @@ def test_a_swept_axis_has_a_place_for_zero(values: tuple[float, ...], scale: str
     places = ax.transData.transform([(value, 0.1) for value in np.asarray(line.get_xdata(), float)])[:, 0]
     shares = (places - ax.bbox.x0) / ax.bbox.width
     assert (np.diff([0.0, *shares, 1.0]) > 0.01).all(), "no value runs into another, or into the frame"
-    plt.close(drawn)
 
 
 @pytest.mark.parametrize("kind", [{"split": "val"}, {"shift": "noise:1"}, {"statistics_split": "train_augmented"}])
@@ -391,6 +396,8 @@ def plant_own(**swept: tuple[Any, ...]) -> tuple[dict[str, pd.DataFrame], dict[s
 
 
 def test_a_table_of_the_users_own_has_lines_over_the_training_and_means_at_its_end() -> None:
+    from scipy import stats
+
     tables, own = plant_own(batch_size=(4, 32))
     overview = make_overview(tables, own)
 
@@ -444,6 +451,8 @@ def test_a_table_of_the_users_own_may_have_a_column_line() -> None:
 def test_the_page_of_a_sweep_with_a_table_of_the_users_own_alone(tmp_path: Path) -> None:
     tables, own = plant_own()
     overview = make_overview(tables, own)
+    from bnlab.harness.reporting import drawing  # which takes long to import
+
     drawn = {name: drawing.write(name, each, tables, tmp_path / "figures") for name, each in overview.figures.items()}
 
     page = write_overview(replace(overview, figures=drawn), tmp_path, [])
