@@ -36,7 +36,7 @@ from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement
-from bnlab.harness.requests import locate_rows
+from bnlab.harness.records import locate_rows
 from bnlab.harness.schema import read_frame, write_rows
 
 ROUNDS = 3
@@ -99,7 +99,7 @@ def simulate(words: Sequence[str]) -> int:
         first = Run(configs[0])
         # Read once, and written under each network's name.
         rows = {}
-        for path in first.folder.glob("measurements/*/*.parquet"):
+        for path in first.folder.glob("rows/*/*.parquet"):
             rows[path.parent.name, path.name] = read_frame(path)
         for config in configs[1:]:
             if not Run(config).finished:
@@ -110,12 +110,12 @@ def simulate(words: Sequence[str]) -> int:
 def _copy(first: Run, rows: dict[tuple[str, str], pd.DataFrame], config: Config) -> None:
     """Leave what a network of this configuration leaves; `rows` are the first one's, by table and file."""
     run = Run(config)
-    shutil.copytree(first.folder, run.folder, ignore=shutil.ignore_patterns("measurements"))
+    shutil.copytree(first.folder, run.folder, ignore=shutil.ignore_patterns("rows"))
     write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     for (table, file), frame in rows.items():
         path = locate_rows(Path(config.results), run.id, table) / file
         write_rows(path, find_measurement(table).table, frame.assign(run=run.id))
-    # This writes the request: the job finds all rows and trains nothing.
+    # This writes the record: the job finds all rows and trains nothing.
     execute(config)
 
 

@@ -145,10 +145,10 @@ def _read_trained(folder: Path) -> tuple[set[str], dict[str, float]]:
     committed: set[str] = set()
     validated: dict[str, float] = {}
     folders = [REFERENCE, folder.parent]
-    # Committed tables have no requests. A folder with requests has been swept, and its tables hold what was
-    # measured there.
+    # Committed tables have no records. A folder with records has been swept, and its tables hold what was measured
+    # there.
     if folder.parent.resolve() == REFERENCE:  # all is measured again: tables that were committed do not count
-        folders = [folder.parent] if (folder / "requests").is_dir() else []
+        folders = [folder.parent] if (folder / "jobs").is_dir() else []
     for results in folders:
         try:
             tables = load(folder.name, results)

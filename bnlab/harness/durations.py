@@ -14,8 +14,8 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import find_measurements, list_needed_checkpoints
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.cache import complete_rows
 from bnlab.harness.measurements.estimates import EXACT, measure_at
+from bnlab.harness.measurements.rows import complete_rows
 from bnlab.harness.measurements.subjects import Subject, list_subjects
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
 

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bnlab.common.files import Unreadable, quarantine, write_text
-from bnlab.harness import schema
+from bnlab.common.files import Unreadable, digest, quarantine, write_text
 from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings
 from bnlab.harness.artifacts.run import Run, describe_environment
 from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.config import check_device
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
-from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.estimates import VERSION
+from bnlab.harness.measurements.rows import Failures, complete_rows
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.own import digest_user_code
 from bnlab.harness.progress import Progress, remove_progress, say, say_problem, write_progress
-from bnlab.harness.requests import (
-    MEASURED_WITH,
-    NOT_NOTED,
-    Request,
-    Selection,
-    has_all_rows,
-    locate_columns,
-    locate_failure,
-    locate_request,
-    read_requests,
-    write_request,
-)
+from bnlab.harness.records import Part, locate_failure, locate_rows, read_record, write_record
+from bnlab.harness.run_table import MEASURED_WITH
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
@@ -59,18 +48,31 @@ def list_waiting(configs: Iterable[Config]) -> list[Config]:
         run = Run(config)
         kind = repr(replace(config, seed=0))  # jobs that differ in the seed alone ask for the same
         if kind not in asked:
-            asked[kind] = _describe_asked(run)
-        request = locate_request(config.folder, run.id, asked[kind])
-        is_done = is_trained(run) and has_all_rows(request, Path(config.results), _read_training(run))
+            asked[kind] = _digest_asked(run)
+        is_done = is_trained(run) and _has_asked(run, asked[kind])
         if not is_done or locate_failure_of(run).exists():
             waiting.append(config)
     return waiting
 
 
+def _has_asked(run: Run, asked: str) -> bool:
+    """Return whether the rows that a job asks for are there, of the network as it was trained last."""
+    record = read_record(run.config.folder, run.id)
+    if record is None or asked not in record.asked:
+        return False
+    results = Path(run.config.results)
+    training = _read_training(run)
+    for table, parts in record.parts.items():
+        has_rows = any(any(part.keys.values()) for part in parts.values())
+        if has_rows and not any(locate_rows(results, run.id, table).glob("*.parquet")):
+            return False
+    return record.newest is None or record.newest.training == training
+
+
 def _read_training(run: Run) -> str:
-    """Read which training a trained network is of; empty where an earlier version has trained it."""
+    """Read which training a trained network is of."""
     status = run.status
-    return status.get("training", "") if status else ""
+    return status["training"] if status else ""
 
 
 def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
@@ -81,14 +83,14 @@ def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
         return False
 
 
-def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
-    """Describe what a job asks for: what is measured, by which code, without the estimators that have failed."""
+def _digest_asked(run: Run) -> str:
+    """Digest what a job asks for: what is measured, and by which code."""
     settings = [getattr(run.config, name) for name in MEASURED_WITH]
     # When the user's code changes, the same settings ask for other rows.
     code = [subject.code for subject in list_subjects(run.config)]
     code += [digest_user_code(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
-    return json.dumps([settings, images, code, VERSION, sorted(failed)], default=list)
+    return digest(json.dumps([settings, images, code, VERSION], default=list), digits=10)
 
 
 def require_writable(results: Path, *folders: Path) -> None:
@@ -104,48 +106,23 @@ def require_writable(results: Path, *folders: Path) -> None:
             raise UserError(f"results={results}: {there} {reason}; name another folder, as results=/tmp/results")
 
 
-def _require_one_sample(runs: Sequence[Run]) -> None:
-    """Raise UserError if an experiment would have rows of one condition on two values of `population_images`.
-
-    Its tables have no column that tells such rows apart: in a mean over seeds, both would be averaged.
-    """
-    measured: dict[tuple[Path, str], Any] = {}
-    for folder in {run.config.folder for run in runs}:
-        for request in read_requests(folder):
-            # A failed job has no rows, and earlier versions did not note the number.
-            if request.selections and request.population_images != NOT_NOTED:
-                measured[folder, _leave_out_seed(request.run)] = request.population_images
-
-    for run in runs:
-        condition = _leave_out_seed(run.id)
-        images = run.config.population_images
-        # Entered at once, so that the jobs of this sweep are compared with each other, too.
-        known = measured.setdefault((run.config.folder, condition), images)
-        if known != images:
-            values = " and ".join("null" if each is None else str(each) for each in (known, images))
-            raise UserError(
-                f"population_images: networks {condition} would be measured with {values} in {run.config.name}, whose "
-                "tables do not tell them apart; give each a name= of its own, which trains nothing again"
-            )
-
-
-def _leave_out_seed(run: str) -> str:
-    """Leave the seed out of a network's name: what is left is the same for all networks of these settings."""
-    return run.rpartition("/")[0]
-
-
 def prepare(configs: list[Config]) -> float:
     """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
 
     Returns the seconds that training takes, see `try_networks`.
 
-    UserError for an estimator that cannot average a short stream, a kind of network that cannot make an update, or a
-    network that would be measured on two numbers of images.
+    UserError for an estimator that cannot average a short stream, a kind of network that cannot make an update, or
+    networks that would be measured on two numbers of images under one name.
     """
+    samples = {config.population_images for config in configs}
+    if len(samples) > 1:
+        raise UserError(
+            f"population_images={','.join(map(str, samples))}: the tables of one name do not tell them apart; sweep "
+            "each under a name= of its own, which trains nothing again"
+        )
     require_writable(Path(configs[0].results), configs[0].folder)
     try_estimators(subject for config in configs for subject in list_subjects(config))
     runs = [Run(config) for config in configs]
-    _require_one_sample(runs)
     seconds, warnings = try_networks(runs)
     for warning in warnings:
         say_problem(warning)
@@ -155,9 +132,6 @@ def prepare(configs: list[Config]) -> float:
         run.config.folder.mkdir(parents=True, exist_ok=True)
         locate_failure_of(run).unlink(missing_ok=True)
         remove_progress(run.folder)  # what a killed process has left
-    columns = describe_runs().schema  # for reports, which do not see the components
-    for folder in {config.folder for config in configs}:
-        schema.write_frame(locate_columns(folder), schema.empty(columns), columns)
     return seconds
 
 
@@ -218,9 +192,7 @@ def _record_failure(config: Config, command: str, reason: str) -> None:
     path = locate_failure_of(run)
     say_problem(f"{run.id}: failed, {reason}\n  more in {path}")
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
-    # What is said to have failed becomes part of the request's name. Under the name of a whole request, the job would
-    # count as done.
-    _write_request(run, {}, ["this job"], command)
+    _write_record(run, command)
 
 
 def execute(config: Config, command: str = "") -> None:
@@ -265,7 +237,7 @@ def _train_and_measure(run: Run, command: str) -> None:
 
     subjects = list_subjects(run.config)
     failed = Failures()
-    selections = {}
+    parts = {}
     for measurement in chosen:
         # Where the first update diverges, nothing is measured, and no batch was recorded.
         repeated = _find_repeated(run) if measurement.about_batches and run.measured_steps else ""
@@ -274,9 +246,9 @@ def _train_and_measure(run: Run, command: str) -> None:
             failed[measurement.name] = reason, ""
         else:
             write_progress(run.folder, Progress(f"measuring {measurement.name}", share=1.0))
-            selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
+            parts[measurement.name] = complete_rows(run, measurement, subjects, failed)
     # The rows of all other estimators are asked for before the failure is raised.
-    _write_request(run, selections, failed, command)
+    _write_record(run, command, parts, is_whole=not failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         error.add_note("\n".join(details for _, details in failed.values()))
@@ -305,17 +277,21 @@ def find_measurements(config: Config) -> list[Measurement]:
     return [find_measurement(name) for name in as_list(config.measurements)]
 
 
-def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterable[str], command: str) -> None:
-    """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has."""
+def _write_record(
+    run: Run, command: str, parts: Mapping[str, Mapping[str, Part]] | None = None, is_whole: bool = False
+) -> None:
+    """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has.
+
+    Args:
+        run: the network.
+        command: the sweep that asked.
+        parts: the rows that are there.
+        is_whole: whether these are all that were asked for, so that the job is done.
+    """
+    asked = _digest_asked(run) if is_whole else ""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        folder = run.config.folder
-        path = locate_request(folder, run.id, _describe_asked(run, failed))
-        images = run.config.population_images
-        row = _describe_run(run)
-        training = _read_training(run) if selections else ""
-        request = Request(run.id, row, selections, command=command, population_images=images, training=training)
-        write_request(path, request)
+        write_record(run.config.folder, run.id, _describe_run(run), command, asked, parts or {})
 
 
 def _describe_run(run: Run) -> dict[str, object]:

@@ -17,7 +17,7 @@ from bnlab.harness.artifacts.training_runner import format_seconds
 from bnlab.harness.durations import Durations, estimate_durations
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
-from bnlab.harness.requests import MEASURED_WITH
+from bnlab.harness.run_table import MEASURED_WITH
 from bnlab.harness.source_code import say_changed
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import ADVICE, count_last

@@ -16,8 +16,8 @@ from bnlab.common.files import reading, write_whole
 
 # Names in the metadata of files, which Arrow keeps as bytes.
 _KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"
-ORIGIN = "origin"
-"""A further column of files with measured rows: what a row was measured from, a digest."""
+ROW_KEY = "row_key"
+"""A further column of files with measured rows, see `bnlab.harness.records`."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Table:
 
     @property
     def part(self) -> pa.Schema:
-        """Schema of files with measured rows, which say what each was measured from."""
-        return self.schema.append(pa.field(ORIGIN, pa.string()))
+        """Schema of files with measured rows, which carry their keys."""
+        return self.schema.append(pa.field(ROW_KEY, pa.string()))
 
 
 _COMMON = {
@@ -181,21 +181,21 @@ def find_fault(table: Table, frame: pd.DataFrame) -> str:
 
 
 def write_rows(path: Path, table: Table, frame: pd.DataFrame) -> None:
-    """Write measured rows of a table, with their `origin`."""
+    """Write measured rows of a table, with their keys."""
     write_frame(path, conform(frame, table.part), table.part)
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """Read a parquet file; Unreadable if it is missing or damaged."""
+def read_frame(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a parquet file, or some of its columns; Unreadable if it is missing or damaged."""
     with reading(path), path.open("rb") as file:
-        return pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
+        return pq.ParquetFile(file, page_checksum_verification=True).read(columns).to_pandas()
 
 
 def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
     """Read measured rows as an Arrow table of this schema; Unreadable if it is missing, damaged, or no such file.
 
-    Columns that an earlier version of the measurement did not have are null. Making a frame of each of thousands of
-    files with a few rows takes ten times as long.
+    Columns that an earlier version of a user's measurement did not have are null. Making a frame of each of thousands
+    of files with a few rows takes ten times as long.
     """
     with reading(path), path.open("rb") as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)

@@ -78,15 +78,6 @@ def _read_module(name: str, file: Path) -> tuple[str, list[str]]:
     return digest_and_imports
 
 
-def digest_files(modules: Iterable[str]) -> Code:
-    """Digest the files of modules as they are now, without what those import; a module whose file is gone is left out.
-
-    So is `__main__`, which is another program in each process.
-    """
-    files = {name: _find_file(name) for name in modules if name != "__main__"}
-    return {name: digest_code(file.read_bytes()) for name, file in files.items() if file is not None}
-
-
 def list_changed(before: Code, now: Code) -> list[str]:
     """List the files of the modules in which a user's code differs."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -31,7 +31,7 @@ STAGES = (
     *(
         "errors schema updates progress layer_average trained_with",
         "source_code",
-        "run_table requests",
+        "run_table records",
         "components",
         "own",
     ),  # what all of them share: no torch
@@ -59,7 +59,7 @@ FOLDERS = {
     "doctor.verdict": "verdict attribution findings labelled unlabelled",
     "doctor.report": "page diagnosis",
     "harness.lab": "registry command watching explaining launchers compose launch sweep from_python papers "
-    "reproduction report removing forgetting runs",
+    "reproduction report runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
@@ -88,7 +88,7 @@ REPORTING = {
             "layer_average",
             "source_code",
             "run_table",
-            "requests",
+            "records",
             "reporting",
         )
     ),

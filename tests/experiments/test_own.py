@@ -344,8 +344,7 @@ def test_all_of_them(mine: None, call: Call, tmp_path: Path) -> None:
     page = (tmp_path / "adhoc" / "report.html").read_text(encoding="utf-8")
     assert "<h3>The table largest_weights</h3>" in page
     assert "<code>largest</code>: of all weights." in page
-    made_from = tmp_path / "adhoc" / "tables" / "made_from.json"
-    made_from.unlink()  # so that the tables are put together again
+    (tmp_path / "adhoc" / "tables" / "records.json").unlink()  # so that the tables are put together again
     call("report", "name=adhoc", f"results={tmp_path}")
     assert (tmp_path / "adhoc" / "report.html").read_text(encoding="utf-8") == page
 

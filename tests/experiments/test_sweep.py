@@ -176,23 +176,29 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(
     assert len(steps[diverged["run"]]) <= len(log) == diverged["last_step"] < 6
 
 
-@pytest.mark.parametrize("earlier", [(), ("population_images=30",)], ids=["in one sweep", "in two"])
-def test_a_network_is_measured_on_one_number_of_images(earlier: tuple[str, ...], call: Call, tmp_path: Path) -> None:
-    """Tables do not tell rows on 30 and on 50 images apart, and means over seeds would have both."""
-    words = (*TINY, "steps=4", "evaluate_at=[2,4]", "measurements=[gaps]", f"results={tmp_path}")
-    if earlier:
-        assert call("sweep", *words, *earlier).code == 0
-        code, _, err = call("sweep", *words, "population_images=50")
-    else:
-        code, _, err = call("sweep", "-m", *words, "population_images=30,50")
+def test_rows_on_another_number_of_images_are_left_out_until_they_are_measured_again(
+    call: Call, tmp_path: Path
+) -> None:
+    """Means over seeds would have both; whichever sweep came last counts, and says how the line is completed."""
+    words = (*TINY, "steps=4", "evaluate_at=[2,4]", "measurements=[gaps]", "hydra/launcher=basic")
+    assert call("sweep", "-m", *words, "population_images=30,50", f"results={tmp_path}").code == 2
+    assert call("sweep", "-m", *words, "population_images=30", "seed=0,1", f"results={tmp_path}").code == 0
 
-    assert code == 2
-    assert re.match(r"error: population_images: .*\b30\b.*\b50\b.*\badhoc\b", err)
-    assert (tmp_path / "adhoc").exists() == bool(earlier)
-    if earlier:
-        assert call("sweep", *words, *earlier, "seed=1").code == 0
-        assert call("sweep", *words, "population_images=50", "seed=2").code == 2
-    assert call("sweep", *words, "population_images=50", "name=other").code == 0
+    later = call("sweep", *words, "population_images=50", "seed=0", f"results={tmp_path}")
+
+    gaps = load("adhoc", tmp_path)["gaps"]
+    assert {run[-6:] for run in gaps["run"]} == {"seed_0"}
+    (note,) = [line for line in later.out.splitlines() if "1 network " in line and "again: " in line]
+    program, command, *others = shlex.split(note.partition("again: ")[2])
+    assert program == "bnlab"
+    assert "population_images=50" in others
+
+    assert call(command, *others).code == 0
+    tables = load("adhoc", tmp_path)
+    assert not tables.notes
+    assert {run[-6:] for run in tables["gaps"]["run"]} == {"seed_0", "seed_1"}
+    of_first = tables["gaps"][tables["gaps"]["run"].isin(gaps["run"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(of_first, gaps)
 
 
 def test_jobs_that_all_end_before_they_leave_anything(
@@ -331,4 +337,4 @@ def test_a_run_with_a_damaged_file(name: str, text: str, results: Path, call: Ca
     assert listed.code == 0 and listed.out.splitlines()[-1].startswith("3 networks")
     assert listed.err.startswith(f"{run_id} ") and f" {folder / name}: " in listed.err
     assert shown.code == 0 and text in shown.out
-    assert removed.code == 0 and {path.name for path in folder.iterdir()} <= {"measurements"}
+    assert removed.code == 0 and {path.name for path in folder.iterdir()} <= {"rows"}

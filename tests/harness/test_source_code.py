@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.harness.source_code import digest_code, digest_files, digest_whole, list_changed, read_code
+from bnlab.harness.source_code import digest_code, digest_whole, list_changed, read_code
 
 # What versions of Python parse differently: f-strings (3.12), functions and classes (type parameters, 3.12), docstrings
 # (3.13), constants of either prefix; and the rest of the grammar of 3.11.
@@ -170,12 +170,12 @@ def test_a_file_that_has_changed_is_named(file: str, folder: Path) -> None:
     path = folder / file
     text = path.read_text(encoding="utf-8")
     path.write_text(f"# a comment\n{text}", encoding="utf-8")
-    assert read_code("u_net") == digest_files(before) == before
+    assert read_code("u_net") == before
 
     path.write_text(f"CHANGED = True\n{text}", encoding="utf-8")
     after = read_code("u_net")
 
-    assert list_changed(before, after) == list_changed(before, digest_files(before)) == [file]
+    assert list_changed(before, after) == [file]
     assert digest_whole(before) != digest_whole(after)
 
 
@@ -183,7 +183,7 @@ def test_a_file_that_is_gone_is_named(folder: Path) -> None:
     before = read_code("u_net")
     (folder / "u_pkg" / "side.py").unlink()
 
-    assert list_changed(before, digest_files(before)) == ["u_pkg.side (which is gone)"]
+    assert "u_pkg.side (which is gone)" in list_changed(before, read_code("u_net"))
 
 
 def test_a_module_that_comes_to_be_where_an_import_failed(folder: Path) -> None:

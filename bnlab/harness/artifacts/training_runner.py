@@ -229,7 +229,7 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
 def _warn_of_another_environment(run: Run) -> None:
     """Say if a training was begun on another kind of processor, or with other versions or threads."""
     here = describe_environment(run.device)
-    begun = here | run.environment  # an earlier version may not have written all
+    begun = run.environment
     kinds = [f"{each['device']} with {each['vector_instructions']}" for each in (begun, here)]
     if kinds[0] != kinds[1]:
         say_problem(
@@ -404,8 +404,7 @@ def _restore_state(run: Run, state: TrainingState) -> float:
             restore_state(state.optimizer, groups, numbers)
 
         torch.set_rng_state(groups["rng"]["cpu"])
-        if "generators" in metadata:  # earlier versions left them as they were
-            restore_generators(metadata["generators"])
+        restore_generators(metadata["generators"])
         if run.device.type == "cuda" and "device" in groups["rng"]:  # it may have been begun on a CPU
             torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
         state.step = int(metadata["step"])

@@ -19,7 +19,7 @@ from bnlab.common.printing import escape_unprintable
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.registry import import_shipped
 from bnlab.harness.progress import find_width
-from bnlab.harness.requests import locate_commands, read_commands
+from bnlab.harness.records import locate_commands, read_commands
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ def write_command(command: str, word: str, results: Path) -> str:
 
 
 def keep_command(folder: Path, command: str) -> None:
-    """Put a command behind those that have made the tables of an experiment before, for pages and requests."""
+    """Put a command behind those that have made the tables of an experiment before, for pages."""
     with FileLock(folder / "command.lock"):  # parts of a sweep may begin at once
         # A command that is run once more moves to the end, as the latest.
         others = [other for other in read_commands(folder) if other != command]

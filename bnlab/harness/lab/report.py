@@ -15,7 +15,7 @@ from bnlab.harness.errors import NoRows, UserError, where_raised
 from bnlab.harness.lab.command import print_table, run_command, write_command
 from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_papers, list_questions, write_pages
 from bnlab.harness.progress import find_width
-from bnlab.harness.requests import read_commands
+from bnlab.harness.records import read_commands
 
 # All of these take long to import. Functions import what they need, so that a mistake is answered before that, and
 # Ctrl-C in the meantime is caught by `run_command`.
@@ -130,8 +130,8 @@ def _parse_width(width: str) -> float:
 def _report_all(results: Path, file: PaperFile | None) -> int:
     """Report on all questions that have results and write their pages; what is left out is named on stderr."""
 
-    # A sweep leaves requests, and committed results have tables alone.
-    folders = [*results.glob("*/requests"), *results.glob("*/tables")]
+    # A sweep leaves records, and committed results have tables alone.
+    folders = [*results.glob("*/jobs"), *results.glob("*/tables")]
     measured = sorted({folder.parent.name for folder in folders})
     if not measured:
         command = write_command("sweep", "experiment=quickstart", results)

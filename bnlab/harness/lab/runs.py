@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shlex
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 
 from bnlab.common.files import Unreadable, reading
-from bnlab.harness.errors import UserError, find_network
-from bnlab.harness.lab.command import print_table, run_command, write_command
-from bnlab.harness.lab.removing import measure_size, remove_network
+from bnlab.common.names import split_at_commas
+from bnlab.harness.errors import UserError, find_network, suggest
+from bnlab.harness.lab.command import keep_command, print_table, run_command, write_command
+from bnlab.harness.records import (
+    list_sweeps_with,
+    locate_commands,
+    locate_failure,
+    locate_record,
+    read_records,
+)
 from bnlab.harness.source_code import CODE, SOURCE, digest_whole
 from bnlab.harness.trained_with import flatten_settings
 
-USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
+if TYPE_CHECKING:
+    import pandas as pd
+
+USAGE = """usage: bnlab runs list [name=NAME] [SETTING=VALUE ...]
+                                networks, of a sweep or all, with these settings: in what they differ, their state,
+                                their disk space
        bnlab runs show RUN      one of them, or all seeds of its settings: settings, environment, files
        bnlab runs rm RUN... [--yes]
                                 remove these networks; their rows stay in the tables of sweeps. Where one word stands
                                 for several seeds they are listed, and removed with --yes
+       bnlab runs rm SETTING=VALUE ... [--yes]
+                                the same for all networks with these settings, as batch_size=32 or seed=0,1
        bnlab runs rm name=NAME [SETTING=VALUE ...] [--yes] [--networks]
-                                take the networks with these settings out of the tables of a sweep, as
-                                batch_size=32 or seed=0,1; with momentum= or estimator= only their rows of these:
-                                list them; with --yes do it. The networks stay, unless --networks removes them too
+                                take networks out of the tables of a sweep: list them; with --yes do it. The networks
+                                stay, unless --networks removes them too
        bnlab runs export RUN FILE.safetensors [step=K] [statistics=exact]
                                 weights and buffers as safetensors, with torch's keys
 RUN is a name as HASH/seed_0, or a beginning that no other has; show and rm take HASH for all of its seeds.
 results=FOLDER looks elsewhere than in results/."""
 _OPTIONS = ("--yes", "--networks")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml, six times as fast, where there is one
+_ENDS = ("status", "step", "seconds", "MB")  # columns of a list that are no settings
 
 
 def main(words: list[str]) -> int:
@@ -48,34 +67,28 @@ def _dispatch(words: list[str]) -> int:
     options = [word for word in words if word in _OPTIONS]
     results = Path(settings.pop("results", "results"))
     names = [word for word in words if word and word not in given and word not in _OPTIONS]
-    # name= belongs to rm alone. Beside other words it stays among the settings, which are refused below.
-    name = settings.pop("name", "") if names == ["rm"] else ""
-    # rm name=NAME takes all options and settings.
-    if not name:
-        verb = names[0] if names else ""
-        _require_fitting(verb, options, settings)
+    is_sure = "--yes" in options
     match names:
-        case ["list"]:
-            _list(results)
-        case ["show", run]:
+        case ["list"] if not options:
+            _list(results, settings)
+        case ["show", run] if not options and not settings:
             for folder in _find_seeds(results, run):
                 _show(folder)
-        case ["export", run, file]:
+        case ["export", run, file] if not options:
             _export(_find(results, run), Path(file), settings, results)
-        case ["rm"] if name:
-            from bnlab.harness.lab.forgetting import forget  # with pandas
-
-            forget(name, settings, results, is_sure="--yes" in options, with_networks="--networks" in options)
-        case ["rm", run, *more]:
-            _remove([run, *more], results, is_sure="--yes" in options)
+        case ["rm"] if "name" in settings:
+            _take_out(settings.pop("name"), settings, results, is_sure, "--networks" in options)
+        case ["rm"] if settings and "--networks" not in options:
+            frame = select_networks(_read_networks(results), settings)
+            _remove([results / "runs" / run for run in frame["run"]], given, results, is_sure)
+        case ["rm", run, *more] if not settings and "--networks" not in options:
+            folders = [folder for word in (run, *more) for folder in _find_seeds(results, word)]
+            _remove(folders, [run, *more], results, is_sure or len(folders) == 1 + len(more))
         case ["show" | "export" | "rm"]:
             command = write_command("runs", "list", results)
             raise UserError(f"{names[0]}: name a network; {command} shows them")
         case _:
-            raise UserError(
-                f"cannot read {' '.join(names)!r}; there are list, show RUN, rm RUN..., rm name=NAME and export RUN "
-                "FILE, see --help"
-            )
+            raise UserError(f"cannot read {' '.join(words)!r}; there are list, show, rm and export, see --help")
     return 0
 
 
@@ -90,59 +103,193 @@ def _parse_settings(words: list[str]) -> dict[str, str]:
     return settings
 
 
-def _require_fitting(verb: str, options: list[str], settings: dict[str, str]) -> None:
-    """Raise UserError for options and settings that do not go with a command other than rm name=NAME."""
-    for option in options:
-        # A word after rm may stand for several seeds, which --yes removes.
-        if verb != "rm" or option != "--yes":
-            raise UserError(f"{option}: goes with rm name=NAME; see --help")
-    if settings and verb != "export":
-        raise UserError(f"{next(iter(settings))}: settings stand beside rm name=NAME, or export; see --help")
+def _list(results: Path, settings: dict[str, str]) -> None:
+    """Print a line for each network of a sweep, or of all, that has these settings."""
+    name = settings.pop("name", "")
+    table = _read_networks(results, name)
+    if table.empty:
+        command = write_command("sweep", "experiment=quickstart", results)
+        print(f"no networks in {results}/runs; train some: {command}")
+        return
+    table = select_networks(table, settings)
+    megabytes = table["MB"].sum()
+    table["MB"] = table["MB"].round(1)  # after the sum: many networks take less
+    print_table(_leave_out_agreeing(table))
+    print(f"{_count(len(table))}, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
 
 
-def _remove(runs: list[str], results: Path, is_sure: bool) -> None:
-    """Remove networks; where a word stands for several seeds, only list them unless `is_sure`."""
-    folders: list[Path] = []
-    for run in runs:
-        folders += _find_seeds(results, run)
-    if len(folders) > len(runs) and not is_sure:
+def _leave_out_agreeing(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the settings in which all networks agree."""
+    settings = table.columns.drop(["run", "seed", *_ENDS])  # the name of the run has the seed
+    differing = [key for key in settings if table[key].map(str).nunique() > 1]  # null counts too
+    return table[["run", *differing, *_ENDS]]
+
+
+def _read_networks(results: Path, name: str = "") -> pd.DataFrame:
+    """Read settings, state and disk space of networks, all or those of a sweep; a damaged file is named on stderr."""
+    import pandas as pd
+
+    folder = results / name
+    if name and not (folder / "jobs").is_dir():
+        raise UserError(f"name={name}: no sweep of this name has been run in {results}/")
+    records = {record.run: record for record in read_records(folder)} if name else {}
+    folders = {_id(path): path for path in _list_folders(results)}
+    rows = []
+    for run in sorted(records or folders):
+        if run not in folders:  # its training has failed, or it was removed
+            status = records[run].row["status"]
+            rows.append(
+                {"run": run, "status": status, "step": 0, "seconds": 0, "MB": 0.0, "seed": records[run].row["seed"]}
+            )
+            continue
+        try:
+            rows.append(_read_status(folders[run]) | _read_settings(folders[run]))
+        except Unreadable as error:
+            print(f"{run} is left out: {error}", file=sys.stderr)
+    frame = pd.DataFrame(rows)
+    if rows:
+        frame["seed"] = frame["run"].str.extract(r"seed_(\d+)", expand=False).astype(int)
+    return frame
+
+
+def select_networks(frame: pd.DataFrame, chosen: Mapping[str, str]) -> pd.DataFrame:
+    """Select the networks that have all of these values; UserError for a setting or a value that none has."""
+    import pandas as pd
+
+    for key, value in chosen.items():
+        if key not in frame:
+            raise UserError(f"{key}={value}: the networks have no such setting; {suggest(key, frame)}")
+        # The whole too, because a list is a single value. Commas in brackets separate parameters.
+        texts = {value, *split_at_commas(value)}
+        has_value = pd.Series([any(_is_written(cell, text) for text in texts) for cell in frame[key]], frame.index)
+        if not has_value.any():
+            there = ", ".join(sorted({str(cell) for cell in frame[key]}))
+            raise UserError(f"{key}={value}: no network has it; there are {there}")
+        frame = frame[has_value]
+    return frame.copy()
+
+
+def _is_written(cell: Any, text: str) -> bool:
+    """Decide if a value is what a word of the command line says: `0.10` is 0.1."""
+    # Before numbers, because True is an int in Python.
+    if isinstance(cell, bool):
+        return text.lower() == str(cell).lower()
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return text == "null"
+    if isinstance(cell, int | float):
+        try:
+            return float(text) == cell
+        except ValueError:
+            return False
+    return text == str(cell)
+
+
+def _remove(folders: list[Path], words: list[str], results: Path, is_sure: bool) -> None:
+    """Remove networks, or only list them; their rows stay."""
+    if not is_sure:
         for folder in folders:
             print(_id(folder))
-        where = [] if results == Path("results") else [f"results={results}"]
-        command = shlex.join(["bnlab", "runs", "rm", *runs, *where, "--yes"])
-        print(f"to remove these {len(folders)} networks: {command}")
+        print(f"to remove these {_count(len(folders))}: {_write_removal(words, results)} --yes")
         return
     for folder in folders:
         remove_network(folder, keeps_rows=True)
 
 
-def _list(results: Path) -> None:
-    """Print a line for each network; one with a damaged file is named on stderr and left out."""
-    import pandas as pd
+def _write_removal(words: Sequence[str], results: Path) -> str:
+    """Write the command that removes."""
+    where = [] if results == Path("results") else [f"results={results}"]
+    return shlex.join(["bnlab", "runs", "rm", *(word for word in words if word not in where), *where])
 
-    folders = _list_folders(results)
-    if not folders:
-        command = write_command("sweep", "experiment=quickstart", results)
-        print(f"no networks in {results}/runs; train some: {command}")
-        return
-    rows = []
-    for folder in folders:
-        try:
-            rows.append(_read_status(folder) | _read_settings(folder))
-        except Unreadable as error:
-            print(f"{_id(folder)} is left out: {error}", file=sys.stderr)
-    if not rows:
+
+def _take_out(name: str, chosen: dict[str, str], results: Path, is_sure: bool, with_networks: bool) -> None:
+    """Take networks out of the tables of a sweep, or list them.
+
+    Measured rows stay with their networks: a sweep that asks for them again measures nothing again.
+    """
+    frame = _read_networks(results, name)
+    taken = select_networks(frame, chosen)
+    folder = results / name
+    others = {run: [each for each in list_sweeps_with(results, run) if each != name] for run in taken["run"]}
+    command = _write_removal([f"name={name}", *(f"{key}={value}" for key, value in chosen.items())], results)
+    if not is_sure:
+        shown = _leave_out_agreeing(frame).loc[taken.index]
+        if any(others.values()):
+            shown = shown.assign(also_in=[", ".join(others[run]) for run in shown["run"]])
+        print_table(shown)
+        print(f"{_count(len(taken))} of {len(frame)} in {name} would be taken out")
+        left = "removes these networks too" if with_networks else "the networks stay, unless --networks is added"
+        print(f"to do it: {command} --yes{' --networks' * with_networks}   ({left})")
         return
 
-    table = pd.DataFrame(rows)
-    ends = ["status", "step", "seconds", "MB"]
-    settings = table.columns.drop(["run", *ends])
-    differing = [key for key in settings if table[key].map(str).nunique() > 1]  # null counts too
-    megabytes = table["MB"].sum()
-    table["MB"] = table["MB"].round(1)  # after the sum: many networks take less
-    print_table(table[["run", *differing, *ends]])
-    networks = "1 network" if len(table) == 1 else f"{len(table):,} networks"
-    print(f"{networks}, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
+    # Kept first: the loop may end at a network that is being trained, when others have been taken out.
+    keep_command(folder, f"{command} --yes")
+    try:
+        for run in taken["run"]:
+            if with_networks:
+                remove_network(results / "runs" / run, keeps_rows=bool(others[run]))
+            locate_record(folder, run).unlink(missing_ok=True)
+            locate_failure(folder, run).unlink(missing_ok=True)
+    finally:
+        _write_what_is_left(folder)
+    tables = folder / "tables"
+    where = f"; {tables}/" if tables.exists() else ""
+    print(f"{_count(len(taken))} of {name} taken out, {len(frame) - len(taken)} left{where}")
+
+
+def _write_what_is_left(folder: Path) -> None:
+    """Write the tables without what was taken out; the folder is as if not swept where nothing is left."""
+    from bnlab.harness.reporting.tables import write_tables
+
+    left = write_tables(folder)
+    for path in (folder / "tables").glob("*.parquet"):
+        if path.stem not in left:
+            path.unlink()
+    if not left:
+        shutil.rmtree(folder / "tables", ignore_errors=True)
+        locate_commands(folder).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a sweep that runs now has written a record
+            (folder / "jobs").rmdir()
+
+
+def remove_network(folder: Path, keeps_rows: bool) -> None:
+    """Remove a network; `keeps_rows`: not its measured rows, which the tables of sweeps have.
+
+    UserError while it is trained.
+    """
+    run = _id(folder)
+    if not folder.exists():
+        return
+    try:
+        # The file is that of `Run.lock`. Making a Run would mean to import torch.
+        with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
+            before = measure_size(folder)
+            (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run
+            for path in folder.iterdir():
+                if path.is_file():
+                    path.unlink()
+                elif path.name != "rows":
+                    shutil.rmtree(path)
+            # Tables look for rows under the network's own name, and never in a folder that was set aside.
+            if ".damaged" in folder.name or not keeps_rows:
+                shutil.rmtree(folder)
+            has_rows = (folder / "rows").exists()
+            freed = before - measure_size(folder)
+    except Timeout as error:
+        raise UserError(
+            f"{run}: is being trained or measured; neither it nor what comes after it was removed"
+        ) from error
+    kept = "; its measured rows stay, for the tables of sweeps that have them" if has_rows else ""
+    print(f"removed {run} ({freed:.1f} MB){kept}")
+
+
+def measure_size(path: Path) -> float:
+    """Measure a file, or all files of a folder, in MB."""
+    files = [path, *path.rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+def _count(networks: int) -> str:
+    return "1 network" if networks == 1 else f"{networks:,} networks"
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

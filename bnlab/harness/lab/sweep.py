@@ -192,9 +192,10 @@ def _count_starts(waiting: list[Config], launcher: Launcher, processes: int) -> 
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], display: Display, started: float) -> int:
     """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
     from bnlab.harness.reporting.tables import write_tables
+    from bnlab.harness.setting_columns import describe_runs
 
     first = planned[0]
-    tables = write_tables(first.folder)
+    tables = write_tables(first.folder, describe_runs().schema)
     where = f"; {first.folder}/tables/" if tables else ""  # each job may have been ended before it left anything
     display.print(f"done in {time.perf_counter() - started:.0f} s{where}")
     for name, frame in tables.items():

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +34,8 @@ def main() -> None:
 def record_channel(updates: int) -> pd.DataFrame:
     """Train for a number of updates of the same schedule; a row after each: step, batch, running, exact, and the
     accuracies eval_accuracy and exact_accuracy, shares of 797 test images."""
+    from sklearn.datasets import load_digits  # here: takes a second to import
+
     digits = load_digits()
     # Stored pixels are from 0 to 16, and these are from -1 to 1.
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1

@@ -22,7 +22,7 @@ from bnlab.harness.artifacts import training_runner
 from bnlab.harness.artifacts.run import find_commit
 from bnlab.harness.artifacts.training import Diverged, TrainingState
 from bnlab.harness.progress import Progress
-from bnlab.harness.requests import read_requests
+from bnlab.harness.records import read_records
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, interrupted_at, read_trace
 from tests.helpers import Config, find_network, run_job, sweep_small
@@ -65,7 +65,7 @@ def assert_same_rows(found: Path, expected: Path) -> None:
 
 def test_what_a_network_consists_of(whole: Path) -> None:
     folder = find_network(whole)
-    names = {path.name for path in folder.iterdir()} - {"statistics", "measurements"}
+    names = {path.name for path in folder.iterdir()} - {"statistics", "rows"}
 
     assert names == {"config.yaml", "environment.json", "log.parquet", "trace", "checkpoints", "status.json"}
     status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
@@ -136,7 +136,6 @@ FILES = {
     "log": "log.parquet",
     "status": "status.json",
     "statistics": "statistics/exact-train-all-0000007-*.safetensors",
-    "measurement": "measurements/gaps/*.parquet",
 }
 
 
@@ -145,10 +144,7 @@ def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, capsys
     """Is named; the network is set aside, trained again and measured by the same sweep, with the same rows."""
     (path,) = find_network(copied).glob(FILES[kind])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    if kind == "measurement":
-        shutil.rmtree(copied / "adhoc")  # what is asked for, so that rows are looked for
-    else:
-        shutil.rmtree(find_network(copied) / "measurements")
+    shutil.rmtree(find_network(copied) / "rows")
     capsys.readouterr()
 
     run_both(copied)
@@ -157,6 +153,22 @@ def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, capsys
     assert err.startswith(str(path))
     assert "set aside as seed_0.damaged-1" in err
     assert err.count("\n") == 2
+    assert_same_rows(copied, whole)
+
+
+def test_rows_that_cannot_be_read_are_measured_again(
+    whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = find_network(copied).glob("rows/gaps/*.parquet")
+    path.write_bytes(path.read_bytes()[:100])
+    shutil.rmtree(copied / "adhoc")  # what was asked for, so that rows are looked for
+    capsys.readouterr()
+
+    run_both(copied)
+
+    said = capsys.readouterr()
+    assert said.err.startswith(str(path))
+    assert "trained in" not in said.out
     assert_same_rows(copied, whole)
 
 
@@ -277,7 +289,7 @@ def test_rows_of_two_trainings_are_never_in_one_table(
     tables = load("adhoc", copied)
     assert {*tables["gaps"]["estimator"]} == {"cumulative"}
     (note,) = tables.notes
-    assert note.startswith("rows of 1 network are of an earlier training, which had other numbers, and left out; to")
+    assert "1 network " in note
     assert "estimator=[ema,exact]" in note
 
     run_both(copied)
@@ -317,17 +329,19 @@ def test_a_network_that_was_copied_to_another_seed_is_not_taken_for_it(
     assert losses[0] != losses[1]
 
 
-def test_the_latest_request_is_the_newest_whatever_clocks_say(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latest_part_is_the_newest_whatever_clocks_say(copied: Path) -> None:
     """That of a machine whose clock was ahead is not the newest for ever."""
-    (path,) = (copied / "adhoc" / "requests").glob("*.json")
-    ahead = json.loads(path.read_text(encoding="utf-8"))
-    ahead["written"] += 10**18
-    path.write_text(json.dumps(ahead), encoding="utf-8")
+    (path,) = (copied / "adhoc" / "jobs").glob("*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for part in record["parts"]["gaps"].values():
+        part["written"] += 10**18
+    path.write_text(json.dumps(record), encoding="utf-8")
 
     run_both(copied, estimator="cumulative")
 
-    requests = read_requests(copied / "adhoc")
-    assert [request.written - ahead["written"] for request in requests] == [0, 1]
+    (after,) = read_records(copied / "adhoc")
+    written = {estimator: part.written for estimator, part in after.parts["gaps"].items()}
+    assert written["cumulative"] > max(written["ema"], written["exact"])
 
 
 def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ from bnlab import estimators
 from bnlab.harness import jobs, load
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
-from bnlab.harness.measurements import cache, estimates, find_measurement, list_names
+from bnlab.harness.measurements import estimates, find_measurement, list_names
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
 from bnlab.harness.own import find_code
-from tests.helpers import Config, Run
+from tests.helpers import Config
 
 MODULE = """
 from dataclasses import dataclass
@@ -149,23 +149,6 @@ def test_a_raised_version_measures_again(copied: Config, calls: list[Any], monke
 
     assert calls == [("gaps", ["ema 0.2"], [1, 7, 20, 40])]
     assert set(load("adhoc", copied.results)["gaps"]["momentum"]) == {0.2}
-
-
-def test_an_origin_tells_images_and_training(trained: Run) -> None:
-    """Other test images matter to what is predicted, other training images to all."""
-    runs = [Run(trained.config) for _ in range(4)]
-    data = trained.dataset
-    runs[1].dataset = replace(data, test=replace(data.test, digest="other"))
-    runs[2].dataset = replace(data, train=replace(data.train, digest="other"))
-    runs[3].training = "other"
-    gaps, evaluations, doses = (
-        [cache._describe_rows(run, find_measurement(name), None, ())["origin"] for run in runs]
-        for name in ("gaps", "evaluations", "experiments.questions.tolerance.measurement.Doses")
-    )
-
-    assert len({*gaps}) == 3
-    assert len({*evaluations}) == 4
-    assert doses == evaluations, "the source of bnlab's questions does not count"
 
 
 def load_rows(config: Config, table: str, column: str) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,274 @@
+"""How a measured row travels, from the job that asks for it into a table.
+
+    results/runs/<hash>/seed_<k>/rows/<table>/<any name>.parquet    measured rows, each with its `row_key`
+    results/<name>/jobs/<hash>-seed_<k>.json                        the record of a network in the sweep NAME
+
+**Rows** lie with their network, in files that are never changed. The *key* of a row digests all that it depends on but
+its step: the table, the estimator with its momentum and the split of its statistics, the images that are predicted, the
+training of the network, and three things that no column says: the *code* that measured it, the *images* of its data,
+and on how many of them it was measured, its *sample* (`population_images`). Rows that depend on something else have
+another key, so that all of them lie side by side.
+
+**A job** computes the keys of what its settings ask for, reads which of them the network has at which steps, and
+measures what is missing (`measurements.rows`). Then it writes keys and steps into the network's record, a *part* for
+each table and estimator. The rows of a part agree in code, images, sample and training; momenta may be several. A new
+part that agrees in these four with the one before is joined with it; another one takes its place. The record also has
+the network's row of the table `runs`, and a digest of each job's settings and code, from which it is seen that the job
+is done, without reading an image. Where a part has lost its place, the digests of earlier jobs go with it.
+
+**`load(NAME)`** reads the rows whose key and step stand in a record of NAME (`reporting.tables`). One rule is left, and
+`choose_parts` is it: rows of an estimator stand together in a table only if all networks agree in code, images (those
+with the same data) and sample, and rows of a network only if they are of one training. The part that was written last
+says which, also where nothing had to be measured for it. Parts that do not agree with it are left out, and counted in
+one sentence with the command that measures them again; what has lost its place in a record is not counted. So what
+differs in these four is never averaged, in whichever order sweeps come; the order says which of it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any
+
+from bnlab.common.files import Unreadable, quarantine, reading, write_text
+
+SAMPLE = "population_images"
+"""What a part is made of under this name: the setting of this name."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one estimator in one table that jobs of a sweep asked for on a network.
+
+    Attributes:
+        made_of: what their keys hold that no other setting says: code, sample, and the images of each choice of data.
+        training: of the network, see `Run.training`.
+        keys: the key of each subject and its steps.
+        command: the sweep that asked last.
+        written: when, in ns since 1970.
+        is_own: whether the table is of a measurement of the user's own.
+    """
+
+    made_of: Mapping[str, str]
+    training: str
+    keys: Mapping[str, Sequence[int]]
+    command: str = ""
+    written: int = 0
+    is_own: bool = False
+
+    def is_like(self, other: Part) -> bool:
+        """Return whether rows of both may stand side by side on one network."""
+        return self.training == other.training and self.made_of == other.made_of
+
+    def join(self, newer: Part) -> Part:
+        """Join with a newer part that is like this one."""
+        steps = {key: {*self.keys.get(key, ()), *newer.keys.get(key, ())} for key in {**self.keys, **newer.keys}}
+        keys = {key: sorted(of_key) for key, of_key in steps.items()}
+        return Part(self.made_of, self.training, keys, newer.command, newer.written, newer.is_own)
+
+
+Parts = Mapping[str, Mapping[str, Part]]
+"""Parts by table and estimator; the estimator of a table without any is ""."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the jobs of a sweep asked for of a network.
+
+    Attributes:
+        run: the name of the network.
+        row: of this network in the table `runs`.
+        asked: digests of what jobs asked for whose rows are there.
+        parts: the rows.
+    """
+
+    run: str
+    row: Mapping[str, Any]
+    asked: Sequence[str] = ()
+    parts: Parts = field(default_factory=dict)
+
+    @property
+    def newest(self) -> Part | None:
+        """The part that was written last; None of a network of which nothing was measured."""
+        parts = [part for of_table in self.parts.values() for part in of_table.values()]
+        return max(parts, key=lambda part: part.written, default=None)
+
+
+def locate_record(folder: Path, run: str) -> Path:
+    """Locate the record of a network in the folder of a sweep."""
+    return folder / "jobs" / f"{run.replace('/', '-')}.json"
+
+
+def locate_rows(results: Path, run: str, table: str) -> Path:
+    """Locate the folder with the files of a network's rows of a table; there is none where nothing was measured."""
+    return results.joinpath("runs", run, "rows", table)
+
+
+def locate_failure(folder: Path, run: str) -> Path:
+    """Locate the file that says why a job on a network failed in the last sweep, if one has."""
+    return folder / "failures" / f"{run.replace('/', '-')}.txt"
+
+
+def write_record(folder: Path, run: str, row: Mapping[str, Any], command: str, asked: str, parts: Parts) -> None:
+    """Write what a job asked for into the record of its network, whose lock the caller holds.
+
+    Args:
+        folder: of the sweep.
+        run: the name of the network.
+        row: of the network in the table `runs`, which takes the place of an earlier one.
+        command: the sweep that asked.
+        asked: digest of what was asked for; empty of a job that failed.
+        parts: the rows that are there.
+    """
+    before = read_record(folder, run) or Record(run, row)
+    newest = before.newest
+    now = max(time.time_ns(), newest.written + 1 if newest else 0)
+
+    tables = {table: dict(of_table) for table, of_table in before.parts.items()}
+    trainings = {part.training for of_table in parts.values() for part in of_table.values()}
+    are_all_kept = newest is None or trainings <= {newest.training}
+    for table, of_table in parts.items():
+        for estimator, part in of_table.items():
+            fresh = replace(part, command=command, written=now)
+            known = tables.setdefault(table, {}).get(estimator)
+            if known is not None and known.is_like(fresh):
+                fresh = known.join(fresh)
+            elif known is not None:
+                are_all_kept = False
+            tables[table][estimator] = fresh
+
+    # Where the network was trained again, or a part took another one's place, jobs that had asked are done no more.
+    done = [*before.asked] if are_all_kept else []
+    if asked and asked not in done:
+        done.append(asked)
+    record = Record(run, row, done, tables)
+    write_text(locate_record(folder, run), json.dumps(asdict(record), separators=(",", ":")))
+
+
+def read_record(folder: Path, run: str) -> Record | None:
+    """Read the record of a network; None if there is none. One that cannot be read is named and set aside."""
+    path = locate_record(folder, run)
+    return _read(path) if path.exists() else None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read the records of a sweep, by the names of networks. Those that cannot be read are named and set aside."""
+    records = [_read(path) for path in sorted((folder / "jobs").glob("*.json"))]
+    return [record for record in records if record is not None]
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        with reading(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            parts = {
+                table: {estimator: Part(**part) for estimator, part in of_table.items()}
+                for table, of_table in values["parts"].items()
+            }
+            return Record(values["run"], values["row"], values["asked"], parts)
+    except Unreadable as error:
+        quarantine(path, error, "run the sweep again to ask for its rows again")
+        return None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The part of a network, table and estimator whose rows are shown."""
+
+    run: str
+    table: str
+    estimator: str
+    part: Part
+
+
+def choose_parts(records: Iterable[Record]) -> tuple[list[Chosen], list[str]]:
+    """Choose the parts whose rows are shown together.
+
+    Returns:
+        These, and a sentence on the others, if there are any.
+    """
+    lines: dict[tuple[str, str], list[Chosen]] = {}
+    trainings = {}
+    for record in records:
+        if record.newest is not None:
+            trainings[record.run] = record.newest.training
+        for table, of_table in record.parts.items():
+            for estimator, part in of_table.items():
+                lines.setdefault((table, estimator), []).append(Chosen(record.run, table, estimator, part))
+
+    chosen: list[Chosen] = []
+    left_out: list[_LeftOut] = []
+    for line in lines.values():
+        made_of: dict[str, str] = {}
+        for each in sorted(line, key=lambda each: each.part.written, reverse=True):
+            part = each.part
+            others = {name for name, value in part.made_of.items() if made_of.get(name, value) != value}
+            if part.training != trainings[each.run]:
+                others.add("training")
+            if others:
+                left_out.append(_LeftOut(each, others, made_of.get(SAMPLE, "")))
+            else:
+                chosen.append(each)
+                made_of |= part.made_of
+    return chosen, [_say_left_out(left_out)] if left_out else []
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """A part that is left out: in what it is another, and the sample of those that are shown."""
+
+    chosen: Chosen
+    others: set[str]
+    sample: str
+
+
+def _say_left_out(parts: Sequence[_LeftOut]) -> str:
+    """Say whose rows are left out, why, and how they are measured again."""
+    networks = {each.chosen.run for each in parts}
+    names = dict.fromkeys(each.chosen.estimator or each.chosen.table for each in parts)
+    words = {"code": "by other code", SAMPLE: "on another number of images", "training": "in another training"}
+    others = set[str]().union(*(each.others for each in parts))
+    reasons = {words.get(name, "on other images") for name in others}
+    commands = dict.fromkeys(_complete(each) for each in parts if each.chosen.part.command)
+    count = "1 network" if len(networks) == 1 else f"{len(networks):,} networks"
+    return (
+        f"rows of {', '.join(names)} on {count} are left out: they were measured {' or '.join(sorted(reasons))} than "
+        f"the newest; to measure them again: {'; '.join(commands) or 'sweep again'}"
+    )
+
+
+def _complete(left_out: _LeftOut) -> str:
+    """Write the command that measures a part again as those are that are shown."""
+    words = shlex.split(left_out.chosen.part.command)
+    if SAMPLE in left_out.others:
+        words = [word for word in words if not word.startswith(f"{SAMPLE}=")]
+        words.append(f"{SAMPLE}={left_out.sample}")
+    return shlex.join(words)
+
+
+def locate_commands(folder: Path) -> Path:
+    """Locate the file with the commands that have made the tables of a sweep."""
+    return folder / "command.txt"
+
+
+def read_commands(folder: Path) -> list[str]:
+    """Read the commands that have made the tables of a sweep, the latest last; none of committed tables.
+
+    What was taken out of the tables is among them, so that it does not come back with them.
+    """
+    path = locate_commands(folder)
+    commands = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    # Before the first sweep there is nothing that could be taken out.
+    return list(dropwhile(lambda command: command.startswith("bnlab runs rm "), commands))
+
+
+def list_sweeps_with(results: Path, run: str) -> Iterator[str]:
+    """List the sweeps that have a record of a network."""
+    for path in sorted(results.glob("*/jobs")):
+        if locate_record(path.parent, run).exists():
+            yield path.parent.name
