@@ -101,7 +101,8 @@ def test_lists_and_removals_take_the_same_filters(shared: Path, call: Call) -> N
     assert len(list_runs("runs list")) == 4
     assert call("runs rm batch_size=256 --yes", where).code == 0
     assert list_runs("runs list batch_size=32") == list_runs("runs list")
-    assert list_sizes(shared) == [32, 32, 256, 256], "their rows stay"
+    assert list_sizes(shared) == [32, 32, 256, 256]
+    assert len([*shared.glob("runs/*/seed_*/rows/gaps/*.parquet")]) == 4, "their rows stay"
 
 
 def test_networks_are_removed_where_that_is_said(shared: Path, call: Call) -> None:

@@ -223,7 +223,7 @@ def _read_parts(results: Path, table: str, parts: Iterable[Chosen]) -> tuple[pa.
     """Read the rows of a table.
 
     Returns:
-        The rows, and the networks that lack some.
+        The rows, None if there are none, and the networks that lack some.
     """
     wanted: dict[str, dict[str, Sequence[int]]] = {}
     # Columns are those of the newest rows.
@@ -247,7 +247,8 @@ def _read_parts(results: Path, table: str, parts: Iterable[Chosen]) -> tuple[pa.
     is_asked = pd.MultiIndex.from_frame(found).isin(pd.MultiIndex.from_frame(expected))
     there = found[is_asked].drop_duplicates()
     counts = expected["run"].value_counts().sub(there["run"].value_counts(), fill_value=0)
-    return whole.filter(pa.array(is_asked)), {*counts.index[counts > 0]}
+    shown = whole.filter(pa.array(is_asked)) if is_asked.any() else None
+    return shown, {*counts.index[counts > 0]}
 
 
 def _read_network(folder: Path, schema: pa.Schema | None, keys: Sequence[str]) -> list[pa.Table]:

@@ -16,7 +16,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import frames
 from bnlab.harness.reporting.experiment import Claim, Experiment, Margin, Score, above, below, decide, judge, within
 from bnlab.harness.reporting.frames import interval
-from bnlab.harness.reporting.verdicts import Lines
+from bnlab.harness.reporting.verdicts import Lines, holm
 from tests.harness.reporting.planted import plant
 
 SAMPLES = {
@@ -250,3 +250,10 @@ def test_a_claim_that_cannot_be_scored_says_why_and_leaves_the_others(error: Bas
     assert "tests/harness/reporting/test_verdicts.py:" in bad["note"]
     assert str(error) in bad["note"]
     assert found.loc[found["claim"] == "good", "verdict"].tolist() == ["holds", "holds"]
+
+
+def test_the_smallest_of_several_p_values_is_corrected_by_their_number_and_the_largest_not() -> None:
+    adjusted = holm(np.array([0.03, 0.01, np.nan, 0.02]))
+
+    # Sorted: 3 times 0.01, 2 times 0.02, and 0.03 is raised to what comes before it.
+    assert adjusted.tolist() == pytest.approx([0.04, 0.03, np.nan, 0.04], nan_ok=True)
