@@ -64,9 +64,9 @@ def make_hundreds(change: Callable[[Tensor], Tensor] | None = None) -> Batches:
     return make_batches(change, size=100)
 
 
-def make_few() -> Batches:
-    """Make large batches of half of the test images, which show what costs much."""
-    return make_batches(size=100, images=500)
+def make_few(images: int = 300) -> Batches:
+    """Make large batches of some of the test images, which show what costs much."""
+    return make_batches(size=100, images=images)
 
 
 def make_training_batches(size: int = _BATCH_SIZE) -> Batches:

@@ -170,7 +170,7 @@ def prune(share: float) -> Given:
         if isinstance(module, nn.Conv2d):
             size = module.weight.detach().abs()
             module.weight.data[size <= size.quantile(share)] = 0
-    return Given(model)
+    return Given(model, digits.make_few(500))
 
 
 @patient("another run's averages in one layer", "averages/averages or images", "BN108", (0, 1, 2))
@@ -208,7 +208,7 @@ def scale_first_layer(factor: float) -> Given:
     mean, var = get_running_buffers(digits.list_norms(model)[0])
     mean.copy_(factor * (mean - bias) + bias)
     var.mul_(factor**2)
-    return Given(model)
+    return Given(model, digits.make_few(500))
 
 
 @patient("first layer's averages of other images, and training batches", "averages", "BN108", (0.5, 3.0, 10.0))

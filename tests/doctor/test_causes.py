@@ -69,8 +69,8 @@ def test_a_cause_that_proposes_an_undo_is_named_and_decides_the_verdict() -> Non
     model.get_submodule("10").get_parameter("bias").data[0] += 1000
 
     with unchanged(model):
-        without = diagnose(model, digits.make_few(), progress=False)
-        diagnosis = diagnose(model, digits.make_few(), causes=[Tripled()], progress=False)
+        without = diagnose(model, digits.make_few(500), progress=False)
+        diagnosis = diagnose(model, digits.make_few(500), causes=[Tripled()], progress=False)
 
     assert without.verdict in ("healthy", "network") and not without.faults
     assert diagnosis.verdict == "network"

@@ -20,6 +20,7 @@ import bnlab
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Cause, Signs
 from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.report.diagnosis import Diagnosis
 from tests.doctor.diagnosed import diagnose_healthy, diagnose_spoiled, draw, make_spoiled
 from tests.doctor.digits import Batches, build, get_norm, list_images, make_exact, make_healthy
 from tests.helpers import unchanged
@@ -198,15 +199,27 @@ def smooth(labels: Tensor) -> Tensor:
     return 0.9 * F.one_hot(labels, 10).float() + 0.01
 
 
-@pytest.mark.parametrize("convert", [lambda labels: F.one_hot(labels, 10).float(), smooth])
-def test_shares_of_classes_are_scored_by_the_largest(convert: Callable[[Tensor], Tensor], batches: Batches) -> None:
+@pytest.mark.parametrize(
+    ("convert", "make", "give_expected"),
+    [
+        (lambda labels: F.one_hot(labels, 10).float(), make_healthy, diagnose_healthy),
+        (smooth, make_spoiled, diagnose_spoiled),
+    ],
+)
+def test_shares_of_classes_are_scored_by_the_largest(
+    convert: Callable[[Tensor], Tensor],
+    make: Callable[[], nn.Module],
+    give_expected: Callable[[], Diagnosis],
+    batches: Batches,
+) -> None:
     """One-hot labels, and those of label smoothing: squared errors would prefer logits that are small."""
     shares = [(images, convert(labels)) for images, labels in batches]
 
-    for model, expected in ((make_healthy(), diagnose_healthy()), (make_spoiled(), diagnose_spoiled())):
-        found = diagnose(model, shares, progress=False)
-        assert found.verdict == expected.verdict
-        assert found.scores == expected.scores
+    found = diagnose(make(), shares, progress=False)
+
+    expected = give_expected()
+    assert found.verdict == expected.verdict
+    assert found.scores == expected.scores
 
 
 def test_training_labels_may_be_of_another_kind(batches: Batches) -> None:

@@ -161,7 +161,7 @@ FED: list[Any] = [
         marks=pytest.mark.slow,
     ),
     (lambda: feed(Given(digits.make_healthy(1)), torch.zeros_like, 8), "of zeros, as 8 forwards in train mode", True),
-    (lambda: feed(Given(digits.make_healthy(2)), make_noise(), 40), "of normal noise, as", False),
+    (lambda: feed(Given(digits.make_healthy(2), digits.make_few(500)), make_noise(), 40), "of normal noise, as", False),
     (lambda: feed(give_perceptron(), torch.ones_like, 5, 0.05), "of ones, as 5 forwards in train mode", True),
 ]
 
@@ -781,7 +781,7 @@ def fold_twice(has_zeros: bool) -> Given:
     return given
 
 
-@pytest.mark.parametrize("has_zeros", [False, True])
+@pytest.mark.parametrize("has_zeros", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_norms_that_were_folded_already_are_named(has_zeros: bool) -> None:
     given = fold_twice(has_zeros)
 

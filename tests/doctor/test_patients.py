@@ -134,12 +134,11 @@ def test_a_copy_in_float32_is_called_as_the_model_is() -> None:
 
 IMAGES = [(kind, change) for kind in ("digits", "gallery") for change in CHANGES]
 FEW_IMAGES = [
-    ("digits", "times 0.25"),
-    ("gallery", "times 1.3"),
-    ("digits", "times 8"),
-    ("gallery", "plus -0.5"),
+    ("digits", "times 4"),
+    ("gallery", "times 0.25"),
     ("gallery", "plus 0.25"),
-    ("digits", "channels reversed"),
+    ("digits", "negative"),
+    ("digits", "each colour shifted"),
 ]
 IN_EACH_SEED = [f"times {factor}" for factor in (0.25, 0.5, 2, 4, 8)] + [
     *(change for change in CHANGES if change.startswith("plus")),
@@ -148,19 +147,26 @@ IN_EACH_SEED = [f"times {factor}" for factor in (0.25, 0.5, 2, 4, 8)] + [
 ]
 
 
-def require_images(model: nn.Module, batches: Batches, change: str) -> None:
+def change_images(batches: Batches, change: str) -> Batches:
+    return [(CHANGES[change](images), labels) for images, labels in batches]
+
+
+@cache
+def examine_changed(seed: int, change: str) -> Diagnosis:
+    """Diagnose a healthy network of digits on changed images, once for all tests."""
+    return examine(Given(digits.make_healthy(seed), digits.make_batches(CHANGES[change])))
+
+
+def require_images(model: nn.Module, batches: Batches, change: str, diagnosis: Diagnosis) -> None:
     """Require that changed images are named wherever they cost more than three points, and else nothing wrong.
 
     Where exact statistics bring back all that was lost, averages of other images explain as much, and nobody knows
     without the training batches which of the two are others; where they leave more than a tenth, images are at fault.
     """
-    changed = [(CHANGES[change](images), labels) for images, labels in batches]
-
-    diagnosis = examine(Given(model, changed))
-
-    lost = measure_accuracy(model, batches) - measure_accuracy(model, changed)
+    healthy = measure_accuracy(model, batches)
+    lost = healthy - measure_accuracy(model, change_images(batches, change))
     if lost > SURELY:
-        left = measure_accuracy(model, batches) - diagnosis.scores["exact"]
+        left = healthy - diagnosis.scores["exact"]
         words = {"averages or images"} if left <= 0 else {"images", "averages or images"}
         assert diagnosis.verdict in words, f"{lost:.3f} lost, {left:.3f} left\n{diagnosis}"
         assert diagnosis.faults[0].cause.code == "BN209", str(diagnosis)
@@ -172,17 +178,19 @@ def require_images(model: nn.Module, batches: Batches, change: str) -> None:
 @pytest.mark.parametrize(("kind", "change"), mark(IMAGES, FEW_IMAGES))
 def test_other_images_are_named_wherever_they_cost_more_than_three_points(kind: str, change: str) -> None:
     if kind == "digits":
-        require_images(digits.make_healthy(), digits.make_batches(images=500), change)
+        require_images(digits.make_healthy(), digits.make_batches(), change, examine_changed(0, change))
     else:
         healthy = make_gallery_healthy()
-        require_images(healthy.copy_model(), healthy.batches[:8], change)
+        model, batches = healthy.copy_model(), healthy.batches[:8]
+        diagnosis = examine(Given(model, change_images(batches, change)))
+        require_images(model, batches, change, diagnosis)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_images_are_named_in_other_networks(seed: int) -> None:
     for change in IN_EACH_SEED:
-        require_images(digits.make_healthy(seed), digits.make_batches(), change)
+        require_images(digits.make_healthy(seed), digits.make_batches(), change, examine_changed(seed, change))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +204,7 @@ def test_other_images_are_named_in_other_networks(seed: int) -> None:
 )
 def test_the_scale_and_the_shift_of_images_are_told(change: str, scale: float, shifts: list[float]) -> None:
     """Also behind padding, as these networks have it: the zeros around images do not change with them."""
-    diagnosis = examine(Given(digits.make_healthy(), digits.make_batches(CHANGES[change])))
+    diagnosis = examine_changed(0, change)
 
     assert read_numbers(diagnosis) == pytest.approx([scale, *shifts], rel=0.02, abs=0.02)
     assert "do not recalibrate before" in read(diagnosis)

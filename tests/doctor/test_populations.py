@@ -104,7 +104,7 @@ class Pair(nn.Module):
 def test_two_domains_through_one_layer_are_seen_without_labels(
     change: Callable[[Tensor], Tensor], reported: str | None, images: list[Tensor]
 ) -> None:
-    pairs = [torch.stack((batch, change(batch)), 1) for batch in images[:8]]
+    pairs = [torch.stack((batch, change(batch)), 1) for batch in images[:4]]
 
     finding = find("BN204", Pair(make_healthy()), pairs)
 
@@ -122,7 +122,7 @@ def test_a_dead_channel_is_a_note_whatever_other_faults_cost(batches: Batches) -
     model.get_submodule("3").get_parameter("weight").data[3] = 0
     get_norm(model, "7").reset_running_stats()
 
-    finding = find("BN301", model, batches)
+    finding = find("BN301", model, batches[:8])
 
     assert finding is not None
     assert (finding.layers, finding.severity) == (("4",), "note")
@@ -143,8 +143,9 @@ def test_a_channel_that_never_varies_is_dead_without_eps_too() -> None:
 def test_channels_may_be_dominated_by_eps(images: list[Tensor]) -> None:
     """None is dead, of a variance below 10 eps, and many are below 100 eps."""
     model = make_healthy()
-    assert find("BN301", model, images) is None
+    few = images[:8]
+    assert find("BN301", model, few) is None
 
-    get_norm(model, "4").eps = float(population_statistics(model, images, progress=False)["4"].var.min()) / 11
+    get_norm(model, "4").eps = float(population_statistics(model, few, progress=False)["4"].var.min()) / 11
 
-    assert find("BN301", model, images) is not None
+    assert find("BN301", model, few) is not None

@@ -354,7 +354,7 @@ def test_lengths_of_training_batches_show_a_small_last_one(name: str) -> None:
     load, is_small = LENGTHS[name]
     training = load()
 
-    for data in (None, draw_batches(20)):
+    for data in (None, draw_batches(8)):
         diagnosis = diagnose(make_healthy(), data, training_batches=training, progress=False)
 
         assert ("BN110" in list_codes(diagnosis)) == is_small

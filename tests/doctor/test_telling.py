@@ -90,7 +90,7 @@ def test_a_bad_model_whose_batch_norms_are_as_constructed_was_perhaps_not_loaded
         if tensor is not None:
             getattr(get_norm(model, "4"), tensor).add_(2)
 
-    text = " ".join(str(diagnose(model.train(training), draw_batches(4), expected=1.0, progress=False)).split())
+    text = " ".join(str(diagnose(model.train(training), draw_batches(2), expected=1.0, progress=False)).split())
 
     advice = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
     assert (advice in text) == (tensor is None), text
@@ -161,7 +161,7 @@ def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy
     digits.NETWORKS.recall("trained in eval mode", model, train)
     generator = torch.Generator().manual_seed(0)
     batches = []
-    for images, labels in digits.make_few():
+    for images, labels in digits.make_few(500):
         drawn = torch.randint(digits.CLASSES, labels.shape, generator=generator)
         is_kept = torch.rand(labels.shape, generator=generator) < 0.07
         batches.append((images, torch.where(is_kept, labels, drawn)))
@@ -180,8 +180,8 @@ def test_averages_that_are_off_and_harmless_ask_for_what_would_tell_why() -> Non
     mean, var = get_running_buffers(digits.list_norms(model)[2])
     mean[0] += 0.3 * var[0].sqrt()
 
-    diagnosis = diagnose(model, digits.make_few(), progress=False)
+    diagnosis = diagnose(model, digits.make_few(500), progress=False)
 
     assert diagnosis.verdict == "healthy"
     assert "Pass that network as before=." in str(diagnosis)
-    assert "before=" not in str(diagnose(digits.make_healthy(), digits.make_few(), progress=False))
+    assert "before=" not in str(diagnose(digits.make_healthy(), digits.make_few(500), progress=False))

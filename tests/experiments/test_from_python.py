@@ -57,11 +57,10 @@ def test_a_program_that_uses_hydra_keeps_its_own(tmp_path: Path) -> None:
         assert GlobalHydra.instance().hydra is held
 
 
-@pytest.mark.parametrize("name", ["größe", "b.1"])
-def test_names_may_have_any_letters(name: str, tmp_path: Path) -> None:
-    sweep_small(tmp_path, f"name={name}", "steps=1", "evaluate_at=final")
+def test_names_may_have_any_letters(tmp_path: Path) -> None:
+    sweep_small(tmp_path, "name=größe.1", "steps=1", "evaluate_at=final", "measurements=log")
 
-    assert len(bnlab.harness.load(name, tmp_path)["runs"]) == 1
+    assert len(bnlab.harness.load("größe.1", tmp_path)["runs"]) == 1
 
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
