@@ -328,5 +328,6 @@ def _describe_run(run: Run) -> dict[str, object]:
         "settings": json.dumps(run.settings, sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),
     }
-    row = {column: values.get(column) for column in describe_runs().columns}
+    # A setting that the network does not read is no column unless another network of the table reads it.
+    row = {column: values[column] for column in describe_runs().columns if column in values}
     return row | list_own_settings(config, run.settings)

@@ -12,13 +12,13 @@ from tests.helpers import sweep_small
 
 
 def test_a_sweep_writes_these_columns(tmp_path: Path) -> None:
-    """Types do not depend on the values then: none of these networks reads `norm.batch_size`."""
+    """Without those of settings that none of its networks reads."""
     sweep_small(tmp_path, "steps=1", "batch_size=16", "data.images=null", "evaluate_at=final", "measurements=[log]")
 
     runs = load("adhoc", tmp_path)["runs"]
-    assert list(runs) == list(describe_runs().columns)
-    assert runs["norm.batch_size"].dtype == runs["norm.momentum"].dtype == "float64"
-    assert runs["norm.batch_size"].isna().all()
+    unread = {"norm.batch_size", "norm.momentum", "data.classes", "data.fonts", "data.copies", "data.flip"}
+    assert list(runs) == [column for column in describe_runs().columns if column not in unread]
+    assert runs["unseen"].isna().all()
 
     (row,) = runs.to_dict("records")
     assert row["data"] == "digits"

@@ -185,7 +185,7 @@ def _put_together(folder: Path, columns: pa.Schema | None = None) -> _Together:
         return _Together(LoadedTables({}), {}, is_whole=False)
 
     runs = pd.DataFrame([record.row for record in records])
-    schemas = {"runs": columns or _find_columns(folder)}
+    schemas = {"runs": _choose_columns(columns or _find_columns(folder), runs)}
     frames = {"runs": _finish(runs, schemas["runs"])}
 
     chosen, notes = choose_parts(records)
@@ -217,6 +217,12 @@ def _find_columns(folder: Path) -> pa.Schema:
         return read_schema(folder / "tables" / "runs.parquet")
     except Unreadable:
         return RUNS.schema
+
+
+def _choose_columns(schema: pa.Schema, runs: pd.DataFrame) -> pa.Schema:
+    """Choose the columns of the table `runs` that its networks read, beside those that it always has."""
+    fields = [field for field in schema if field.name in RUNS.columns or field.name in runs]
+    return pa.schema(fields, schema.metadata)
 
 
 def _read_parts(results: Path, table: str, parts: Iterable[Chosen]) -> tuple[pa.Table | None, set[str]]:
