@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.artifacts.attributes import Attributes
 from bnlab.harness.artifacts.job_settings import MOMENTUM, Config
-from bnlab.harness.artifacts.optimizers import LEAST_RATE, divide_state
+from bnlab.harness.artifacts.optimizers import LEAST_RATE
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
 from bnlab.harness.artifacts.training_runner import record_moments, start_training
@@ -69,9 +68,6 @@ def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
     try:
         state = start_training(trial)
         _require_new(trial, state.model)
-        # Looked at again after the updates: what changes in an attribute is in no state from which a training
-        # goes on.
-        attributes = Attributes(state.model, state.optimizer)
         _require_statistics(trial, state.model)
         logits = _compute_logits(trial, state.model)
         messages = list(_list_warnings(trial, logits))
@@ -86,12 +82,6 @@ def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
                 # The number only has to be out of reach: `_time_updates` ends the trial.
                 updates = train(state, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
-        changed = attributes.find_changed()
-        if changed:
-            messages.append(
-                f"{changed} changes in training and is in no state dict, so no state is saved: if this training is "
-                "killed, it starts over; register it as a buffer, or keep it in the optimizer's state"
-            )
         # Before `eval()` below, because it looks at the modes in which the updates left the layers.
         _require_training(trial, state.model)
         # In eval mode too, where a user's forward may give something else.
@@ -164,10 +154,6 @@ def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor)
             f"{name}: sets its learning rate itself, which optimizer.schedule does here; leave its scheduler out, or "
             "turn a rate of its own off"
         )
-    try:
-        divide_state(optimizer)
-    except TypeError as error:
-        raise UserError(f"{name}: {error}, so that no killed training could go on; let it keep these alone") from error
 
 
 def _time_updates(updates: Iterator[int], seconds: float) -> float:

@@ -64,7 +64,7 @@ FOLDERS = {
     "watching": "snapshot keeper comparison watch",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
     "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings code_changes run live "
-    "attributes training_runner",
+    "training_runner",
     "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
     "overview page watched",
 }

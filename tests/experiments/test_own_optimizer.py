@@ -90,9 +90,9 @@ COUNTS = {
     "a tensor": MODULE.replace('"total": 0.0', '"total": torch.zeros(())').replace(
         'group["total"])', 'group["total"].item())'
     ),
-    "an attribute": MODULE.replace("        super()", "        self.total = 0.0\n        super()")
-    .replace('            group["total"] += 1.0', "            self.total += 1.0")
-    .replace('group["total"])', "self.total)"),
+    "a list": MODULE.replace(
+        "state = self.state[weight]", 'state = self.state[weight]; state.setdefault("seen", []).append(1)'
+    ).replace('state.get("updates", 0) + 1', 'len(state["seen"])'),
 }
 
 
@@ -101,7 +101,7 @@ assert len({*COUNTS.values()}) == len(COUNTS)
 
 @pytest.mark.parametrize("kind", COUNTS)
 def test_killed_and_continued_with_what_it_counts(kind: str, write: Write, call: Call, tmp_path: Path) -> None:
-    """An attribute is in no state dict, so that such a training begins again; which is said beforehand."""
+    """Whatever plain values its state dict holds."""
     write(COUNTS[kind], "steps")
     words = "optimizer=steps.Counting"
     sweep(call, tmp_path / "whole", words)
@@ -112,51 +112,8 @@ def test_killed_and_continued_with_what_it_counts(kind: str, write: Write, call:
     last = call("sweep", *SMALL, words, f"results={tmp_path / 'killed'}")
 
     assert last.code == 0
-    is_attribute = kind == "an attribute"
-    assert ("Counting.total changes in training and is in no state dict" in last.err) == is_attribute
-    assert ("continuing from step 8" in last.out) != is_attribute
+    assert "continuing from step 8" in last.out
     assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
-
-
-CLIPPED = """
-import torch
-
-
-class Clipped(torch.optim.Optimizer):
-    def __init__(self, weights, lr=0.05):
-        super().__init__(weights, {"lr": lr})
-        self.inner = torch.optim.SGD(self.param_groups, lr, momentum=0.9)
-
-    def step(self):
-        self.inner.step()
-"""
-
-
-def test_the_state_of_an_optimizer_within_another_is_not_lost(write: Write, call: Call, tmp_path: Path) -> None:
-    """Nobody writes it, so that such a training begins again after a kill."""
-    write(CLIPPED, "inner")
-    sweep(call, tmp_path / "whole", "optimizer=inner.Clipped")
-    with interrupted_at(9):
-        sweep(call, tmp_path / "killed", "optimizer=inner.Clipped", expect=130)
-
-    last = call("sweep", *SMALL, "optimizer=inner.Clipped", f"results={tmp_path / 'killed'}")
-
-    assert last.code == 0
-    assert "Clipped.inner changes in training and is in no state dict" in last.err
-    assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
-
-
-def test_an_optimizer_that_cannot_be_restored_is_to_blame_itself(write: Write, call: Call, tmp_path: Path) -> None:
-    """And not the file of the state, for which the network would be set aside."""
-    write(f"{MODULE}\n    def load_state_dict(self, state):\n        raise KeyError('updates')\n", "steps")
-    with interrupted_at(4):
-        sweep(call, tmp_path, "optimizer=steps.Counting", expect=130)
-
-    err = sweep(call, tmp_path, "optimizer=steps.Counting", expect=1)
-
-    assert "optimizer=steps.Counting: cannot go on from its state, " in err
-    assert "KeyError: 'updates'" in err
-    assert (find_network(tmp_path) / "state.safetensors").exists()
 
 
 # The optimizer, what is changed in the module, and what the message says
@@ -170,12 +127,6 @@ MISTAKES = {
     "no optimizer": ("make_sgd optimizer.lr=0.1", "torch.optim.SGD(params, lr", "dict(lr=lr", "found a dict"),
     "closure": ("Counting", "step(self)", "step(self, closure)", "Counting: cannot make an update, TypeError: "),
     "update": ("Counting", 'group["total"] +=', 'group["all"] +=', r"make an update, .*steps\.py:\d+: KeyError: 'all'"),
-    "list": (
-        "Counting",
-        'state["updates"] = ',
-        'state["seen"] = []; state["updates"] = ',
-        "its state 'seen' is a list, neither a tensor nor a number, so that no killed training could go on",
-    ),
     "schedule": (
         "make_sgd optimizer.lr=0.1",
         "    return torch",
@@ -183,12 +134,6 @@ MISTAKES = {
         "make_sgd: sets its learning rate itself, which optimizer.schedule does here; leave its scheduler out",
     ),
     "rate": ("Counting", 'group["total"] +=', 'group["lr"] *= 0.9; group["total"] +=', "sets its learning rate itself"),
-    "of no weight": (
-        "Counting",
-        'group["total"] +=',
-        'self.state["norm"] = 3.0; group["total"] +=',
-        "its state has an entry 'norm' that is of no parameter",
-    ),
 }  # fmt: skip
 
 

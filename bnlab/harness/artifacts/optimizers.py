@@ -5,9 +5,9 @@ optimizer=package.module.function: a function or class of the user's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -107,71 +107,3 @@ class OwnOptimizer(Own, Optimizer):
             kind = type(optimizer).__name__
             raise UserError(f"optimizer={self.name}: has to give a torch.optim.Optimizer, found a {kind}")
         return optimizer
-
-
-def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Divide the state of an optimizer into tensors and numbers, as they are written. TypeError for what is neither.
-
-    Returns:
-        The tensors that it keeps of each parameter and each group of parameters, in whose settings some optimizers
-        count; and the numbers likewise.
-    """
-    tensors: dict[str, dict[str, Tensor]] = {}
-    numbers: dict[str, Any] = {"state": {}, "groups": []}
-    state = optimizer.state_dict()
-    further = [key for key in state if key not in ("state", "param_groups")]
-    if further:
-        raise TypeError(f"its state dict has {further[0]!r} beside the state of parameters and their groups")
-    for index, values in state["state"].items():
-        if not isinstance(index, int) or not isinstance(values, Mapping):
-            raise TypeError(f"its state has an entry {index!r} that is of no parameter")
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors.setdefault(f"optimizer/{index}", {})[name] = value
-            elif isinstance(value, bool | int | float):
-                numbers["state"].setdefault(index, {})[name] = value
-            elif value is not None:  # as of an optimizer without momentum
-                raise TypeError(f"its state {name!r} is a {type(value).__name__}, neither a tensor nor a number")
-    # What else a group holds is built again from the settings, see `restore_state`.
-    for index, group in enumerate(state["param_groups"]):
-        numbers["groups"].append({key: value for key, value in group.items() if isinstance(value, bool | int | float)})
-        of_group = {key: value for key, value in group.items() if isinstance(value, Tensor)}
-        if of_group:
-            tensors[f"optimizer_group/{index}"] = of_group
-    return tensors, numbers
-
-
-def restore_state(
-    optimizer: torch.optim.Optimizer, groups: Mapping[str, dict[str, Tensor]], numbers: Mapping[str, Any]
-) -> None:
-    """Restore the state of an optimizer from what `divide_state` has divided."""
-    # JSON has made words of the parameters' numbers.
-    state: dict[int, dict[str, Any]] = {int(index): values for index, values in numbers["state"].items()}
-    for group, values in groups.items():
-        if group.startswith("optimizer/"):
-            state.setdefault(int(group.partition("/")[2]), {}).update(values)
-    # What is neither a number nor a tensor, such as the list of parameters, is of the optimizer that was built again.
-    param_groups = []
-    built_groups = optimizer.state_dict()["param_groups"]
-    for index, (built, values) in enumerate(zip(built_groups, numbers["groups"], strict=True)):
-        saved = groups.get(f"optimizer_group/{index}", {})
-        tensors = {name: _move_into(built, name, value) for name, value in saved.items()}
-        param_groups.append({**built, **values, **tensors})
-    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
-
-    # torch has given most tensors the type of their weights, which would round float64 ones of a user's optimizer.
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for index, values in state.items():
-        restored = optimizer.state[weights[index]]
-        for name, value in values.items():
-            if isinstance(value, Tensor) and restored[name].dtype != value.dtype:
-                restored[name] = value.to(restored[name].device)
-
-
-def _move_into(group: Mapping[str, Any], name: str, value: Tensor) -> Tensor:
-    """Move a saved tensor of a group of parameters to the device on which the group was built."""
-    built = group.get(name)
-    if not isinstance(built, Tensor):
-        # What is added while training, as `peak_lr`, belongs where the rate is.
-        built = group.get("lr")
-    return value.to(built.device) if isinstance(built, Tensor) else value

@@ -2,9 +2,9 @@
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  averages/<decay>/step_<k>.safetensors  state.safetensors  status.json
+        checkpoints/step_<k>.safetensors  averages/<decay>/step_<k>.safetensors  state.pt  status.json
 
-`state.safetensors` is the point from which a killed training goes on; whatever was written after it is written again.
+`state.pt` is the point from which a killed training goes on; whatever was written after it is written again.
 `status.json` comes last and says that the training has finished (or diverged).
 """
 
@@ -26,7 +26,6 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from joblib import cpu_count
-from safetensors import safe_open
 from torch import Tensor, nn
 
 import bnlab
@@ -74,7 +73,7 @@ class Run:
         # version of bnlab would give.
         self.id = name or f"{hash_settings(self.settings)}/seed_{config.seed}"
         self.folder = Path(config.results, "runs", self.id)
-        self.state = self.folder / "state.safetensors"
+        self.state = self.folder / "state.pt"
         self.has_trace = config.norm.uses_batch  # statistics of its batches are recorded
 
     @cached_property
@@ -255,8 +254,13 @@ class Run:
         """Read the step from which a killed training goes on; 0 if none was begun, or it has finished."""
         if self.finished or not self.state.exists():
             return 0
-        with reading(self.state), safe_open(self.state, framework="np") as file:
-            return int(file.metadata()["step"])
+        with reading(self.state):
+            return int(self.load_state()["step"])
+
+    def load_state(self) -> dict[str, Any]:
+        """Read all from which a killed training goes on; it may be of a user's own, so that only data are unpickled."""
+        saved: dict[str, Any] = torch.load(self.state, map_location=self.device, weights_only=True)
+        return saved
 
     def is_complete(self, checkpoints: Iterable[int] = ()) -> bool:
         """Return whether it has finished, with a checkpoint of each of these steps and of those that were kept."""

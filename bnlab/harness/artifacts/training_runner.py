@@ -10,7 +10,6 @@ import json
 import math
 import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -23,17 +22,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 import bnlab
-from bnlab.common.files import reading, write_text
-from bnlab.common.storage import load_tensors, save_tensors
+from bnlab.common.files import reading, write_text, write_whole
 from bnlab.harness import schema
-from bnlab.harness.artifacts.attributes import Attributes
 from bnlab.harness.artifacts.job_settings import list_code
 from bnlab.harness.artifacts.live import LiveLog
-from bnlab.harness.artifacts.optimizers import divide_state, restore_state
-from bnlab.harness.artifacts.run import Run, describe_environment, digest_losses, name_decay
+from bnlab.harness.artifacts.run import Run, describe_environment, digest_losses
 from bnlab.harness.artifacts.seeding import restore_generators, write_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
-from bnlab.harness.errors import JobError, where_raised
+from bnlab.harness.errors import JobError
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
 from bnlab.model.layers import batch_norm_layers
@@ -47,8 +43,6 @@ _SWA_FROM = 0.75  # share of the training
 _EMA_DECAY = 0.99  # averaging=ema
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 _MOST_TRAININGS = 3  # of a network that diverges, each time at another step
-_STATE = "bnlab.state/2"
-_NUMBERED = ("averages", "optimizer", "optimizer_group")  # groups of tensors in a state of which there are several
 
 
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.measured_steps) -> None:
@@ -99,7 +93,6 @@ def _require_reached(run: Run, missing: Iterable[int]) -> None:
 def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
     state = start_training(run)
-    attributes = Attributes(state.model, state.optimizer)
     seconds_before = _restore_or_describe(run, state)
     live = LiveLog(run, state.step) if run.config.log != "none" else None
     # One iterator serves all parts: each goes on with the update after the last one of the part before.
@@ -112,12 +105,8 @@ def _train(run: Run, kept: set[int]) -> None:
         # Each part writes its trace and log before the state, so that a state never lacks what led to it.
         status = _train_part(run, state, updates, kept, live, reporter)
         seconds = time.monotonic() - started
-        # What changes in attributes is in no state dict, so that training could not go on exactly from a
-        # state. Without one, a killed training begins again.
-        if status == "unfinished" and not attributes.find_changed():
+        if status == "unfinished":
             _save_state(run, state, seconds_before + seconds)
-        elif status == "unfinished":
-            run.state.unlink(missing_ok=True)
     if live is not None:
         live.close()
     if status == "finished":
@@ -347,90 +336,49 @@ def _freeze_batch_norm(model: nn.Module) -> None:
 
 def _save_state(run: Run, state: TrainingState, seconds: float) -> None:
     """Write all from which the training goes on exactly, and the seconds that it has taken."""
-    groups = {"model": state.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
-    if state.average is not None:
-        groups["average"] = state.average.state_dict()
-    for decay, average in state.weight_averages.items():
-        groups[f"averages/{name_decay(decay)}"] = average.state_dict()
-    of_optimizer, numbers = divide_state(state.optimizer)
-    groups |= of_optimizer
+    generators: dict[str, Any] = {"torch": torch.get_rng_state(), "others": write_generators()}
     if run.device.type == "cuda":
-        groups["rng"]["device"] = torch.cuda.get_rng_state(run.device)
-
-    tensors = {}
-    for group, values in groups.items():
-        for name, value in values.items():
-            tensors[f"{group}/{name}"] = value
-    metadata = {
-        "seconds": repr(seconds),
-        "step": str(state.step),
-        "optimizer": json.dumps(numbers),
-        "generators": write_generators(),
+        generators["device"] = torch.cuda.get_rng_state(run.device)
+    saved = {
+        "step": state.step,
+        "seconds": seconds,
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "averages": [average.state_dict() for average in _list_averages(state)],
+        "generators": generators,
     }
-    save_tensors(run.state, tensors, _STATE, metadata)
-
-
-def _split_key(key: str) -> tuple[str, str]:
-    """Split the key of a tensor into its group and its name, which may have a slash too, as a layer's name may.
-
-    >>> _split_key("model/a/b.weight"), _split_key("averages/0.99/a/b.weight")
-    (('model', 'a/b.weight'), ('averages/0.99', 'a/b.weight'))
-    """
-    group, _, name = key.partition("/")
-    if group in _NUMBERED:
-        number, _, name = name.partition("/")
-        group = f"{group}/{number}"
-    return group, name
+    write_whole(run.state, lambda beside: torch.save(saved, beside))
 
 
 def _restore_state(run: Run, state: TrainingState) -> float:
     """Restore a training from its state; returns the seconds that it had taken. Unreadable if it cannot."""
     with reading(run.state):
-        tensors, metadata = load_tensors(run.state, _STATE)
-        groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-        for key, value in tensors.items():
-            group, name = _split_key(key)
-            # Copies: optimizers keep what they are given, which would be the file's memory, and Windows replaces no
-            # file whose memory is in use.
-            groups[group][name] = value.clone()
+        saved = run.load_state()
+        state.step = saved["step"]
+        state.model.load_state_dict(saved["model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        for average, values in zip(_list_averages(state), saved["averages"], strict=True):
+            average.load_state_dict(values)
 
-        state.model.load_state_dict(groups["model"])
-        if state.average is not None:
-            state.average.load_state_dict(groups["average"])
-        for decay, average in state.weight_averages.items():
-            average.load_state_dict(groups[f"averages/{name_decay(decay)}"])
-        numbers = json.loads(metadata["optimizer"])
-        if not run.config.optimizer.is_own:
-            restore_state(state.optimizer, groups, numbers)
-
-        torch.set_rng_state(groups["rng"]["cpu"])
-        restore_generators(metadata["generators"])
-        if run.device.type == "cuda" and "device" in groups["rng"]:  # it may have been begun on a CPU
-            torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
-        state.step = int(metadata["step"])
+        # The states of generators are read on the CPU, whatever they are of.
+        generators = saved["generators"]
+        torch.set_rng_state(generators["torch"].cpu())
+        restore_generators(generators["others"])
+        if run.device.type == "cuda" and "device" in generators:  # it may have been begun on a CPU
+            torch.cuda.set_rng_state(generators["device"].cpu(), run.device)
         # The log is written before the state, and may have updates that are made again.
         log = run.read_log()[: state.step]
         state.log = list(log.itertuples(index=False, name=None))
-    # Outside of `reading`, which would call the file damaged where a user's `load_state_dict` fails.
-    if run.config.optimizer.is_own:
-        _restore_own_optimizer(run, state, groups, numbers)
     # A state dict does not hold the modes of layers.
     if run.frozen_from is not None and state.step >= run.frozen_from:
         _freeze_batch_norm(state.model)
-    return float(metadata["seconds"])
+    return float(saved["seconds"])
 
 
-def _restore_own_optimizer(
-    run: Run, state: TrainingState, groups: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
-) -> None:
-    """Restore the user's own optimizer; JobError if its code fails, for which the file is not to blame."""
-    try:
-        restore_state(state.optimizer, groups, numbers)
-    except (Exception, SystemExit) as error:  # the user's code may raise either
-        raise JobError(
-            f"optimizer={run.config.optimizer.name}: cannot go on from its state, {where_raised(error)}; mend its "
-            f"load_state_dict, or delete {run.state} to train from the start"
-        ) from error
+def _list_averages(state: TrainingState) -> list[AveragedModel]:
+    """List all averages of the weights that a training keeps."""
+    averages = [] if state.average is None else [state.average]
+    return averages + list(state.weight_averages.values())
 
 
 def format_seconds(seconds: float) -> str:

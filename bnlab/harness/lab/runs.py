@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import safe_open
 
 from bnlab.common.files import Unreadable, reading
 from bnlab.common.names import split_at_commas
@@ -312,16 +311,17 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _read_status(folder: Path) -> dict[str, Any]:
     """Read state, time and disk space of a network; of an unfinished one those from which it goes on."""
     path = folder / "status.json"
-    saved = folder / "state.safetensors"
+    saved = folder / "state.pt"
     state: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
     if path.exists():
         with reading(path):
             state = json.loads(path.read_text(encoding="utf-8"))
     elif saved.exists():
-        # For numpy, so that a list of networks does not wait for torch.
-        with reading(saved), safe_open(saved, framework="np") as file:
-            metadata = file.metadata()
-            state |= {"step": int(metadata["step"]), "train_seconds": float(metadata["seconds"])}
+        import torch  # here: a list waits for it only where a network is unfinished
+
+        with reading(saved):
+            values = torch.load(saved, map_location="cpu", weights_only=True)
+            state |= {"step": values["step"], "train_seconds": values["seconds"]}
 
     # The file may hold something else, or lack one of these.
     with reading(path):

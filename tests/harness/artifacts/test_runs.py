@@ -103,7 +103,7 @@ def test_the_commit_of_a_clone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "writes", ["recording.trace.MomentTrace.save", "harness.artifacts.training_runner.save_tensors"]
+    "writes", ["recording.trace.MomentTrace.save", "harness.artifacts.training_runner._save_state"]
 )
 def test_a_kill_between_the_files_of_a_part(
     writes: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,11 +175,11 @@ def test_rows_that_cannot_be_read_are_measured_again(
 def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with interrupted_at(3), pytest.raises(KeyboardInterrupt):
         run_both(tmp_path)
-    (find_network(tmp_path) / "state.safetensors").write_bytes(b"nonsense")
+    (find_network(tmp_path) / "state.pt").write_bytes(b"nonsense")
 
     run_both(tmp_path)
 
-    assert "state.safetensors: cannot be read" in capsys.readouterr().err
+    assert "state.pt: cannot be read" in capsys.readouterr().err
     assert_same(find_network(tmp_path), find_network(whole))
 
 
@@ -199,13 +199,13 @@ def test_a_training_that_was_saved_on_its_way_leaves_no_state(tmp_path: Path, mo
 
     run_both(tmp_path, steps=4, evaluate_at="final", measurements="log")
 
-    assert not (find_network(tmp_path) / "state.safetensors").exists()
+    assert not (find_network(tmp_path) / "state.pt").exists()
 
 
 def test_a_state_that_a_kill_has_left_beside_the_status_is_not_gone_on_from(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = find_network(copied) / "state.safetensors"
+    state = find_network(copied) / "state.pt"
     state.write_bytes(b"nonsense")
 
     run_both(copied, evaluate_at=[10, 20])
