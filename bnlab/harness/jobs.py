@@ -25,13 +25,13 @@ from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.rows import Failures, complete_rows
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
-from bnlab.harness.own import digest_user_code
 from bnlab.harness.progress import Progress, remove_progress, say, say_problem, write_progress
 from bnlab.harness.records import Part, locate_failure, locate_rows, read_record, write_record
 from bnlab.harness.run_table import MEASURED_WITH
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
+from bnlab.harness.user_code import digest_class
 from bnlab.memory import keep_freed_memory
 
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
@@ -88,7 +88,7 @@ def _digest_asked(run: Run) -> str:
     settings = [getattr(run.config, name) for name in MEASURED_WITH]
     # When the user's code changes, the same settings ask for other rows.
     code = [subject.code for subject in list_subjects(run.config)]
-    code += [digest_user_code(type(each)) for each in find_measurements(run.config)]
+    code += [digest_class(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
     return digest(json.dumps([settings, images, code, VERSION], default=list), digits=10)
 

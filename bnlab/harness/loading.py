@@ -11,15 +11,13 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.common.files import Unreadable, reading
-from bnlab.harness.artifacts.code_changes import list_changes
-from bnlab.harness.artifacts.job_settings import restore_config
+from bnlab.harness.artifacts.job_settings import list_own, restore_config
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import read_tables
-from bnlab.harness.source_code import say_changed
 
 _MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
 
@@ -91,14 +89,11 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     try:
         # Opened by its name, since this version or the code of today may give its settings another one.
         opened = Run(replace(restore_config(values), results=str(results)), run)
-        changed = list_changes(opened.config, opened.folder)
     except UserError as error:
         raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
-    # Changed code also changes the name of the network, so it is reported before the name is checked.
-    if changed:
-        raise UserError(f"{run}: {say_changed(changed)} since it was trained; undo that, or sweep it again")
     if Run(opened.config).id != run:
-        raise UserError(f"{run}: its settings name another network in this version of bnlab; sweep it again")
+        changed = "your code has changed" if list_own(opened.config) else "bnlab has changed"
+        raise UserError(f"{run}: {changed} since it was trained; undo that, or sweep it again")
     return opened
 
 

@@ -1,23 +1,20 @@
 """A user's code, by import path: `data=`, `model=`, `norm=`, `optimizer=`, `estimator=`, `measurements=` take one.
 
-Arguments that bnlab does not give are settings. Results are known by the code of the module and of the user's modules
-that it imports (`source_code`), those on data by the images and labels that the function gives.
+Arguments that bnlab does not give are settings. Results are known by the code of the module and of the modules in its
+folder that it imports (`user_code`), those on data by the images and labels that the function gives.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
-from functools import cache
 from typing import Any, ClassVar, TypeVar
 
-from bnlab.common.files import digest
 from bnlab.harness.components import Component
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.source_code import SOURCE, Code, digest_whole, read_code
+from bnlab.harness.user_code import SOURCE, digest_code
 
 KINDS: dict[str, type[Own]] = {}
 """group → what stands for a user's function there."""
@@ -49,18 +46,9 @@ class Own(Component):
         """The arguments that are settings, with their values."""
         return {each.name: getattr(self, each.name) for each in fields(self) if _ARGUMENT in each.metadata}
 
-    @property
-    def own_module(self) -> str:
-        """The module at its import path."""
-        return self.name.rpartition(".")[0]
-
-    def find_code(self) -> Code:
-        """Find the code that its results are known by; empty for bnlab's own."""
-        return find_code(import_object(self.group, self.name), self.name)
-
     def digest(self) -> dict[str, str]:
         """Digest what its results are known by, as a column of the table `runs`: its code."""
-        return {SOURCE: digest_code_or_text(import_object(self.group, self.name), self.name)}
+        return {SOURCE: digest_code(self.name.rpartition(".")[0])}
 
     def identify(self) -> dict[str, Any]:
         return super().identify() | self.digest()
@@ -155,64 +143,6 @@ def call_own(key: str, path: str, *given: Any, **arguments: Any) -> Any:
         sizes = [str(each) for each in given if isinstance(each, int)]  # the weights of an optimizer would fill a page
         called = f"; it was called with {', '.join(sizes)}" if sizes else ""
         raise UserError(f"{key}={path}: {where_raised(error)}{called}") from error
-
-
-def forget_code() -> None:
-    """Forget the code of the user's functions: a notebook may have imported modules again."""
-    find_code.cache_clear()
-
-
-@cache  # a sweep asks thousands of times
-def find_code(obj: Any, path: str = "") -> Code:
-    """Find the code of a user's class or function: of the module that has it at its import path, and where it is made.
-
-    It is empty for bnlab's own, whose changes `measurements.estimates.VERSION` counts. UserError for what has no file,
-    as what is typed into a notebook: what it calls there could change, and nobody would see it.
-    """
-    if _is_ours(obj):
-        return {}
-    modules = [path.rpartition(".")[0]] if path else []
-    if isinstance(obj, type) or inspect.isroutine(obj):  # of another object the module is that of its class
-        modules.append(obj.__module__)
-    code = read_code(*modules)
-    if not {*modules} & {*code}:
-        raise UserError(
-            f"{path or obj.__module__}: has no file of Python that could be read, so that nobody knows when its code "
-            "changes; write it into a module (in a notebook by %%writefile net.py) and name it there"
-        )
-    return code
-
-
-def digest_code_or_text(obj: Any, path: str = "") -> str:
-    """Digest the code of a user's class or function, see `find_code`; of bnlab's own questions the text."""
-    code = find_code(obj, path)
-    return digest_whole(code) if code else _digest_text(obj)
-
-
-def digest_user_code(cls: type) -> str:
-    """Digest the code of a user's class; empty for bnlab's."""
-    return digest_code_or_text(cls) if find_code(cls) else ""
-
-
-@cache
-def _digest_text(obj: Any) -> str:
-    """Digest the text of the module in which a class or function of bnlab's own questions is defined."""
-    return digest(_read_source(sys.modules.get(obj.__module__), obj), digits=10)
-
-
-def _is_ours(obj: Any) -> bool:
-    return obj.__module__.startswith(("bnlab.", "experiments.questions."))
-
-
-def _read_source(*objects: Any) -> str:
-    """Read the source of the first of these objects that has any; UserError where none has."""
-    for each in objects:
-        try:
-            return inspect.getsource(each)
-        except (OSError, TypeError):  # TypeError: built in, or None
-            continue
-    obj = objects[-1]
-    raise UserError(f"{obj.__module__}.{obj.__qualname__}: its source cannot be read; put it into a module")
 
 
 def _list_arguments(function: Any) -> list[inspect.Parameter]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from heapq import heapreplace
 
 from joblib import cpu_count
 
 from bnlab.common.files import Unreadable
-from bnlab.harness.artifacts.code_changes import find_changes
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training_runner import format_seconds
@@ -18,7 +17,6 @@ from bnlab.harness.durations import Durations, estimate_durations
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.run_table import MEASURED_WITH
-from bnlab.harness.source_code import say_changed
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
@@ -28,11 +26,7 @@ _MEASURED_DIFFERENTLY = ("averaging", "weight_averages", "freeze_at", "freeze_wi
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
-    """Say how many jobs and networks there are, and how many are trained.
-
-    Of those that are not: which files of the user's code have changed since others of the same settings were trained,
-    and which small last batches they are trained on.
-    """
+    """Say how many jobs and networks there are, how many are trained, and which small last batches others have."""
     networks = {Run(config).id for config in configs}
     untrained = _list_untrained(waiting)
     # Their checkpoints of some steps were not kept, or are gone.
@@ -47,14 +41,6 @@ def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
     if again:
         state += f", {again} of them again now, for checkpoints of steps that are not there"
     lines = [f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"]
-
-    changed = find_changes([run.config for run in untrained])
-    counts = Counter(tuple(files) for files in changed if files)
-    for files, count in counts.items():
-        verb = "is" if count == 1 else "are"
-        lines.append(
-            f"{say_changed(files)}: {_count(count, 'network')} {verb} trained again, beside those of the earlier code"
-        )
 
     for run in untrained:
         config = run.config

@@ -30,7 +30,7 @@ FLOORS = (
 STAGES = (
     *(
         "errors schema updates progress layer_average trained_with",
-        "source_code",
+        "user_code",
         "run_table records",
         "components",
         "own",
@@ -63,7 +63,7 @@ FOLDERS = {
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
-    "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings code_changes run live "
+    "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings run live "
     "training_runner",
     "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
     "overview page watched",
@@ -86,7 +86,7 @@ REPORTING = {
             "schema",
             "updates",
             "layer_average",
-            "source_code",
+            "user_code",
             "run_table",
             "records",
             "reporting",

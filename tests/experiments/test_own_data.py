@@ -460,7 +460,7 @@ def test_a_set_of_arguments_is_read_once_for_a_thousand_jobs(give: Give, tmp_pat
 
 def test_transforms_are_told_by_what_they_draw_and_by_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = [THREE_PARTS.find_content(), OwnData(name=f"{__name__}.make_two_parts").find_content()]
-    monkeypatch.setattr("bnlab.harness.artifacts.data.own_data.digest_code_or_text", lambda function, path: "other")
+    monkeypatch.setattr("bnlab.harness.artifacts.data.own_data.digest_code", lambda module: "other")
     forget_own()
     contents.append(THREE_PARTS.find_content())
     monkeypatch.setattr(f"{__name__}.brighten", keep)

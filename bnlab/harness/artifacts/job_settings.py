@@ -17,9 +17,9 @@ from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, make_own
-from bnlab.harness.source_code import SOURCE, Code
 from bnlab.harness.trained_with import TRAINED_WITH
 from bnlab.harness.updates import steps_per_epoch
+from bnlab.harness.user_code import SOURCE
 
 MOMENTUM = 0.1
 """PyTorch's, of a network's own running averages."""
@@ -212,12 +212,6 @@ def list_own(config: Config) -> dict[str, Own]:
     if config.inputs is not None:
         own["inputs"] = OwnInputs(config.inputs)
     return own
-
-
-def list_code(config: Config) -> dict[str, Code]:
-    """List the user's code that a network depends on, by the setting that chooses it."""
-    codes = {key: chosen.find_code() for key, chosen in list_own(config).items()}
-    return {key: code for key, code in codes.items() if code}
 
 
 def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,14 +24,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 import bnlab
 from bnlab.common.files import reading, write_text, write_whole
 from bnlab.harness import schema
-from bnlab.harness.artifacts.job_settings import list_code
+from bnlab.harness.artifacts.job_settings import GROUPS
 from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.run import Run, describe_environment, digest_losses
 from bnlab.harness.artifacts.seeding import restore_generators, write_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.errors import JobError
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
-from bnlab.harness.source_code import CODE
+from bnlab.harness.user_code import SOURCE
 from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
@@ -201,9 +201,6 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
         _write_settings(run)
         # The machine on which training begins. A training that goes on elsewhere is compared with it.
         environment = describe_environment(run.device) | {"images": run.dataset.trained_on}
-        codes = list_code(run.config)
-        if codes:
-            environment[CODE] = codes
         write_text(run.folder / "environment.json", json.dumps(environment, indent=1))
 
     for path in run.folder.glob("trace/*.safetensors"):
@@ -256,8 +253,11 @@ def _write_where_images_are(run: Run) -> None:
 
 
 def _write_settings(run: Run) -> None:
-    """Write the settings with which a network is trained."""
+    """Write the settings with which a network is trained, and the digests of the user's code."""
     settings = asdict(run.config)
+    for key in GROUPS:
+        if SOURCE in run.settings[key]:
+            settings[key][SOURCE] = run.settings[key][SOURCE]
     if not run.config.data.content:
         del settings["data"]["content"]
     write_text(run.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))

@@ -31,7 +31,7 @@ from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.explaining import FILES, UNKNOWN, explain, explain_unknown, explain_value, first_line
 from bnlab.harness.lab.launchers import register_launchers
 from bnlab.harness.lab.registry import CONF
-from bnlab.harness.own import KINDS, forget_code, make_own
+from bnlab.harness.own import KINDS, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _TEXTS = ("name", "results", "data.root")  # keys of texts, which Hydra would take for numbers, lists and the like
@@ -195,7 +195,6 @@ def _compose_files(overrides: Iterable[Override]) -> tuple[DictConfig, DictConfi
 def _forget() -> None:
     """Forget files and functions of an earlier sweep of this process, as a notebook may have changed them since."""
     _compose.cache_clear()
-    forget_code()
     forget_own()
     for group, name in _REGISTERED:
         # One that cannot be made any more is reported where a word chooses it.

@@ -26,7 +26,6 @@ from bnlab.harness.records import (
     locate_record,
     read_records,
 )
-from bnlab.harness.source_code import CODE, SOURCE, digest_whole
 from bnlab.harness.trained_with import flatten_settings
 
 if TYPE_CHECKING:
@@ -296,16 +295,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     with reading(path):
         config = dict(yaml.load(path.read_text(encoding="utf-8"), _LOADER))
-    settings = flatten_settings(config)
-
-    # Two networks may differ in nothing but the code of the user's own, which is none of the settings that are kept.
-    environment = folder / "environment.json"
-    if environment.exists():
-        with reading(environment):
-            codes = json.loads(environment.read_text(encoding="utf-8")).get(CODE, {})
-        for key, code in codes.items():
-            settings[f"{key}.{SOURCE}"] = digest_whole(code)
-    return settings
+    return flatten_settings(config)
 
 
 def _read_status(folder: Path) -> dict[str, Any]:

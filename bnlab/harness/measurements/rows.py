@@ -21,9 +21,9 @@ from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import estimates
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.own import digest_user_code
 from bnlab.harness.records import SAMPLE, Part, locate_rows
 from bnlab.harness.schema import ROW_KEY, Table, empty, find_fault, read_frame, read_schema, write_rows
+from bnlab.harness.user_code import digest_class
 
 Failures = dict[str, tuple[str, str]]
 """Failures of measurements: estimator, or table if no estimator is to blame → the reason in a line, the traceback."""
@@ -91,7 +91,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     for each in wanted:
         there = [step for step in each.steps if (each.key, step) in present]
         estimator = each.columns.get("estimator", "")
-        part = Part(each.made_of, run.training, {each.key: there}, is_own=bool(digest_user_code(type(measurement))))
+        part = Part(each.made_of, run.training, {each.key: there}, is_own=bool(digest_class(type(measurement))))
         parts[estimator] = parts[estimator].join(part) if estimator in parts else part
     return parts
 
@@ -118,7 +118,7 @@ def _describe(
 
 def _list_made_of(run: Run, measurement: Measurement, subject: Subject | None) -> dict[str, str]:
     """List what rows depend on that no setting says, and that has to be the same in all rows of a line."""
-    code = [str(estimates.VERSION), subject.code if subject else "", digest_user_code(type(measurement))]
+    code = [str(estimates.VERSION), subject.code if subject else "", digest_class(type(measurement))]
     limit = run.config.population_images
     data = digest(json.dumps(run.config.data.identify(), sort_keys=True, default=str), digits=10)
     return {
@@ -191,7 +191,7 @@ def _measure(
     if isinstance(frame, pd.DataFrame) and not len(frame):  # all rows may be left out, and then the columns are too
         frame = empty(measurement.table.schema)
     fault = _fill_in(frame, run, measurement) or _find_other_rows(frame, wanted, steps)
-    if not fault and digest_user_code(type(measurement)):
+    if not fault and digest_class(type(measurement)):
         fault = _find_missing_value(frame, measurement.table)
     if fault:
         failures[measurement.name] = fault, ""

@@ -14,8 +14,9 @@ from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.lookup import import_estimator
 from bnlab.harness.artifacts.job_settings import Config, as_list
 from bnlab.harness.errors import UserError, suggest, where_raised
-from bnlab.harness.own import digest_user_code, import_object
+from bnlab.harness.own import import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
+from bnlab.harness.user_code import digest_class
 from bnlab.inference import TestTimeStatistics
 
 _TRIAL = 8  # batches that running estimators are tried on
@@ -57,7 +58,7 @@ class Subject:
     @property
     def code(self) -> str:
         """Digest of the module of a user's own estimator or rule; empty for bnlab's."""
-        return digest_user_code(type(self.statistic))
+        return digest_class(type(self.statistic))
 
 
 def list_subjects(config: Config) -> list[Subject]:

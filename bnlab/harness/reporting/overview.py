@@ -32,7 +32,7 @@ from bnlab.harness.reporting.wording import (
     name_value,
     write_value,
 )
-from bnlab.harness.source_code import SOURCE, digest_whole, read_code
+from bnlab.harness.user_code import SOURCE, digest_code, read_code
 
 _PANELS = 12  # the most that are drawn
 _LOST = replace(LOST_OF_ANY_SIZE, label="accuracy lost (points)")  # a heading of the table, too
@@ -150,7 +150,7 @@ def _name_current_code(runs: pd.DataFrame) -> Iterator[str]:
             continue
         for path in runs[setting].unique():
             module, _, _ = path.rpartition(".")
-            current = digest_whole(read_code(module)) if module else ""
+            current = digest_code(module) if read_code(module) else ""
             if current in set(runs[column]):
                 yield f"{column} {current} is {path} as it is now."
 

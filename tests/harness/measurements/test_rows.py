@@ -21,7 +21,6 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import estimates, find_measurement, list_names
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
-from bnlab.harness.own import find_code
 from tests.helpers import Config
 
 MODULE = """
@@ -80,7 +79,6 @@ def forget() -> None:
     """Let the user's classes be no estimators any more."""
     sys.modules.pop("my_estimators", None)
     importlib.invalidate_caches()
-    find_code.cache_clear()
     linecache.clearcache()
     gc.collect()
 

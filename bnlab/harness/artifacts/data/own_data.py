@@ -29,8 +29,8 @@ from bnlab.harness.artifacts.data.pixels import (
 from bnlab.harness.artifacts.seeding import seed_generators
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import Own, call_own, digest_code_or_text, import_object, make_own, own
-from bnlab.harness.source_code import SOURCE, Code
+from bnlab.harness.own import Own, call_own, make_own, own
+from bnlab.harness.user_code import SOURCE, digest_code
 
 _EXPECTED = (
     "it has to give the training and the test part, each (images, labels), or a data set of such pairs; a third part "
@@ -50,10 +50,6 @@ class OwnData(Own, Data):
 
     usual: ClassVar[dict[str, Any]] = {"root": "data"}
     flip: bool = setting(False, "augmentation: random horizontal flip")
-
-    def find_code(self) -> Code:
-        """Find the code of random transforms, since no sample tells all that they draw; without any empty."""
-        return super().find_code() if SOURCE in self.digest() else {}
 
     def digest(self) -> dict[str, str]:
         """Digest images and labels, since what a function gives is known; of random transforms code and arguments."""
@@ -151,8 +147,7 @@ def _digest_parts(parts: Parts, path: str, arguments: Mapping[str, Any]) -> Part
     _, labels = parts.train
     some = torch.tensor(_spread(len(labels)))
     digests.append(digest_pixels(parts.augmented(some, 0), labels[some]))
-    function = import_object("data", path)
-    code = digest_code_or_text(function, path)
+    code = digest_code(path.rpartition(".")[0])
     defaults = make_own("data", path).arguments
     chosen = {key: value for key, value in arguments.items() if key not in OwnData.usual and value != defaults[key]}
     source = digest(code, json.dumps(chosen, sort_keys=True), digits=10) if chosen else code
