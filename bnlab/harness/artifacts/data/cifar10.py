@@ -10,7 +10,7 @@ import torch
 
 from bnlab.common.vision import torchvision
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.pixels import read_part, shuffle
+from bnlab.harness.artifacts.data.pixels import read_items, shuffle
 from bnlab.harness.components import component, setting
 from bnlab.harness.errors import UserError, where_raised
 
@@ -79,7 +79,7 @@ class Cifar10(Data):
         try:
             folders = [read_folder(Path(self.root, part)) for part in ("train", "test")]
             # A folder lists class after class, so that a batch of test images would be of one class.
-            train, test = [shuffle(*read_part(folder, folder.root)) for folder in folders]
+            train, test = [shuffle(*read_items(folder, range(len(folder)), folder.root)) for folder in folders]
         except Exception as error:
             raise UserError(
                 f"{self.name}: {where_raised(error)}; there have to be train/<class>/ and test/<class>/ in {self.root}"

@@ -7,7 +7,7 @@ same whenever they are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -19,11 +19,11 @@ from bnlab.common.files import digest
 from bnlab.harness.artifacts.data.base import Data, Draw, Parts, Size
 from bnlab.harness.artifacts.data.pixels import (
     Pixels,
+    check_pixels,
     describe_images,
     digest_pixels,
     draw_order,
     read_items,
-    read_part,
     shuffle,
 )
 from bnlab.harness.artifacts.seeding import seed_generators
@@ -72,6 +72,12 @@ class OwnData(Own, Data):
     def has_known_range(self) -> bool:
         return self._describe().has_known_range
 
+    def check(self) -> None:
+        super().check()
+        fault = self._describe().label_fault
+        if fault:
+            raise UserError(f"data={self.name}: has {fault}")
+
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
         if self.content not in ("", parts.content):
@@ -96,6 +102,7 @@ class Description(NamedTuple):
     size: Size
     content: str
     has_known_range: bool
+    label_fault: str  # why its labels are not the numbers of classes; empty where they are
 
 
 @cache  # a sweep asks thousands of times, of more sets of arguments than there is memory for images
@@ -108,10 +115,37 @@ def describe_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Descripti
         available=len(labels),
         test=len(test_labels),
         pixels=min(images.shape[2:]),
-        classes=int(labels.max()) + 1,
+        classes=_count_outputs(labels),
     )
     has_known_range = not images.is_floating_point()
-    return Description(size, parts.content, has_known_range)
+    return Description(size, parts.content, has_known_range, _find_label_fault(labels, test_labels))
+
+
+def _count_outputs(labels: Tensor) -> int:
+    """Count what a network has to put out for each label: its classes, or the numbers of a label that is no class."""
+    if not labels.is_floating_point():
+        return int(labels.max()) + 1
+    return labels.shape[1] if labels.dim() > 1 else 1
+
+
+def _find_label_fault(labels: Tensor, test_labels: Tensor) -> str:
+    """Say why labels are not the numbers of classes; empty where they are."""
+    if labels.dim() != 1 or labels.is_floating_point():
+        kind = str(labels.dtype).removeprefix("torch.")
+        found = f"labels of shape {list(labels.shape)}, {kind}"
+        return f"{found}; they have to be the numbers of classes, 0, 1, 2, ..., unless task= takes others"
+    classes = labels.unique()
+    if not torch.equal(classes, torch.arange(len(classes))):
+        return f"the classes {_list_some(classes)}; number them 0, 1, 2, ... without gaps"
+    unseen = set(test_labels.tolist()) - set(classes.tolist())
+    return f"classes of the test part alone ({_list_some(unseen)}); no network can learn them" if unseen else ""
+
+
+def _list_some(values: Iterable[Any]) -> str:
+    """Write the first ten values, and how many more there are."""
+    known = [int(value) for value in values]
+    some = ", ".join(map(str, known[:10]))
+    return f"{some} and {len(known) - 10:,} more" if len(known) > 10 else some
 
 
 @lru_cache(maxsize=2)
@@ -155,46 +189,31 @@ def _digest_parts(parts: Parts, path: str, arguments: Mapping[str, Any]) -> Part
 
 
 def _read_parts(parts: Any, name: str) -> Parts:
-    if not isinstance(parts, tuple | list):
-        raise UserError(f"{name}: found a {type(parts).__name__}; {_EXPECTED}")
-    if len(parts) not in (2, 3):
-        raise UserError(f"{name}: found {len(parts)} instead of 2 or 3 parts; {_EXPECTED}")
-
-    train_part, test_part, *further = parts
-    train = _read_twice(train_part, f"{name}: the training part")
-    test = _read_twice(test_part, f"{name}: the test part")
+    if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
+        found = f"{len(parts)} of 2 or 3 parts" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"
+        raise UserError(f"{name}: found {found}; {_EXPECTED}")
+    train = _read_twice(parts[0], f"{name}: the training part")
+    test = _read_twice(parts[1], f"{name}: the test part")
     _require_kind(test[0], train[0], f"{name}: the test part")
-    _require_same_classes(train[1], test[1], name)
-    _require_same_names(train_part, test_part, name)
-
-    augmented = None
-    if further:
-        augmented = _make_drawer(further[0], train, f"{name}: the augmented part")
+    augmented = _make_drawer(parts[2], train, f"{name}: the augmented part") if len(parts) == 3 else None
     # Data sets made of folders list class after class, so that a batch of test images would be of one class.
     return Parts(shuffle(*train), shuffle(*test), augmented)
 
 
 def _read_twice(part: Any, where: str) -> Pixels:
-    """Read a part whole, and some of its items again."""
-    images, labels = read_part(part, where)
-    # Arrays are the same whenever they are read; only a data set computes its items.
+    """Read a part whole, and some of its items again: arrays are the same each time, a data set computes its items."""
     if isinstance(part, tuple):
-        return images, labels
-
+        images, labels = part
+        return check_pixels(images, labels, where)
+    images, labels = read_items(part, range(len(part)), where)
     chosen = _spread(len(labels))
-    images_again, labels_again = read_items(part, chosen, where)
-    if not torch.equal(images[chosen], images_again) or not torch.equal(labels[chosen], labels_again):
+    again, labels_again = read_items(part, chosen, where)
+    if not torch.equal(images[chosen], again) or not torch.equal(labels[chosen], labels_again):
         raise UserError(
             f"{where} gives other images or labels when it is read again. Random transforms belong in a third part: "
             "return (train, test, augmented), where augmented is train with random transforms"
         )
     return images, labels
-
-
-def _spread(count: int) -> list[int]:
-    """Choose the indices of at most `_READ_AGAIN` of so many items, evenly spread."""
-    distance = max(1, -(-count // _READ_AGAIN))
-    return list(range(0, count, distance))
 
 
 def _require_kind(images: Tensor, train: Tensor, where: str) -> None:
@@ -206,48 +225,15 @@ def _require_kind(images: Tensor, train: Tensor, where: str) -> None:
         )
 
 
-def _require_same_classes(labels: Tensor, test_labels: Tensor, name: str) -> None:
-    classes = set(labels.tolist())
-    empty = set(range(max(classes))) - classes
-    if empty:
-        raise UserError(
-            f"{name}: the training part has the label {max(classes)}, but no image of {_list_some(empty)}; number "
-            "classes 0, 1, 2, ... without gaps"
-        )
-    unseen = set(test_labels.tolist()) - classes
-    if unseen:
-        raise UserError(f"{name}: only the test part has the classes {_list_some(unseen)}; no network can learn them")
-
-
-def _require_same_names(train: Any, test: Any, name: str) -> None:
-    """Raise UserError unless the classes have the same names in the same order, where both parts have names."""
-    first = getattr(train, "classes", None)
-    second = getattr(test, "classes", None)
-    if first is not None and second is not None and list(first) != list(second):
-        raise UserError(
-            f"{name}: the training part has the classes {_list_some(first)}, the test part {_list_some(second)}; "
-            "both need the same classes in the same order"
-        )
-
-
-def _list_some(classes: Any) -> str:
-    """Write the first ten classes, and how many more there are."""
-    known = list(classes)
-    some = ", ".join(map(str, known[:10]))
-    return f"{some} and {len(known) - 10:,} more" if len(known) > 10 else some
+def _spread(count: int) -> list[int]:
+    """Choose the indices of at most `_READ_AGAIN` of so many items, evenly spread."""
+    distance = max(1, -(-count // _READ_AGAIN))
+    return list(range(0, count, distance))
 
 
 def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
-    """Make what draws images of the training part with random transforms, in the order into which that is shuffled.
-
-    UserError where item i is not item i of the training part, or a seed does not repeat what is drawn.
-    """
+    """Make what draws images of the training part with random transforms, in the order into which that is shuffled."""
     images, labels = train
-    if len(items) != len(labels):
-        raise UserError(
-            f"{where} has {len(items):,} items, the training part {len(labels):,}; it has to be the training part with "
-            "random transforms (bnlab takes the validation split from the training part by itself)"
-        )
 
     def draw(chosen: list[int], seed: int) -> Pixels:
         with seed_generators(seed):
@@ -257,7 +243,7 @@ def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
     drawn, drawn_labels = draw(some, 0)
     again, _ = draw(some, 0)
     _require_kind(drawn, images, where)
-    if not torch.equal(drawn_labels, labels[some]):
+    if len(items) != len(labels) or not torch.equal(drawn_labels, labels[some]):
         raise UserError(f"{where} has other labels than the training part; item i has to be item i of it, transformed")
     if not torch.equal(drawn, again):
         raise UserError(
