@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -130,7 +130,10 @@ def _find_class(base: str) -> type[Any]:
 
 
 def try_estimators(subjects: Iterable[Subject]) -> None:
-    """Let every running estimator average a few batches of two layers together; UserError if one fails."""
+    """Let every running estimator average a few batches of two layers together; UserError if one fails.
+
+    Half of them have to give what they give within the whole: an estimator may neither look ahead nor draw at random.
+    """
     channels = 3
     generator = torch.Generator().manual_seed(0)
     # All values are well above 0, as variances have to be.
@@ -138,6 +141,7 @@ def try_estimators(subjects: Iterable[Subject]) -> None:
     counts = torch.full((_TRIAL, channels), 64.0, dtype=torch.float64)
     eps = torch.full((channels,), 1e-5, dtype=torch.float64)
     stream = Stream(batches[0], batches, counts, eps=eps, layers=(1, 2))
+    half = replace(stream, batches=batches[: _TRIAL // 2], counts=counts[: _TRIAL // 2])
 
     for average in {subject.running_average for subject in subjects}:
         if average is None:
@@ -147,6 +151,13 @@ def try_estimators(subjects: Iterable[Subject]) -> None:
             # The last of them, because some averages have no meaning before a few batches.
             if not averages[:, -1].isfinite().all():
                 raise ValueError(f"{average.label}: gives values that are not finite, of finite batches")
+            if not torch.allclose(
+                fold([average], half, range(1, len(half) + 1)), averages[:, : len(half)], equal_nan=True
+            ):
+                raise ValueError(
+                    f"{average.label}: gives other values of {len(half)} batches where {_TRIAL} are recorded; it looks "
+                    "ahead, or draws at random"
+                )
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             cls = type(average)
             name = f"{average.label}: {cls.__module__}.{cls.__qualname__}"

@@ -52,7 +52,7 @@ class Cnn(Layered):
         width = self.width
         for block in range(1, self.depth + 1):
             layers += _build_conv(norm, channels, width, number=block)
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.ReLU(norm.allows_in_place))
             channels = width
             if block % self.pool_every == 0 and image_size >= 4:
                 layers.append(nn.MaxPool2d(2))
@@ -82,7 +82,7 @@ class Mlp(Layered):
             layers += [
                 nn.Linear(features, self.width, bias=has_bias),
                 norm.build(self.width, number),
-                nn.ReLU(inplace=True),
+                nn.ReLU(norm.allows_in_place),
             ]
             features = self.width
 
@@ -106,7 +106,7 @@ class Resnet(Layered):
 
     def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         width = self.width
-        layers: list[nn.Module] = [*_build_conv(norm, inputs.channels, width), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [*_build_conv(norm, inputs.channels, width), nn.ReLU(norm.allows_in_place)]
         blocks = (self.depth - 2) // 6
         for stage_width in (self.width, 2 * self.width, 4 * self.width):
             for _ in range(blocks):
@@ -126,6 +126,7 @@ class _Residual(nn.Module):
     def __init__(self, norm: NormBuilder, channels: int, width: int) -> None:
         super().__init__()
         self.added = width - channels
+        self.in_place = norm.allows_in_place
         # Where the width grows, height and width of the maps are halved, as in the paper.
         stride = 2 if self.added else 1
         self.conv1, self.bn1 = _build_conv(norm, channels, width, stride)
@@ -135,10 +136,10 @@ class _Residual(nn.Module):
             self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place: less memory, and fewer passes over it.
+        # In place where that is allowed: less memory, and fewer passes over it.
         hidden = self.conv1(x)
         hidden = self.bn1(hidden)
-        hidden = F.relu(hidden, inplace=True)
+        hidden = F.relu(hidden, self.in_place)
         out = self.conv2(hidden)
         out = self.bn2(out)
         if self.weight is not None:
@@ -148,7 +149,7 @@ class _Residual(nn.Module):
         if self.added:
             every_second_pixel = x[:, :, ::2, ::2]
             shortcut = F.pad(every_second_pixel, (0, 0, 0, 0, 0, self.added))
-        out.add_(shortcut)
+        out = out.add_(shortcut) if self.in_place else out + shortcut
         return F.relu(out, inplace=True)
 
 

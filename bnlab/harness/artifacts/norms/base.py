@@ -84,6 +84,11 @@ class NormBuilder:
     of_images: bool
     steps: int
 
+    @property
+    def allows_in_place(self) -> bool:
+        """True if what follows a norm may write into its output, which one of the user's may need for its gradient."""
+        return not self.kind.is_own
+
     def build(self, channels: int, number: int = 1) -> nn.Module:
         """Build the norm after the layer of this number in a network or a block, counted from 1."""
         site = Site(channels, number, self.of_images, self.steps)
