@@ -19,6 +19,7 @@ from bnlab.harness.artifacts.job_settings import GROUPS, MOMENTUM, Config, as_li
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
+from bnlab.harness.artifacts.tasks import Task
 from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import Measurement, find_measurement
@@ -33,7 +34,7 @@ def register() -> None:
     # The schema has the groups' base classes, into which Hydra can merge any choice. With a learning rate
     # here, a user's optimizer that has no default would silently be given it instead of being refused.
     optimizer = replace(Optimizer(), lr=MISSING)
-    open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=optimizer)
+    open_groups = replace(Config(), data=Data(), task=Task(), model=Model(), norm=Norm(), optimizer=optimizer)
     store.store(name="schema", node=open_groups)
     for group, choices in GROUPS.items():
         for name, choice in choices.items():
@@ -57,6 +58,7 @@ def check(config: Config) -> None:
         raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
 
     config.data.check()
+    _check_task(config)
     config.model.check(config.norm)
     training.check_order(config.order)
     check_shifts(as_list(config.shifts), config.data, as_list(config.evaluate_on))
@@ -88,6 +90,16 @@ def check(config: Config) -> None:
         )
     if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("log=tensorboard: needs a package; pip install tensorboard")
+
+
+def _check_task(config: Config) -> None:
+    """UserError for labels that the task cannot learn, or that do not follow images which are moved."""
+    fault = config.data.find_label_fault()
+    if fault and not config.task.is_own:
+        raise UserError(f"data={config.data.name}: has {fault}")
+    if config.data.has_maps and (config.data.shift or config.data.flips):
+        raise UserError("data.shift, data.flip: move images, but not the labels, which are maps; leave them out")
+    config.task.build()
 
 
 def _check_statistics(config: Config, images: int) -> None:

@@ -274,7 +274,7 @@ def _find_repeated(run: Run) -> str:
 
 def find_measurements(config: Config) -> list[Measurement]:
     """Find the measurements that a job asks for; not every network has rows of all."""
-    return [find_measurement(name) for name in as_list(config.measurements)]
+    return [find_measurement(name).suit(config.task) for name in as_list(config.measurements)]
 
 
 def _write_record(
@@ -302,6 +302,8 @@ def _describe_run(run: Run) -> dict[str, object]:
         for name, value in settings.pop(group).items():
             settings[f"{group}.{name}"] = value
         settings[group] = getattr(config, group).name
+    if not config.task.is_own:
+        del settings["task"]
 
     status = run.status or _UNTRAINED
     # Before the end of its training, a network may have no environment.json to read.

@@ -7,7 +7,7 @@ from bnlab.harness.schema import Table, integer, real, text
 _ABOUT = """\
 A row for each network. A setting is called as on the command line, `optimizer.lr`; `data`, `model`, `norm` and
 `optimizer` are what was chosen there. Null where a network does not read a setting: words before a colon say which
-choices do. The arguments of a model, a norm, an optimizer or a data set of your own are columns too, as
+choices do. The arguments of a model, a norm, an optimizer, a task or a data set of your own are columns too, as
 `model.dropout`, behind these, and so is the digest of its code, as `model.source`, or of its images and labels,
 `data.content`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,10 @@ real = partial(Column, pa.float64())
 boolean = partial(Column, pa.bool_())
 
 
+METRIC = Column(pa.float64(), "mean over the items of the task's metric, see `task.metric` and `task.unit` in `runs`")
+"""What stands in place of `accuracy` where networks do not classify."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Table: what it has rows of (`about`, in Markdown), its key, its columns, and what they mean."""
@@ -47,6 +51,11 @@ class Table:
     def columns(self) -> dict[str, Column]:
         """All columns, in order."""
         return {**self.key, **self.others}
+
+    def without_accuracy(self) -> Table:
+        """Return the table of another task than classification, with its metric in place of `accuracy`."""
+        columns = [("metric", METRIC) if name == "accuracy" else (name, each) for name, each in self.others.items()]
+        return replace(self, others=dict(columns))
 
     @property
     def schema(self) -> pa.Schema:

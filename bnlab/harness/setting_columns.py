@@ -13,6 +13,7 @@ from bnlab.harness.trained_with import TRAINED_WITH
 
 _NAMES = {
     "data": "data set: {}, or the import path of your own",
+    "task": "import path of a task of your own; null: {}",
     "model": "network: {}, or the import path of your own",
     "norm": "kind of normalization: {}, or the import path of your own",
     "optimizer": "optimizer: {}, or the import path of your own",

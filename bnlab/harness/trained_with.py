@@ -19,6 +19,9 @@ TRAINED_WITH = (
 )
 """The settings without a group that change what is trained, other than the seed; each is a column of `runs`."""
 
+METRIC_NAME, METRIC_UNIT, LARGER_IS_BETTER = "task.metric", "task.unit", "task.larger_is_better"
+"""Columns of `runs` on the metric of a task of the user's own, by which reports name it."""
+
 
 def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what a network is trained with, seed apart, from a configuration, under the names of columns of `runs`.
@@ -34,6 +37,8 @@ def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         elif key in TRAINED_WITH or (key == "inputs" and value):
             settings[key] = value
 
+    if settings.get("task") == "classification":
+        settings.pop("task")
     # `steps` takes the place of `epochs`, and `freeze_with` is read with `freeze_at` alone.
     if settings.get("steps"):
         settings.pop("epochs", None)

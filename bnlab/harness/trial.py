@@ -1,4 +1,4 @@
-"""The trial of a network: an update before it is trained, or a second of them, and what its batch norms average."""
+"""The trial of a network before it is trained: it is built, updated, loaded again and compared."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.artifacts.job_settings import MOMENTUM, Config
+from bnlab.harness.artifacts.job_settings import GROUPS, MOMENTUM, Config
 from bnlab.harness.artifacts.optimizers import LEAST_RATE
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.training import Diverged, compute_logits, train
+from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.artifacts.training_runner import record_moments, start_training
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.model.layers import BatchNorm, get_momentum, is_batch_norm, join_names
+from bnlab.model.layers import get_momentum, is_batch_norm, join_names
 
 _WARM_UP = 5  # updates of a longer trial that are not timed
+_SOME_IMAGES = 2  # a batch norm in train mode needs at least two
 _REMEDY = (
     "let them average in train mode, by their momentum; of what is not their input name a function that gives it, from "
     "the layer, the arguments and the keyword arguments of its call: inputs=module.function"
@@ -50,13 +51,13 @@ def select_kind(config: Config) -> tuple[Any, ...]:
     # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
     optimizer = config.optimizer if config.optimizer.is_own else None
     is_frozen = config.freeze_at is not None and config.freeze_with == "ema"
-    return config.data, config.model, config.norm, optimizer, config.inputs, config.precision, is_frozen
+    return config.data, config.task, config.model, config.norm, optimizer, config.inputs, config.precision, is_frozen
 
 
 def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
     """Make two updates, and more for so many seconds, of a network that is not kept.
 
-    UserError if the network cannot be built, take images, be trained or be measured.
+    UserError, with the line of the user's code, if the network cannot be built, be trained, or be loaded again.
     """
     config = run.config
     optimizer = replace(config.optimizer, lr=LEAST_RATE)  # not 0, which some optimizers refuse
@@ -64,16 +65,10 @@ def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
     trial = Run(replace(config, optimizer=optimizer, averaging="none", weight_averages=None))
     trial.dataset = run.dataset  # which is read once: the trial would load it again
     update = math.nan
-    images, classes = run.dataset.train.images[:2], run.dataset.classes
     try:
         state = start_training(trial)
-        _require_new(trial, state.model)
-        _require_statistics(trial, state.model)
-        logits = _compute_logits(trial, state.model)
-        messages = list(_list_warnings(trial, logits))
-        if optimizer.is_own:
-            _require_updates(trial, state.optimizer, logits)
-
+        messages = [*_list_warnings(trial, state.model)]
+        _require_output(trial, state)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
             # The last filter is asked first. Where all layers are frozen, our own message says more.
@@ -82,78 +77,117 @@ def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
                 # The number only has to be out of reach: `_time_updates` ends the trial.
                 updates = train(state, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
-        # Before `eval()` below, because it looks at the modes in which the updates left the layers.
-        _require_training(trial, state.model)
-        # In eval mode too, where a user's forward may give something else.
-        state.model.eval()
-        _require_all_saved(trial, state.model)
+        _require_loadable(trial, state.model)
     except UserError:
         raise
     except UserWarning as error:
         problem, _, _ = str(error).removeprefix("record: ").partition(": they were written")
-        raise UserError(f"{_name_norm_or_model(config)}: {problem}; {_REMEDY}") from error
+        raise UserError(f"{_name_own(config)}: {problem}; {_REMEDY}") from error
     except (Exception, SystemExit) as error:  # the user's code may raise either
+        images, classes = run.dataset.train.images, run.dataset.classes
         given = f"images {list(images.shape[1:])} and {classes} classes of data={config.data.name}"
         raise UserError(
-            f"model={config.model.name}: cannot be trained, {where_raised(error)}; it was given {given}"
+            f"{_name_own(config)}: cannot be trained, {where_raised(error)}; it was given {given}"
         ) from error
 
     layers = [] if trace is None else list(trace.layers.values())
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, state.step)
-    network = sum(tensor.nbytes for tensor in state.model.state_dict().values())
+    network = sum(tensor.nbytes for tensor in [*state.model.parameters(), *state.model.buffers()])
     return TrialResult(update, moments, network, messages)
 
 
-def _require_new(run: Run, model: nn.Module) -> None:
-    """UserError if networks share weights, or one cannot be told its mode, or cannot be written."""
-    name = _name_norm_or_model(run.config)
-    if model.train() is not model:
-        raise UserError(f"{name}: its train() has to return the module, as torch's does; end it with `return self`")
-    others = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
-    if others:
-        raise UserError(f"{name}: its state dict holds more than tensors ({others[0]}), which cannot be written")
+def _name_own(config: Config) -> str:
+    """Name what a network has of the user's own but its data, as it was chosen; bnlab's model without any."""
+    chosen = [getattr(config, group) for group in GROUPS if group != "data"]
+    names = [f"{each.group}={each.name}" for each in chosen if each.is_own]
+    return " ".join(names) or f"model={config.model.name}"
 
-    # What is constant may be shared, such as a table of positions or a backbone that is not trained.
-    held = {weight.data_ptr() for weight in model.parameters() if weight.requires_grad} - {0}  # of an empty one
-    if any(weight.data_ptr() in held for weight in run.new_model().parameters()):
+
+def _list_warnings(run: Run, model: nn.Module) -> Iterator[str]:
+    """Say what a user should know before the network is trained; UserError for weights that networks share."""
+    name = _name_own(run.config)
+    layers = {path: layer for path, layer in model.named_modules() if is_batch_norm(layer)}
+    if run.has_trace and not {*layers} - {*(run.unseen if layers else ())}:
+        raise UserError(
+            f"{name}: has no batch norm, nn.BatchNorm2d or another one with running_mean and running_var, and "
+            "statistics of batch norms are what a sweep measures; put one into it"
+        )
+    if run.unseen:
+        yield f"{name}: an evaluation does not call {join_names(run.unseen)}; no table has rows of such batch norms"
+    momenta = {path: get_momentum(layers[path]) for path in layers if path not in run.unseen}
+    others = [path for path, value in momenta.items() if value is None or not math.isclose(value, MOMENTUM)]
+    if others and run.config.freeze_at is not None and run.config.freeze_with == "ema":
+        # Frozen layers read their own averages, which tables would list under this momentum.
+        raise UserError(
+            f"{name}: freeze_at freezes running averages of momentum {MOMENTUM}, and {join_names(others)} have another "
+            "momentum, or none; give them this one, or set freeze_with=exact"
+        )
+    values = sorted({str(momenta[path]) for path in others if momenta[path] is not None})
+    if values:
+        yield f"{name}: layers have momentum {', '.join(values)}, which is not read; rows are of those of momentum="
+    if run.config.model.is_own:
+        yield from _compare_seeds(run, model)
+
+
+def _compare_seeds(run: Run, model: nn.Module) -> Iterator[str]:
+    """Say if another seed has the same initial weights; UserError if they are the very same tensors."""
+    other = Run(replace(run.config, seed=run.config.seed + 1))
+    other.dataset = run.dataset
+    pairs = [*zip(model.parameters(), other.new_model().parameters(), strict=False)]
+    name = f"model={run.config.model.name}"
+    # What is constant may be shared, such as a backbone that is not trained.
+    if any(mine is others and mine.requires_grad for mine, others in pairs):
         raise UserError(
             f"{name}: gives the same weights whenever it is called, so that each network would go on from the one "
             "before; build them inside of the function, or return a copy.deepcopy of them"
         )
+    if all(torch.equal(mine, others) for mine, others in pairs):
+        yield f"{name}: gives the same initial weights for every seed; intervals over seeds are of the rest alone"
 
 
-def _require_all_saved(run: Run, model: nn.Module) -> None:
-    """UserError if a network that is loaded from its state dict predicts otherwise than the trained one."""
-    trained = _compute_logits(run, model)
-    if not torch.equal(trained, _compute_logits(run, model)):  # it draws random numbers
+def _require_output(run: Run, state: TrainingState) -> None:
+    """UserError for outputs that are no logits of the classes, or a metric that is not of each image."""
+    output = _compute_output(run, state.model)
+    name = _name_own(run.config)
+    if run.config.task.is_own:
+        images, labels = run.dataset.train.images, run.dataset.train.labels
+        values = state.task.metric(output.detach(), (images[:_SOME_IMAGES], labels[:_SOME_IMAGES]))
+        if values.shape != (_SOME_IMAGES,):
+            raise UserError(
+                f"{name}: its metric has to give a value of each item, [N]; of {_SOME_IMAGES} it gives "
+                f"{list(values.shape)}"
+            )
         return
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"{name}: gives a {type(output).__name__}, but the loss takes logits [N, classes]; let its forward return "
+            "these alone, or name a task= with a loss of its own"
+        )
+    expected = [_SOME_IMAGES, run.dataset.classes]
+    if [*output.shape] != expected:
+        raise UserError(f"{name}: gives {list(output.shape)} of two images, not logits {expected}")
+
+
+def _require_loadable(run: Run, model: nn.Module) -> None:
+    """UserError if a network that is loaded from its state dict predicts otherwise than the trained one."""
+    model.eval()
+    trained = _compute_output(run, model)
     again = run.new_model()
     again.load_state_dict(model.state_dict())
     again.eval()
+    is_random = not torch.equal(trained, _compute_output(run, model))
     # Not bit for bit: weights may lie otherwise in memory.
-    if not torch.allclose(trained, _compute_logits(run, again), rtol=1e-3, atol=1e-4, equal_nan=True):
+    if not is_random and not torch.allclose(trained, _compute_output(run, again), 1e-3, 1e-4, equal_nan=True):
         raise UserError(
-            f"{_name_norm_or_model(run.config)}: predicts otherwise once it is loaded from its state dict, as networks "
-            "are to be measured: something that training changes is not in there; register it as a buffer"
+            f"{_name_own(run.config)}: predicts otherwise once it is loaded from its state dict, as networks are to be "
+            "measured: something that training changes is not in there; register it as a buffer"
         )
 
 
-def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor) -> None:
-    """UserError unless the user's own optimizer can make an update, and its state be written after it."""
-    name = f"optimizer={run.config.optimizer.name}"
-    # Any loss will do, as long as it gives the weights gradients.
-    logits.square().mean().backward()
-    before = [float(group["lr"]) for group in optimizer.param_groups]
-    try:
-        optimizer.step()
-    except (Exception, SystemExit) as error:  # the user's code may raise either
-        raise UserError(f"{name}: cannot make an update, {where_raised(error)}") from error
-    has_schedule = any("initial_lr" in group for group in optimizer.param_groups)
-    if has_schedule or before != [float(group["lr"]) for group in optimizer.param_groups]:
-        raise UserError(
-            f"{name}: sets its learning rate itself, which optimizer.schedule does here; leave its scheduler out, or "
-            "turn a rate of its own off"
-        )
+def _compute_output(run: Run, model: nn.Module) -> Tensor:
+    images = run.dataset.train.images[:_SOME_IMAGES].clone()  # a forward may write into its input
+    output: Tensor = model(images)
+    return output
 
 
 def _time_updates(updates: Iterator[int], seconds: float) -> float:
@@ -168,90 +202,3 @@ def _time_updates(updates: Iterator[int], seconds: float) -> float:
         elif now - started >= seconds:
             return (now - started) / (step - warm_up)
     return math.nan
-
-
-def _name_norm_or_model(config: Config) -> str:
-    """Name the user's own norm, or else the model, as it was chosen."""
-    chosen = config.norm if config.norm.is_own else config.model
-    return f"{chosen.group}={chosen.name}"
-
-
-def _compute_logits(run: Run, model: nn.Module) -> Tensor:
-    """Compute the logits of two images; UserError for outputs of another kind, ValueError for another shape."""
-    # A batch norm in train mode needs at least two.
-    images = run.dataset.train.images[:2].clone()  # a forward may write into its input
-    # Not in another precision, for which logits are cast: here the model may give anything.
-    logits = compute_logits(model, images, "float32")
-    if not isinstance(logits, Tensor):
-        mode = "train" if model.training else "eval"
-        name = _name_norm_or_model(run.config)
-        raise UserError(
-            f"{name}: gives a {type(logits).__name__} in {mode} mode, but the loss takes logits [N, classes]; let its "
-            "forward return these alone, or put it into a module that does"
-        )
-    if logits.shape != (len(images), run.dataset.classes):
-        expected = [len(images), run.dataset.classes]
-        raise ValueError(f"found {list(logits.shape)} of two images, not logits {expected}")
-    return logits
-
-
-def _are_probabilities(logits: Tensor) -> bool:
-    """Find out whether the outputs of each image are positive and add up to 1, as logits hardly ever do."""
-    sums = logits.detach().sum(1)
-    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-
-
-def _list_warnings(run: Run, logits: Tensor) -> Iterator[str]:
-    """Say what a user should know before the network is trained."""
-    name = _name_norm_or_model(run.config)
-    if run.unseen:
-        yield f"{name}: an evaluation does not call {join_names(run.unseen)}; no table has rows of such batch norms"
-    if _are_probabilities(logits):
-        yield (
-            f"{name}: its outputs are probabilities, but the loss is a cross entropy of logits: leave the softmax out, "
-            "or the network learns slowly and its loss stays high"
-        )
-
-
-def _require_training(run: Run, model: nn.Module) -> None:
-    """UserError unless a batch norm is called in evaluations, and all of these average what they normalize."""
-    name = _name_norm_or_model(run.config)
-    layers = {path: layer for path, layer in model.named_modules() if is_batch_norm(layer)}
-    evaluated = {path: layer for path, layer in layers.items() if path not in run.unseen}
-    if layers and not evaluated:
-        raise UserError(
-            f"{name}: an evaluation calls none of its batch norms ({join_names(layers)}), so that there is nothing to "
-            "measure; call them in eval mode too"
-        )
-    frozen = [path for path, layer in evaluated.items() if not layer.training]
-    if frozen:
-        raise UserError(
-            f"{name}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
-            "running average to measure; leave them in train mode, freeze all of them later by freeze_at=0.5, or let "
-            "those that stay constant be torchvision.ops.FrozenBatchNorm2d"
-        )
-    momenta = {path: get_momentum(layers[path]) for path in evaluated}
-    others = [path for path, value in momenta.items() if value is None or not math.isclose(value, MOMENTUM)]
-    if run.config.freeze_at is not None and run.config.freeze_with == "ema" and others:
-        # Frozen layers read their own averages, which tables would list under this momentum.
-        raise UserError(
-            f"{name}: freeze_at freezes running averages of momentum {MOMENTUM}, and {join_names(others)} have another "
-            "momentum, or none; give them this one, or set freeze_with=exact"
-        )
-
-
-def _require_statistics(run: Run, model: nn.Module) -> None:
-    """UserError without batch norms, or if one has no statistics in eval mode but those of the images it is given."""
-    name = _name_norm_or_model(run.config)
-    for layer_name, layer in model.named_modules():
-        if isinstance(layer, BatchNorm) and not is_batch_norm(layer):
-            raise UserError(
-                f"{name}: layer {layer_name!r} keeps no running statistics, so that what it computes in eval "
-                "mode depends on the images that are predicted together; let it keep them, and choose "
-                "estimator=test_batch for statistics of these images"
-            )
-    if run.has_trace and not any(map(is_batch_norm, model.modules())):
-        raise UserError(
-            f"{name}: has no batch norm, nn.BatchNorm2d or another one with running_mean and running_var, and "
-            "statistics of batch norms are what a sweep measures; put one into it"
-        )

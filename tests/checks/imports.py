@@ -63,7 +63,7 @@ FOLDERS = {
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
-    "harness.artifacts": "seeding data corruptions norms models optimizers training job_settings run live "
+    "harness.artifacts": "seeding data corruptions norms models optimizers tasks training job_settings run live "
     "training_runner",
     "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
     "overview page watched",
@@ -84,6 +84,7 @@ REPORTING = {
         for name in (
             "errors",
             "schema",
+            "trained_with",
             "updates",
             "layer_average",
             "user_code",

@@ -105,7 +105,7 @@ def test_what_is_typed_into_a_notebook_is_refused(monkeypatch: pytest.MonkeyPatc
     exec("def make(channels, size, classes):\n    return act()\n", typed.__dict__)
     monkeypatch.setitem(sys.modules, "typed", typed)
 
-    with pytest.raises(UserError, match=r"typed\.make: .*\bmodule\b"):
+    with pytest.raises(UserError, match=r"typed: .*\bmodule\b"):
         name("model=typed.make")
 
 

@@ -16,7 +16,7 @@ def test_a_sweep_writes_these_columns(tmp_path: Path) -> None:
     sweep_small(tmp_path, "steps=1", "batch_size=16", "data.images=null", "evaluate_at=final", "measurements=[log]")
 
     runs = load("adhoc", tmp_path)["runs"]
-    unread = {"norm.batch_size", "norm.momentum", "data.classes", "data.fonts", "data.copies", "data.flip"}
+    unread = {"task", "norm.batch_size", "norm.momentum", "data.classes", "data.fonts", "data.copies", "data.flip"}
     assert list(runs) == [column for column in describe_runs().columns if column not in unread]
     assert runs["unseen"].isna().all()
 

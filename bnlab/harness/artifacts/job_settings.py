@@ -14,10 +14,11 @@ from bnlab.harness.artifacts.data import Data, Digits
 from bnlab.harness.artifacts.models import Cnn, Layered, Model
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
+from bnlab.harness.artifacts.tasks import Classification, Task
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, make_own
-from bnlab.harness.trained_with import TRAINED_WITH
+from bnlab.harness.trained_with import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT, TRAINED_WITH
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.harness.user_code import SOURCE
 
@@ -31,6 +32,7 @@ class Config:
 
     # What determines the network
     data: Data = field(default_factory=Digits)
+    task: Task = field(default_factory=Classification)
     model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Sgd)
@@ -169,6 +171,7 @@ class Config:
 
 GROUPS: dict[str, Mapping[str, Any]] = {
     "data": COMPONENTS["data"],
+    "task": COMPONENTS["task"],
     "model": COMPONENTS["model"],
     "norm": COMPONENTS["norm"],
     "optimizer": COMPONENTS["optimizer"],
@@ -191,7 +194,10 @@ def list_naming_settings(config: Config) -> dict[str, Any]:
     settings |= leave_off_defaults(config, keys)
     if config.inputs is not None:  # what is recorded in training
         settings["inputs"] = OwnInputs(config.inputs).identify()
-    return settings | {group: getattr(config, group).identify() for group in GROUPS}
+    groups = {group: getattr(config, group).identify() for group in GROUPS}
+    if not config.task.is_own:  # networks that classify are named without it
+        del groups["task"]
+    return settings | groups
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
@@ -223,6 +229,10 @@ def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, 
             columns[key] = chosen.name
         for name, value in {**chosen.arguments, **digests}.items():
             columns[f"{key}.{name}"] = value
+    if config.task.is_own:
+        objective = config.task.build()
+        columns |= {METRIC_NAME: objective.name, METRIC_UNIT: objective.unit}
+        columns[LARGER_IS_BETTER] = objective.larger_is_better
     return columns
 
 
@@ -230,7 +240,7 @@ def restore_config(values: Mapping[str, Any]) -> Config:
     """Make a configuration of a run's `config.yaml`, with defaults for what is missing; UserError if it cannot."""
     known = {each.name for each in fields(Config)}
     plain = {key: value for key, value in values.items() if key in known and key not in GROUPS}
-    groups = {group: _restore_choice(group, values[group]) for group in GROUPS}
+    groups = {group: _restore_choice(group, values[group]) for group in GROUPS if group in values}
     return Config(**plain, **groups)
 
 

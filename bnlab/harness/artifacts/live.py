@@ -1,7 +1,7 @@
 """Training as one watches it: `log=tensorboard` and `log=csv` of a sweep, which show the same numbers.
 
 results/runs/<hash>/seed_<k>/tensorboard/      for TensorBoard, with the settings in its tab HPARAMS
-results/runs/<hash>/seed_<k>/csv/updates.csv   each update: the learning rate; loss and accuracy of its batch
+results/runs/<hash>/seed_<k>/csv/updates.csv   each update: the learning rate; loss and metric of its batch
                                 measured.csv   each step that is measured: gap, and validation under both statistics
                                 settings.csv   the settings of the network, one a line
 """
@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import bnlab
 from bnlab.common.files import write_text
@@ -31,7 +30,6 @@ from bnlab.model.borrow import keep_random_state
 from bnlab.statistics.network import Statistics, using
 
 _IMAGES_AT_ONCE = 256  # for exact statistics and predictions, which do not depend on it
-_UPDATE = ("step", "learning rate", "loss of the batch", "accuracy of the batch")
 
 LoggedValues = Mapping[str, float]
 """The numbers that were measured at a step, by name."""
@@ -41,7 +39,7 @@ class _Log(Protocol):
     """Where the numbers go."""
 
     def write_updates(self, updates: pd.DataFrame) -> None:
-        """Write all updates so far, with the columns `_UPDATE`."""
+        """Write all updates so far, with step, learning rate, loss and metric."""
 
     def write_values(self, step: int, values: LoggedValues) -> None:
         """Write what was measured at a step."""
@@ -53,8 +51,8 @@ class _Log(Protocol):
 class LiveLog:
     """What a training shows while it goes on.
 
-    Each update has the learning rate, and loss and accuracy of its batch. Each step of `evaluate_at` has loss and
-    accuracy of the validation images under running averages; and, for a norm with averages, the same under exact
+    Each update has the learning rate, and loss and metric of its batch. Each step of `evaluate_at` has loss and
+    metric of the validation images under running averages; and, for a norm with averages, the same under exact
     statistics, and the gap between the two: the root mean square over the deeper layers of how far the running means
     are from exact ones, in standard deviations.
     """
@@ -66,13 +64,13 @@ class LiveLog:
 
     def write_updates(self, state: TrainingState) -> None:
         """Bring the updates that have been read to disk."""
-        updates = pd.DataFrame(state.log, columns=["step", "loss of the batch", "accuracy of the batch"])
+        updates = pd.DataFrame(state.log, columns=["step", "loss of the batch", f"{state.task.name} of the batch"])
         optimizer = self._run.config.optimizer
         peak = optimizer.peak_lr(self._run.config.batch_size)
         # The schedule counts the updates before this one.
         factors = [lr_factor(optimizer.schedule, step - 1, self._run.steps) for step in updates["step"]]
-        updates["learning rate"] = [peak * factor for factor in factors]
-        self._log.write_updates(updates[[*_UPDATE]])
+        updates.insert(1, "learning rate", [peak * factor for factor in factors])
+        self._log.write_updates(updates)
 
     def measure(self, state: TrainingState) -> None:
         """Measure the network as it is now, and write that."""
@@ -108,17 +106,19 @@ class LiveLog:
 
 
 def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | None = None) -> dict[str, float]:
-    """Compute loss and accuracy of the validation images, under running averages unless statistics are given."""
+    """Compute loss and metric of the validation images, under running averages unless statistics are given."""
     split = run.dataset.val
     model.eval()
     chosen_statistics = nullcontext() if statistics is None else using(model, statistics)
     with torch.no_grad(), chosen_statistics:
         # Copies, as a forward may write into its input.
-        logits = torch.cat([model(images.clone()) for images in split.images.split(_IMAGES_AT_ONCE)])
-    is_right = logits.argmax(1) == split.labels
+        output = torch.cat([model(images.clone()) for images in split.images.split(_IMAGES_AT_ONCE)])
+        batch = (split.images, split.labels)
+        loss = run.task.loss(output, batch)
+        metric = run.task.metric(output, batch).double().mean()
     return {
-        f"validation loss, {words}": F.cross_entropy(logits, split.labels).item(),
-        f"validation accuracy, {words}": is_right.double().mean().item(),
+        f"validation loss, {words}": loss.item(),
+        f"validation {run.task.name}, {words}": metric.item(),
     }
 
 

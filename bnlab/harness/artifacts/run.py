@@ -36,6 +36,7 @@ from bnlab.harness.artifacts.corruptions import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.job_settings import Config, as_list, hash_settings, list_naming_settings, list_steps
 from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.tasks import Objective
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import import_object
@@ -126,6 +127,16 @@ class Run:
             last_batch=config.last_batch,
             augmented=self.dataset.augmented,
         )
+
+    @cached_property
+    def task(self) -> Objective:
+        """Loss and metric of its predictions; the loss of its training may smooth labels."""
+        return self.config.task.build()
+
+    @property
+    def metric(self) -> str:
+        """The column of the task's metric: `accuracy` of classification, else `metric`."""
+        return "metric" if self.config.task.is_own else "accuracy"
 
     @cached_property
     def steps(self) -> int:
@@ -286,7 +297,7 @@ class Run:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     def read_log(self) -> pd.DataFrame:
-        """Read the columns step, loss and accuracy, a row for each update."""
+        """Read the columns step, loss and `metric`, a row for each update."""
         return schema.read_frame(self.folder / "log.parquet")
 
     @cached_property

@@ -10,11 +10,11 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Draw, Split, augment
 from bnlab.harness.artifacts.optimizers import Optimizer
+from bnlab.harness.artifacts.tasks import Objective
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.updates import lr_factor, steps_per_epoch
 
@@ -146,12 +146,13 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    task: Objective
     step: int
-    log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and accuracy before it
+    log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and mean metric before it
     average: AveragedModel | None = None  # of weights and buffers
     weight_averages: dict[float, AveragedModel] = field(default_factory=dict)  # likewise, by their decay
     precision: str = "float32"  # of forward passes; or bfloat16
-    # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
+    # [3] of each update that is made and not read: loss, metric, and 1 where all was finite, on the device
     _unread: list[Tensor] = field(default_factory=list)
 
     @property
@@ -166,10 +167,10 @@ class TrainingState:
             return self.model
         return self.average.module
 
-    def add_update(self, loss: Tensor, accuracy: Tensor, is_finite: Tensor) -> None:
+    def add_update(self, loss: Tensor, metric: Tensor, is_finite: Tensor) -> None:
         """Count an update that was made; its results, a number each, stay on their device until they are read."""
         self.step += 1
-        results = torch.stack((loss.double(), accuracy, is_finite.double()))
+        results = torch.stack((loss.double(), metric.double(), is_finite.double()))
         self._unread.append(results)
         most = _UPDATES_BETWEEN_READINGS.get(loss.device.type, _ON_AN_ACCELERATOR)
         if len(self._unread) >= most:
@@ -187,12 +188,12 @@ class TrainingState:
         self._unread.clear()
 
         self.step -= len(results)  # and each of them again once it is seen to be finite
-        for loss, accuracy, is_finite in results:
+        for loss, metric, is_finite in results:
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} on the weights of step {self.step}")
             self.require_finite(is_finite)
             self.step += 1
-            self.log.append((self.step, loss, accuracy))
+            self.log.append((self.step, loss, metric))
 
     def require_finite(self, is_finite: float | Tensor) -> None:
         """Raise Diverged, for a divergence that the loss need not show, unless this is true."""
@@ -200,14 +201,14 @@ class TrainingState:
             raise Diverged(f"weights or batch statistics are not finite at step {self.step}")
 
 
-def compute_logits(model: nn.Module, images: Tensor, precision: str) -> Tensor:
-    """Compute logits in a precision of `Config.precision`: of bfloat16 under autocast, and then in float32."""
+def compute_output(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """Compute a network's output in a precision of `Config.precision`: bfloat16 is autocast, and then float32."""
     if precision == "float32":
-        logits = model(images)
-    else:
-        with torch.autocast(images.device.type, torch.bfloat16):
-            logits = model(images).float()
-    return logits
+        output: Tensor = model(images)
+        return output
+    with torch.autocast(images.device.type, torch.bfloat16):
+        output = model(images)
+    return output.float()
 
 
 def train(
@@ -235,21 +236,22 @@ def train(
         group.setdefault("peak_lr", group["lr"])
 
     end = steps if until is None else until
-    for images, labels in islice(batches.from_step(state.step), end - state.step):
+    for batch in islice(batches.from_step(state.step), end - state.step):
         factor = lr_factor(config.schedule, state.step, steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-        logits = compute_logits(state.model, images, state.precision)
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        images, _ = batch
+        output = compute_output(state.model, images, state.precision)
+        loss = state.task.loss(output, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Before the update, because these variances are of the batch that the loss is of.
         is_finite = _are_finite([loss.detach(), *variances])
         optimizer.step()
 
-        is_right = logits.detach().argmax(1) == labels
-        state.add_update(loss.detach(), is_right.double().mean(), is_finite)
+        metric = state.task.metric(output.detach(), batch)
+        state.add_update(loss.detach(), metric.double().mean(), is_finite)
         if state.step == end:
             state.read_log()
             # No further batch would show non-finite weights of the last update.

@@ -165,7 +165,7 @@ def _train_part(
     if trace is not None and state.step > trace.first_step:
         trace.truncate(state.step)  # of a training that diverged: later batches are not of finite weights
         trace.save(run.folder / "trace" / f"{trace.first_step:07d}-{state.step:07d}.safetensors")
-    log = pd.DataFrame(state.log, columns=["step", "loss", "accuracy"])
+    log = pd.DataFrame(state.log, columns=["step", "loss", run.metric])
     schema.write_frame(run.folder / "log.parquet", log)
     if live is not None:
         live.write_updates(state)
@@ -256,8 +256,9 @@ def _write_settings(run: Run) -> None:
     """Write the settings with which a network is trained, and the digests of the user's code."""
     settings = asdict(run.config)
     for key in GROUPS:
-        if SOURCE in run.settings[key]:
-            settings[key][SOURCE] = run.settings[key][SOURCE]
+        naming = run.settings.get(key, {})
+        if SOURCE in naming:
+            settings[key][SOURCE] = naming[SOURCE]
     if not run.config.data.content:
         del settings["data"]["content"]
     write_text(run.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -279,6 +280,7 @@ def start_training(run: Run) -> TrainingState:
     return TrainingState(
         model,
         optimizer,
+        run.config.task.build(run.config.optimizer.label_smoothing),
         step=0,
         average=average,
         weight_averages={decay: _begin_average(get_ema_avg_fn(decay), model) for decay in run.config.decays},

@@ -32,6 +32,7 @@ from bnlab.harness.reporting.wording import (
     name_value,
     write_value,
 )
+from bnlab.harness.trained_with import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT
 from bnlab.harness.user_code import SOURCE, digest_code, read_code
 
 _PANELS = 12  # the most that are drawn
@@ -64,6 +65,7 @@ class _Measure:
 
     Attributes:
         name: of the figures' files.
+        title: of the figures; empty: as their files are called.
         axis: of the means, which are geometric on a logarithmic axis.
         frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`, and `estimator`,
             empty where there is none.
@@ -85,6 +87,7 @@ class _Measure:
     caption: str = ""
     decimals: int | None = None
     together: Mapping[str, list[str]] = field(default_factory=dict)
+    title: str = ""
 
     def average(self, frame: pd.DataFrame, *by: str) -> pd.DataFrame:
         """Average rows over seeds, see `frames.interval`, for each setting, estimator and momentum."""
@@ -115,12 +118,11 @@ def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> 
     runs = tables["runs"]
     settings, together = _find_varied(runs)
     networks = runs[[*dict.fromkeys(["run", "seed", "status", "steps", *settings])]]
-    measure_by_table = {"gaps": _measure_gaps, "evaluations": _measure_predictions}
     measures = []
-    for table in OVERVIEWED:
-        if len(tables.get(table, ())):
-            measure_rows = measure_by_table[table]
-            measures += measure_rows(tables[table], networks, settings)
+    if len(tables.get("gaps", ())):
+        measures += _measure_gaps(tables["gaps"], networks, settings)
+    if len(tables.get("evaluations", ())):
+        measures += _measure_predictions(tables["evaluations"], networks, settings, _find_metric(runs))
     epochs = runs.set_index("run")["epochs"] / runs.set_index("run")["steps"]  # of an update
     own_measures = {}
     for name, described in (own or {}).items():
@@ -202,8 +204,35 @@ def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str
     return [_Measure("gap", GAP, frame, keys, "mean_gap")]
 
 
-def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
-    """Take accuracies in percent, and what of them is lost; the images are a setting where there are several kinds."""
+@dataclass(frozen=True)
+class _Metric:
+    """The metric of a sweep's task: its column in `evaluations`, its name, unit, scale in figures, and direction."""
+
+    column: str = "accuracy"
+    name: str = "accuracy"
+    unit: str = "%"
+    scale: float = 100
+    larger_is_better: bool = True
+
+    @property
+    def in_unit(self) -> str:
+        """The unit, as an ending of labels."""
+        return f" ({self.unit})" if self.unit else ""
+
+
+def _find_metric(runs: pd.DataFrame) -> _Metric:
+    """Find the metric of the networks' task, see `run_table`: that of the first, as all have one task."""
+    if METRIC_NAME not in runs:
+        return _Metric()
+    described = runs.dropna(subset=[METRIC_NAME]).iloc[0]
+    name, unit = str(described[METRIC_NAME]), str(described[METRIC_UNIT])
+    return _Metric("metric", name, unit, scale=1, larger_is_better=bool(described[LARGER_IS_BETTER]))
+
+
+def _measure_predictions(
+    rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str], metric: _Metric
+) -> list[_Measure]:
+    """Take accuracies in percent, or the task's metric, and what of it is lost; images are a setting if they vary."""
     # Statistics of the test batch, or none at all, are told apart by the names of estimators already.
     splits = rows["statistics_split"].replace(["test", "none"], "train")
     frame = rows.assign(statistics_split=splits).merge(networks, on="run")
@@ -213,12 +242,15 @@ def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: l
         if frame[column].nunique() > 1:
             keys.append(column)
     images = list_values(frame["split"])
-    # One image more or less is the least by which an accuracy in percent can change.
-    least = 100 / frame["images"].max()
-    decimals = max(0, -math.floor(math.log10(least)))
-    axis = Axis(f"{images} accuracy (%)")
-    accuracy = _Measure("accuracy", axis, frame, keys, "accuracy", scale=100, decimals=decimals)
-    return [accuracy, *_measure_losses(accuracy)]
+    decimals = None
+    if metric.column == "accuracy":
+        # One image more or less is the least by which an accuracy in percent can change.
+        least = 100 / frame["images"].max()
+        decimals = max(0, -math.floor(math.log10(least)))
+    axis = Axis(f"{images} {metric.name}{metric.in_unit}")
+    column = metric.column
+    measure = _Measure(column, axis, frame, keys, column, scale=metric.scale, decimals=decimals, title=metric.name)
+    return [measure, *_measure_losses(measure, metric)]
 
 
 def _escape(text: str) -> str:
@@ -248,12 +280,12 @@ def _measure_own(
     return measures
 
 
-def _measure_losses(accuracy: _Measure) -> list[_Measure]:
-    """Subtract accuracies from those under exact statistics of the same weights; nothing where these were not measured.
+def _measure_losses(measure: _Measure, metric: _Metric) -> list[_Measure]:
+    """Compute how much better the metric is under exact statistics of the same weights; nothing if not measured.
 
     What networks differ in under both is no part of the difference, nor of its interval over seeds.
     """
-    frame = accuracy.frame
+    frame = measure.frame
     is_exact = frame["estimator"] == "exact"
     populations = frame.loc[is_exact, "statistics_split"].unique()
     if not len(populations):
@@ -271,12 +303,15 @@ def _measure_losses(accuracy: _Measure) -> list[_Measure]:
         return []
 
     measured_on = "" if population == "train" else f", measured on {population}"
+    change = "lost" if metric.larger_is_better else "added"
+    axis = _LOST if metric.column == "accuracy" else Axis(f"{metric.name} {change}{metric.in_unit}")
     losses = replace(
-        accuracy,
-        name="accuracy_lost",
-        axis=_LOST,
-        frame=paired(frame[is_compared], "accuracy"),
-        scale=-100,
+        measure,
+        name=f"{metric.column}_lost",
+        title=f"{metric.name} {change}",
+        axis=axis,
+        frame=paired(frame[is_compared], metric.column),
+        scale=-metric.scale if metric.larger_is_better else metric.scale,
         caption=f"Against exact statistics of the same weights{measured_on}.",
     )
     return [losses]
@@ -339,8 +374,8 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
         if others:
             across_axis = replace(across_axis, label=f"{across_axis.label}, with {' and '.join(others)}")
         plot = Curves(layout.across, by, axis, across=across_axis)
-    title = f"{measure.name.replace('_', ' ').capitalize()} {when}"
-    return Figure(title, caption.strip(), lambda tables: named, plot)
+    title = measure.title or measure.name.replace("_", " ")
+    return Figure(f"{title[0].upper()}{title[1:]} {when}", caption.strip(), lambda tables: named, plot)
 
 
 def _choose_layout(measure: _Measure, means: pd.DataFrame, given: str) -> _Layout:

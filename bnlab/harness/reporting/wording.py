@@ -31,6 +31,7 @@ _WORDS = {
 _SHARED = (
     "data",
     "data.images",
+    "task",
     "model",
     "model.depth",
     "norm",

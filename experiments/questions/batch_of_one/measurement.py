@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.training import compute_logits
+from bnlab.harness.artifacts.training import compute_output
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.schema import Table, common, integer
 
@@ -89,5 +89,5 @@ def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor, precisio
         raise RuntimeError("there is no backward pass")
 
     with saved_tensors_hooks(note, refuse):
-        F.cross_entropy(compute_logits(model, images, precision), labels)
+        F.cross_entropy(compute_output(model, images, precision), labels)
     return sum(storage.nbytes() for storage in storages.values())

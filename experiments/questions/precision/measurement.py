@@ -11,7 +11,7 @@ import torch
 
 from bnlab import gap, population_statistics
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.training import compute_logits
+from bnlab.harness.artifacts.training import compute_output
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE
 from bnlab.harness.measurements.tables.evaluations import measure_accuracy
@@ -54,7 +54,7 @@ class Autocast(Measurement):
         measured = {}
         for precision in PRECISIONS:
             # The forward pass of training, so that autocast covers the same part of it.
-            forward = partial(compute_logits, precision=precision)
+            forward = partial(compute_output, precision=precision)
             measured[precision] = population_statistics(
                 model, images, forward=forward, memory=run.memory, inputs=run.inputs_of(model)
             )

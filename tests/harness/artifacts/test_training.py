@@ -10,6 +10,7 @@ import torch
 
 from bnlab.harness.artifacts import training
 from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.tasks import Classification
 from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds, TrainingState
 from tests.helpers import plain, plan_network, without_dropout
 from tests.waits import Waits
@@ -95,8 +96,9 @@ class Trial:
         self.settings = plan_network("optimizer.lr_scaling=none", *words).config.optimizer
         self.batches = Batches(split(24), 8, Seeds.of(0), shift=1, flip=True)
         torch.manual_seed(0)
+        task = Classification().build(self.settings.label_smoothing)
         model = without_dropout(torch.nn.Sequential(plain(channels=1), torch.nn.Linear(4, 10)))
-        self.progress = TrainingState(model, self.settings.build(model.parameters(), 8), step=0)
+        self.progress = TrainingState(model, self.settings.build(model.parameters(), 8), task, step=0)
 
     def train(self, steps: int) -> Iterator[int]:
         return training.train(self.progress, self.batches, self.settings, steps)

@@ -75,6 +75,15 @@ class Data(Component):
         """Return whether the smallest and the largest value of a stored pixel are known."""
         return True
 
+    def find_label_fault(self) -> str:
+        """Say why its labels are not the numbers of classes; empty where they are."""
+        return ""
+
+    @property
+    def has_maps(self) -> bool:
+        """True if labels are maps, [N, ..., H, W], which would have to be moved as images are."""
+        return False
+
     def list_shifts(self) -> list[str]:
         """List shifts of the test images that this data set has beside the corruptions."""
         return []

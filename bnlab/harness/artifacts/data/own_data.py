@@ -72,11 +72,12 @@ class OwnData(Own, Data):
     def has_known_range(self) -> bool:
         return self._describe().has_known_range
 
-    def check(self) -> None:
-        super().check()
-        fault = self._describe().label_fault
-        if fault:
-            raise UserError(f"data={self.name}: has {fault}")
+    def find_label_fault(self) -> str:
+        return self._describe().label_fault
+
+    @property
+    def has_maps(self) -> bool:
+        return self._describe().has_maps
 
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
@@ -102,7 +103,8 @@ class Description(NamedTuple):
     size: Size
     content: str
     has_known_range: bool
-    label_fault: str  # why its labels are not the numbers of classes; empty where they are
+    has_maps: bool  # labels are maps, [N, ..., H, W]
+    label_fault: str
 
 
 @cache  # a sweep asks thousands of times, of more sets of arguments than there is memory for images
@@ -118,7 +120,8 @@ def describe_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Descripti
         classes=_count_outputs(labels),
     )
     has_known_range = not images.is_floating_point()
-    return Description(size, parts.content, has_known_range, _find_label_fault(labels, test_labels))
+    fault = _find_label_fault(labels, test_labels)
+    return Description(size, parts.content, has_known_range, labels.dim() > 2, fault)
 
 
 def _count_outputs(labels: Tensor) -> int:

@@ -19,6 +19,7 @@ from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.job_settings import as_list
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.tasks import Objective, Task
 from bnlab.harness.components import component
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.measurements.base import Measurement
@@ -86,6 +87,9 @@ class Evaluations(Measurement):
         },
     )
 
+    def suit(self, task: Task) -> Measurement:
+        return _EvaluationsOfTask() if task.is_own else self
+
     def covers(self, norm: Norm) -> bool:
         return True
 
@@ -122,12 +126,33 @@ class Evaluations(Measurement):
                 if subject not in (EXACT, _NO_STATISTICS):
                     logits = predict(model, images, run.trace.layout.unflatten(estimates[s, k]), subject)
                 counts = {"images": len(images.labels), "stat_images": count_images(run, subject, step)}
-                scores = score_logits(logits, images.labels, reference if run.has_trace else None)
-                rows.append({**counts, **scores})
+                exact = reference if run.has_trace else None
+                rows.append({**counts, **self.score(run.task, logits, images, exact)})
 
         # Joined by position: `tabulate` has steps and subjects in the order in which rows were appended.
         frame = tabulate(subjects, steps, {"split": split, "shift": shift})
         return pd.concat([frame, pd.DataFrame(rows)], axis=1)
+
+    def score(self, task: Objective, output: Tensor, images: Split, exact: Tensor | None) -> dict[str, float]:
+        """Compute the columns on predictions, from their outputs and those under exact statistics, if there are any."""
+        return score_logits(output, images.labels, exact)
+
+
+class _EvaluationsOfTask(Evaluations):
+    """Evaluations of networks that do not classify: predictions have neither a class nor a confidence."""
+
+    table = Evaluations.table.without_accuracy()
+
+    def score(self, task: Objective, output: Tensor, images: Split, exact: Tensor | None) -> dict[str, float]:
+        batch = (images.images, images.labels)
+        as_computed = output.float()
+        return {
+            "loss": task.loss(as_computed, batch).item(),
+            "metric": task.metric(as_computed, batch).double().mean().item(),
+            "ece": math.nan,
+            "disagreement": math.nan,
+            "logit_gap": math.nan if exact is None else _compare(output, exact),
+        }
 
 
 @torch.no_grad()
@@ -171,8 +196,13 @@ def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) ->
     }
     if exact is not None:
         scores["disagreement"] = (exact.argmax(1) != logits.argmax(1)).double().mean().item()
-        scores["logit_gap"] = ((logits - exact).square().mean() / exact.square().mean()).sqrt().item()
+        scores["logit_gap"] = _compare(logits, exact)
     return scores
+
+
+def _compare(output: Tensor, exact: Tensor) -> float:
+    """Compute the root mean square difference of outputs to those under exact statistics, relative to theirs."""
+    return ((output - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
 def compare_statistics(model: nn.Module, split: Split, candidates: Sequence[Statistics]) -> list[dict[str, float]]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.tasks import Task
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
@@ -39,6 +40,9 @@ class Log(Measurement):
         },
     )
 
+    def suit(self, task: Task) -> Measurement:
+        return _LogOfTask() if task.is_own else self
+
     def covers(self, norm: Norm) -> bool:
         return True
 
@@ -50,10 +54,14 @@ class Log(Measurement):
         return []
 
     def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
-        """Measure loss, accuracy and learning rate: a row for each update."""
+        """Measure loss, metric and learning rate: a row for each update."""
         optimizer = run.config.optimizer
         peak = optimizer.peak_lr(run.config.batch_size)
         # The schedule counts the updates before this one.
         rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
         log = run.read_log().set_index("step")
         return log.loc[steps].reset_index().assign(lr=rates)
+
+
+class _LogOfTask(Log):
+    table = Log.table.without_accuracy()
