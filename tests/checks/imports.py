@@ -58,7 +58,7 @@ FOLDERS = {
     "doctor.interventions": "experiment",
     "doctor.verdict": "verdict attribution findings labelled unlabelled",
     "doctor.report": "page diagnosis",
-    "harness.lab": "registry command watching explaining launchers compose launch sweep from_python papers "
+    "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
     "reproduction report runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",

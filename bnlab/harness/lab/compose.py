@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import re
 import shlex
@@ -15,7 +14,6 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, RangeSweep
@@ -30,12 +28,12 @@ from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.explaining import FILES, UNKNOWN, explain, explain_unknown, explain_value, first_line
 from bnlab.harness.lab.launchers import register_launchers
+from bnlab.harness.lab.own_choices import SEARCHED, register_own_choices
 from bnlab.harness.lab.registry import CONF
-from bnlab.harness.own import KINDS, make_own
+from bnlab.harness.own import KINDS
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _TEXTS = ("name", "results", "data.root")  # keys of texts, which Hydra would take for numbers, lists and the like
-_REGISTERED: set[tuple[str, str]] = set()  # group and import path of each function of the user's that Hydra knows
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -84,9 +82,10 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     """
     register()
     _forget()
-    overrides = [_read_word(word) for word in (*words, *_find_own_files())]
+    overrides = [_read_word(word) for word in (*words, _search_own())]
     with _own_hydra(), initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
+        register_own_choices()
         # Composed a first time for the launcher, and for what the files sweep. Words with several values are
         # left out, because they are divided among the jobs later.
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
@@ -128,15 +127,15 @@ def _own_hydra() -> Iterator[None]:
         GlobalHydra.instance().hydra = others
 
 
-def _find_own_files() -> list[str]:
-    """Find the folder `conf/` here, as a setting of Hydra's; UserError where its files hide those of bnlab's."""
+def _search_own() -> str:
+    """Let Hydra look for what is the user's: functions, and files in `conf/` here; UserError if these hide bnlab's."""
     here = Path("conf").resolve()
     if not here.is_dir() or here == CONF:
-        return []
+        return f"hydra.searchpath=[{quote(SEARCHED)}]"
     for path in sorted(here.glob("experiment/*.yaml")):
         if (CONF / "experiment" / path.name).exists():
             raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
-    return [f"hydra.searchpath=[{quote(str(here))}]"]
+    return f"hydra.searchpath=[{quote(SEARCHED)},{quote(str(here))}]"
 
 
 def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
@@ -159,8 +158,6 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
 def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
     """Build the configuration of one job, and check it."""
     _, composed = _compose_files(job)
-    # `_compose` remembers what it returns, and values are set in it below.
-    composed = copy.deepcopy(composed)
     word: str | None = ""
     key = ""
     try:
@@ -196,25 +193,15 @@ def _forget() -> None:
     """Forget files and functions of an earlier sweep of this process, as a notebook may have changed them since."""
     _compose.cache_clear()
     forget_own()
-    for group, name in _REGISTERED:
-        # One that cannot be made any more is reported where a word chooses it.
-        with contextlib.suppress(UserError):
-            ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
 
 
 @cache  # takes a twentieth of a second, and most jobs of a sweep choose the same files
 def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-    """Compose the files that are chosen; a user's own function is registered where it is first met."""
+    """Compose the files that are chosen."""
     try:
         composed = compose("config", overrides=[*choices], return_hydra_config=True)
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group in KINDS and "." in name:
-            # A name with a dot is an import path, whose function becomes a choice of the group.
-            ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
-            _REGISTERED.add((group, name))
-            # Hydra knows the function from now on.
-            return _compose(choices)
         if not error.options:
             raise UserError(first_line(error)) from error
         options = [*error.options, "package.module.function"] if group in KINDS else error.options
@@ -254,7 +241,9 @@ def _quote_text(word: str) -> str:
     is_invalid_name = key == "name" and not re.fullmatch(r"[\w.-]+", text)  # is refused as it stands
     if key not in _TEXTS or is_invalid_name or text.startswith(("'", '"')):
         return word
-    return f"{key}={quote(text)}"
+    # Several folders are swept; one with a comma in its name is given in quotes.
+    parts = text.split(",") if key == "data.root" else [text]
+    return f"{key}={','.join(map(quote, parts))}"
 
 
 def quote(text: str) -> str:
