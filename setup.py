@@ -14,7 +14,7 @@ setup(
             "doctor/gallery/networks/*.safetensors",
             "harness/reporting/templates/*",
         ],
-        "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt"],
+        "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt", "new/**/*"],
         "experiments": ["answers/*.md", "papers/*.yaml", "*.md", "questions/drift/channel.csv"],
     },
 )

@@ -23,6 +23,7 @@ _OF_SWEEPS = {
     "sweep": "train the networks that are missing, measure them, write tables",
     "report": "draw figures of a sweep, or the figures and verdicts of a question",
     "runs": "list, show, remove or export networks that have been trained",
+    "new": "begin a folder with a model, data, a task, an estimator and a measurement of your own",
 }
 """Commands of sweeps, modules of `bnlab.harness.lab`, with what they are for."""
 

@@ -137,9 +137,9 @@ def _check_steps(config: Config, steps: int) -> None:
             # The type decides, as in `list_steps`: 1 is the first step, and 1.0 the end of the training.
             is_share = isinstance(at, float) and 0 < at <= 1
             # True is an int in Python, and would pass as 1.
-            is_step = isinstance(at, int) and not isinstance(at, bool) and 1 <= at <= steps
+            is_step = isinstance(at, int) and not isinstance(at, bool) and 0 <= at <= steps
             if not is_share and not is_step:
-                allowed = f"{', '.join(words)}, or a list of steps (1 to {steps:,}) and shares (0.1)"
+                allowed = f"{', '.join(words)}, or a list of steps (0 to {steps:,}) and shares (0.1)"
                 raise UserError(f"{key}={at}: must be {allowed}")
 
     if config.accuracy_at in ("final", "all"):

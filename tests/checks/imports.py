@@ -59,7 +59,7 @@ FOLDERS = {
     "doctor.verdict": "verdict attribution findings labelled unlabelled",
     "doctor.report": "page diagnosis",
     "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
-    "reproduction report runs",
+    "reproduction report runs new",
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "snapshot keeper comparison watch",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",

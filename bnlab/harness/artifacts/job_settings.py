@@ -101,7 +101,8 @@ class Config:
     )
     evaluate_at: Any = setting(
         "log",
-        "steps that are measured: log, final, or a list of steps and of shares of the training (0.1)",
+        "steps that are measured: log, final, or a list of steps (0: the initial weights) and of shares of the "
+        "training (0.1)",
         is_list=True,
     )
     accuracy_at: Any = setting(

@@ -59,7 +59,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             # from one training to the next. After two that end at the same step a third would change nothing.
             if len(ends) == _MOST_TRAININGS or (len(ends) > 1 and ends[-1] == ends[-2]):
                 _require_reached(run, wanted - {*run.list_checkpoints()})
-            _require_reached(run, [step for step in wanted if not 1 <= step <= run.steps])
+            _require_reached(run, [step for step in wanted if not 0 <= step <= run.steps])
             # The status says where an earlier training diverged: if this one does so too, the last steps
             # before that are wanted. They are listed here, because the status is removed below.
             steps_if_diverged = {*wanted, *run.list_kept()}
@@ -83,7 +83,7 @@ def _require_reached(run: Run, missing: Iterable[int]) -> None:
     if not steps:
         return
     status = run.status or {"status": "finished"}
-    end = f"diverged at step {status['step']}" if status["status"] == "diverged" else f"has steps 1 to {run.steps}"
+    end = f"diverged at step {status['step']}" if status["status"] == "diverged" else f"has steps 0 to {run.steps}"
     raise JobError(
         f"a checkpoint of step {steps} is asked for, but the training {end}; let the measurement's `reads` choose from "
         "run.measured_steps"
@@ -94,6 +94,8 @@ def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
     state = start_training(run)
     seconds_before = _restore_or_describe(run, state)
+    if state.step == 0:
+        _keep_weights(run, state, kept)
     live = LiveLog(run, state.step) if run.config.log != "none" else None
     # One iterator serves all parts: each goes on with the update after the last one of the part before.
     updates = train(state, run.batches, run.config.optimizer, run.steps)
@@ -177,15 +179,21 @@ def _train_part(
 def _finish_update(run: Run, state: TrainingState, kept: set[int], live: LiveLog | None) -> None:
     """Change the network as its settings say, and keep its weights where they are wanted."""
     freeze_and_average(run, state)
-    if state.step in kept:
-        state.read_log()  # no weights of a network that has diverged
-        # Averages first: a checkpoint alone would count as complete.
-        for decay, average in state.weight_averages.items():
-            run.save_average(decay, state.step, average.module)
-        run.save_checkpoint(state.step, state.evaluated_model)
+    _keep_weights(run, state, kept)
     if live is not None and state.step in run.measured_steps:
         state.read_log()  # nothing is measured on a network that has diverged
         live.measure(state)
+
+
+def _keep_weights(run: Run, state: TrainingState, kept: set[int]) -> None:
+    """Write a checkpoint if this is one of the steps of which they are kept."""
+    if state.step not in kept:
+        return
+    state.read_log()  # no weights of a network that has diverged
+    # Averages first: a checkpoint alone would count as complete.
+    for decay, average in state.weight_averages.items():
+        run.save_average(decay, state.step, average.module)
+    run.save_checkpoint(state.step, state.evaluated_model)
 
 
 def _restore_or_describe(run: Run, state: TrainingState) -> float:

@@ -17,14 +17,15 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
+import bnlab
 from bnlab.harness import load
 from bnlab.harness.artifacts import training_runner
-from bnlab.harness.artifacts.run import find_commit
+from bnlab.harness.artifacts.run import Run, find_commit
 from bnlab.harness.artifacts.training import Diverged, TrainingState
 from bnlab.harness.progress import Progress
 from bnlab.harness.records import read_records
 from tests.conftest import small_config
-from tests.harness.kills import assert_same, interrupted_at, read_trace
+from tests.harness.kills import assert_same, interrupted_at, load_at, read_trace
 from tests.helpers import Config, find_network, run_job, sweep_small
 
 BOTH = ("estimator=[ema,exact]", "measurements=gaps")
@@ -192,6 +193,20 @@ def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path, capsys: py
     assert_same(find_network(copied), find_network(whole))
     after = load("adhoc", copied)["gaps"]
     assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), load("adhoc", whole)["gaps"])
+
+
+def test_the_initial_weights_are_step_0(tmp_path: Path) -> None:
+    """Running averages are what layers begin with, and exact statistics those of the weights before any update."""
+    run_both(tmp_path, evaluate_at=[0, 40])
+
+    assert list_steps(tmp_path) == [0, 40]
+    initial = load_at(tmp_path, 0)
+    built = Run(plan_both()).new_model()
+    assert all(map(torch.equal, initial.parameters(), built.parameters()))
+    rows = load("adhoc", tmp_path)["gaps"].query("step == 0 and estimator == 'ema'")
+    exact = bnlab.running_statistics(load_at(tmp_path, 0, "exact"))
+    expected = bnlab.gap(exact, bnlab.running_statistics(initial)).set_index("layer")["mean_gap"]
+    assert rows.set_index("layer")["mean_gap"].to_dict() == pytest.approx(expected.to_dict(), abs=1e-5)
 
 
 def test_a_training_that_was_saved_on_its_way_leaves_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
