@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from bnlab.harness import load, load_images, load_model
+from bnlab.harness.reporting.overview import make_overview
 from tests.experiments.commands import Call, Write
 from tests.harness.kills import assert_same, interrupted_at
 from tests.helpers import find_network
@@ -82,6 +83,20 @@ SMALL = ("batch_size=8", "steps=8", "evaluate_at=[3,8]", "accuracy_at=all", "hyd
          "estimator=[ema,exact]", "measurements=[gaps,evaluations,log]")  # fmt: skip
 MASKS = ("data=shapes.make_masks", "task=shapes.Masks", "model=shapes.UNet")
 DEPTHS = ("data=shapes.make_depths", "task=shapes.Depth", "model.width=4", "model.depth=2", "optimizer.lr=0.01")
+
+
+def test_what_is_lost_or_added_has_its_direction(write: Write, call: Call, tmp_path: Path) -> None:
+    """Running averages take away from a metric that is better where it is larger, and add to the others."""
+    write(MODULE, "shapes")
+    for words, sign in ((MASKS, -1), (DEPTHS, 1)):
+        name = words[1].rpartition(".")[2]
+        assert call("sweep", *SMALL, *words, f"name={name}", f"results={tmp_path}").code == 0
+        tables = load(name, tmp_path)
+        last = tables["evaluations"].query("step == 8").set_index("estimator")["metric"]
+
+        *_, mean = make_overview(tables).figures["metric_lost_training"].score(tables).sort_values("epoch")["mean"]
+
+        assert mean == pytest.approx(sign * (last["ema"] - last["exact"]))
 
 
 @pytest.mark.usefixtures("no_pictures")
