@@ -62,7 +62,7 @@ CASES = {
     "momentum=[]": ("momentum=[]: ",),
     "norm=renorm": ("estimator=ema, momentum=0.1: ", "norm=renorm"),
     "estimator='\"precise(images=400)\"' population=val": ("estimator=precise(images=400): ", "2 to 143"),
-    "evaluate_at=[1.5]": ("evaluate_at=1.5: ", "log, final", "1 to 110"),
+    "evaluate_at=[1.5]": ("evaluate_at=1.5: ", "log, final", "0 to 110"),
     "accuracy_at=[0.5] evaluate_at=[0.1,1.0]": ("accuracy_at=0.5: ", "evaluate_at"),
     "model=resnet model.depth=9": ("model.depth=9: ", "6n+2"),
     "averaging=swa freeze_at=0.8 freeze_with=exact": ("averaging=swa freeze_with=exact: ",),

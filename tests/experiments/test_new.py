@@ -19,8 +19,14 @@ def folder(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     assert call("new", str(path)).code == 0
     monkeypatch.chdir(path)
     monkeypatch.syspath_prepend(path)
+    forget_mine()  # of other tests
     yield path
-    for name in [name for name in sys.modules if name == "mine" or name.startswith("mine.")]:
+    forget_mine()
+
+
+def forget_mine() -> None:
+    """Let the package be imported again."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[name]
 
 
