@@ -93,13 +93,17 @@ def check(config: Config) -> None:
 
 
 def _check_task(config: Config) -> None:
-    """UserError for labels that the task cannot learn, or that do not follow images which are moved."""
+    """UserError for labels that the task cannot learn, or that would have to move with the images."""
     fault = config.data.find_label_fault()
     if fault and not config.task.is_own:
         raise UserError(f"data={config.data.name}: has {fault}")
-    if config.data.has_maps and (config.data.shift or config.data.flips):
-        raise UserError("data.shift, data.flip: move images, but not the labels, which are maps; leave them out")
-    config.task.build()
+    moving = [each for each in as_list(config.shifts) if each.startswith("translation")]
+    if config.data.has_maps and (config.data.shift or config.data.flips or moving):
+        raise UserError("data.shift, data.flip, shifts=translation: move images, but not labels that are maps")
+    if config.task.is_own:
+        config.task.build()
+        if config.optimizer.label_smoothing or config.order != "shuffled":
+            raise UserError("optimizer.label_smoothing, order: are of classes; leave them out of another task")
 
 
 def _check_statistics(config: Config, images: int) -> None:

@@ -28,7 +28,8 @@ bnlab runs list                                    what has been trained
 
 -m sweeps comma lists; lists in brackets (momentum=[0.01,0.1]) are measured together, on one network.
 --cfg job prints the settings of the first job; Hydra's --info, --resolve, --config-dir and others are left out.
-model=, data=, norm= and optimizer= also take a function of yours, as mine.make_model, whose arguments are settings.
+model=, data=, task=, norm= and optimizer= also take a function of yours, as mine.make_model; its arguments are
+settings.
 """
 _WIDTH = 116
 _COLUMN = 32  # where meanings begin

@@ -274,7 +274,7 @@ def _find_repeated(run: Run) -> str:
 
 def find_measurements(config: Config) -> list[Measurement]:
     """Find the measurements that a job asks for; not every network has rows of all."""
-    return [find_measurement(name).suit(config.task) for name in as_list(config.measurements)]
+    return [find_measurement(name) for name in as_list(config.measurements)]
 
 
 def _write_record(

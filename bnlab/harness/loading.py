@@ -92,8 +92,8 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     except UserError as error:
         raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
     if Run(opened.config).id != run:
-        changed = "your code has changed" if list_own(opened.config) else "bnlab has changed"
-        raise UserError(f"{run}: {changed} since it was trained; undo that, or sweep it again")
+        changed = "your code or bnlab" if list_own(opened.config) else "bnlab"
+        raise UserError(f"{run}: {changed} has changed since it was trained; undo that, or sweep it again")
     return opened
 
 

@@ -1,4 +1,4 @@
-"""A user's code, by import path: `data=`, `model=`, `norm=`, `optimizer=`, `estimator=`, `measurements=` take one.
+"""A user's code, by import path: `data=`, `task=`, `model=`, `norm=`, `optimizer=` and others take one.
 
 Arguments that bnlab does not give are settings. Results are known by the code of the module and of the modules in its
 folder that it imports (`user_code`), those on data by the images and labels that the function gives.
@@ -25,7 +25,7 @@ _ARGUMENT = "argument"  # in the metadata of fields that are arguments
 _CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(eq=False)
 class Own(Component):
     """The user's own: a function or class, with its import path as `name`."""
 
@@ -40,6 +40,13 @@ class Own(Component):
                 raise UserError(f"{self.group}.{name}: is a dictionary; give numbers, words, or lists of these")
             # Components are hashed, which lists cannot be.
             setattr(self, name, _make_hashable(value))
+
+    # Each function has a class of its own, also when it is chosen again.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Own) and (self.group, repr(self)) == (other.group, repr(other))
+
+    def __hash__(self) -> int:
+        return hash((self.group, repr(self)))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -100,7 +107,7 @@ def make_own(group: str, path: str) -> Own:
             default = tuple(default)
         settings.append((argument.name, _find_type(argument), field(default=default, metadata={_ARGUMENT: True})))
     # Each function has a class of its own, in which Hydra finds its settings, their types and defaults.
-    return make_dataclass("Own", settings, bases=(kind,), unsafe_hash=True)(name=path)
+    return make_dataclass("Own", settings, bases=(kind,), eq=False)(name=path)
 
 
 def _change_default(kind: type[Own], argument: inspect.Parameter) -> tuple[str, Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,27 +15,24 @@ import pyarrow.parquet as pq
 from bnlab.common.files import reading, write_whole
 
 # Names in the metadata of files, which Arrow keeps as bytes.
-_KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"
+_KEY, _MEANING, _OPEN, _OPTIONAL = b"key", b"meaning", b"is_open", b"is_optional"
 ROW_KEY = "row_key"
 """A further column of files with measured rows, see `bnlab.harness.records`."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """The type of a column and what it means, in Markdown."""
+    """The type of a column and what it means, in Markdown; whether a table without any value of it lacks it."""
 
     type: pa.DataType
     meaning: str
+    is_optional: bool = False
 
 
 text = partial(Column, pa.string())
 integer = partial(Column, pa.int64())
 real = partial(Column, pa.float64())
 boolean = partial(Column, pa.bool_())
-
-
-METRIC = Column(pa.float64(), "mean over the items of the task's metric, see `task.metric` and `task.unit` in `runs`")
-"""What stands in place of `accuracy` where networks do not classify."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,13 @@ class Table:
         """All columns, in order."""
         return {**self.key, **self.others}
 
-    def without_accuracy(self) -> Table:
-        """Return the table of another task than classification, with its metric in place of `accuracy`."""
-        columns = [("metric", METRIC) if name == "accuracy" else (name, each) for name, each in self.others.items()]
-        return replace(self, others=dict(columns))
-
     @property
     def schema(self) -> pa.Schema:
         """Schema of the table's files: types, and as metadata the key and what the columns mean."""
-        fields = [pa.field(name, each.type, metadata={_MEANING: each.meaning}) for name, each in self.columns.items()]
+        fields = []
+        for name, each in self.columns.items():
+            optional = {_OPTIONAL: b"true"} if each.is_optional else {}
+            fields.append(pa.field(name, each.type, metadata={_MEANING: each.meaning, **optional}))
         return pa.schema(fields, {_KEY: json.dumps([*self.key]), _OPEN: json.dumps(self.is_open)})
 
     @property
@@ -68,6 +63,13 @@ class Table:
         """Schema of files with measured rows, which carry their keys."""
         return self.schema.append(pa.field(ROW_KEY, pa.string()))
 
+
+METRIC = Column(
+    pa.float64(),
+    "of a task of your own: mean over the items of its metric, see `task.metric` and `task.unit` in `runs`",
+    is_optional=True,
+)
+"""What stands in place of `accuracy` where networks do not classify."""
 
 _COMMON = {
     "run": text("name of the network, as in `runs`"),
@@ -96,6 +98,12 @@ def read_key(schema: pa.Schema) -> list[str]:
 def read_meanings(schema: pa.Schema) -> dict[str, str]:
     """What the columns of the table that a file is of mean, in Markdown."""
     return {field.name: (field.metadata or {}).get(_MEANING, b"").decode() for field in schema}
+
+
+def leave_out_empty(schema: pa.Schema, frame: pd.DataFrame) -> pa.Schema:
+    """Return the schema without optional columns of which the frame has no value."""
+    kept = [each for each in schema if not (_OPTIONAL in (each.metadata or {}) and frame[each.name].isna().all())]
+    return pa.schema(kept, schema.metadata)
 
 
 def is_open(schema: pa.Schema) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnlab.harness.artifacts.job_settings import GROUPS, MOMENTUM, Config
 from bnlab.harness.artifacts.optimizers import LEAST_RATE
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.training import Diverged, TrainingState, train
+from bnlab.harness.artifacts.training import Diverged, train
 from bnlab.harness.artifacts.training_runner import record_moments, start_training
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.model.layers import get_momentum, is_batch_norm, join_names
@@ -68,11 +68,9 @@ def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
     try:
         state = start_training(trial)
         messages = [*_list_warnings(trial, state.model)]
-        _require_output(trial, state)
+        _require_output(trial, state.model)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
-            # The last filter is asked first. Where all layers are frozen, our own message says more.
-            warnings.filterwarnings("ignore", "record: nothing was recorded: no batch-norm layer was called")
             with record_moments(trial, state) as trace, contextlib.suppress(Diverged):  # which is a result
                 # The number only has to be out of reach: `_time_updates` ends the trial.
                 updates = train(state, trial.batches, optimizer, steps=10**9)
@@ -97,7 +95,7 @@ def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
 
 
 def _name_own(config: Config) -> str:
-    """Name what a network has of the user's own but its data, as it was chosen; bnlab's model without any."""
+    """Name the user's own parts of a network, apart from its data, as they were chosen; else bnlab's model."""
     chosen = [getattr(config, group) for group in GROUPS if group != "data"]
     names = [f"{each.group}={each.name}" for each in chosen if each.is_own]
     return " ".join(names) or f"model={config.model.name}"
@@ -109,8 +107,8 @@ def _list_warnings(run: Run, model: nn.Module) -> Iterator[str]:
     layers = {path: layer for path, layer in model.named_modules() if is_batch_norm(layer)}
     if run.has_trace and not {*layers} - {*(run.unseen if layers else ())}:
         raise UserError(
-            f"{name}: has no batch norm, nn.BatchNorm2d or another one with running_mean and running_var, and "
-            "statistics of batch norms are what a sweep measures; put one into it"
+            f"{name}: has no batch norm, nn.BatchNorm2d or another one with running_mean and running_var, so there is "
+            "nothing to measure; add one"
         )
     if run.unseen:
         yield f"{name}: an evaluation does not call {join_names(run.unseen)}; no table has rows of such batch norms"
@@ -136,7 +134,8 @@ def _compare_seeds(run: Run, model: nn.Module) -> Iterator[str]:
     pairs = [*zip(model.parameters(), other.new_model().parameters(), strict=False)]
     name = f"model={run.config.model.name}"
     # What is constant may be shared, such as a backbone that is not trained.
-    if any(mine is others and mine.requires_grad for mine, others in pairs):
+    trained = {weight.data_ptr() for weight in model.parameters() if weight.requires_grad} - {0}  # of an empty one
+    if any(others.data_ptr() in trained for _, others in pairs):
         raise UserError(
             f"{name}: gives the same weights whenever it is called, so that each network would go on from the one "
             "before; build them inside of the function, or return a copy.deepcopy of them"
@@ -145,26 +144,17 @@ def _compare_seeds(run: Run, model: nn.Module) -> Iterator[str]:
         yield f"{name}: gives the same initial weights for every seed; intervals over seeds are of the rest alone"
 
 
-def _require_output(run: Run, state: TrainingState) -> None:
-    """UserError for outputs that are no logits of the classes, or a metric that is not of each image."""
-    output = _compute_output(run, state.model)
+def _require_output(run: Run, model: nn.Module) -> None:
+    """UserError for outputs that are no tensor, or no logits of the classes."""
+    output = _compute_output(run, model)
     name = _name_own(run.config)
-    if run.config.task.is_own:
-        images, labels = run.dataset.train.images, run.dataset.train.labels
-        values = state.task.metric(output.detach(), (images[:_SOME_IMAGES], labels[:_SOME_IMAGES]))
-        if values.shape != (_SOME_IMAGES,):
-            raise UserError(
-                f"{name}: its metric has to give a value of each item, [N]; of {_SOME_IMAGES} it gives "
-                f"{list(values.shape)}"
-            )
-        return
     if not isinstance(output, Tensor):
         raise UserError(
-            f"{name}: gives a {type(output).__name__}, but the loss takes logits [N, classes]; let its forward return "
-            "these alone, or name a task= with a loss of its own"
+            f"{name}: gives a {type(output).__name__}, but the loss takes one tensor, of classes logits [N, classes]; "
+            "let its forward return this alone"
         )
     expected = [_SOME_IMAGES, run.dataset.classes]
-    if [*output.shape] != expected:
+    if not run.config.task.is_own and [*output.shape] != expected:
         raise UserError(f"{name}: gives {list(output.shape)} of two images, not logits {expected}")
 
 
@@ -179,8 +169,8 @@ def _require_loadable(run: Run, model: nn.Module) -> None:
     # Not bit for bit: weights may lie otherwise in memory.
     if not is_random and not torch.allclose(trained, _compute_output(run, again), 1e-3, 1e-4, equal_nan=True):
         raise UserError(
-            f"{_name_own(run.config)}: predicts otherwise once it is loaded from its state dict, as networks are to be "
-            "measured: something that training changes is not in there; register it as a buffer"
+            f"{_name_own(run.config)}: its predictions change when it is loaded from its state dict, which is how "
+            "networks are measured: training changes something that is not in there; register it as a buffer"
         )
 
 

@@ -1,4 +1,4 @@
-"""The code that a user's function or class is: a digest of its file and of the files of its folder that this imports.
+"""A digest of the user's code: of the file that defines a function or class, and of the files that it imports.
 
 A result is known by it: other code is another network, or another row. Files are read as `ast.unparse` writes them, so
 that comments, layout and Python's version do not count. Nothing is imported. Not followed are imports by a name that is
@@ -11,6 +11,7 @@ import ast
 import contextlib
 import importlib.util
 import inspect
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -53,56 +54,65 @@ def digest_code(module: str) -> str:
             f"{module}: has no file of Python that could be read, so that nobody knows when its code changes; write it "
             "into a module (in a notebook by %%writefile net.py) and name it there"
         )
-    _READ[module] = {name: _find_spec(name) for name in texts}, digest(repr(sorted(texts.items())), digits=_DIGITS)
-    return _READ[module][1]
+    found = digest(repr(sorted(texts.items())), digits=_DIGITS)
+    specs = {name: _find_spec(name) for name in texts}
+    # A module that has not been imported yet will run as its file is then.
+    if all(specs.values()):
+        _READ[module] = specs, found
+    return found
 
 
 def read_code(module: str) -> dict[str, str]:
-    """Read the code of a module, and of all modules in its folder that it imports, wherever it does so, and these too.
+    """Read the code of a module, and of all modules of the user's that it imports, wherever it does so, and these too.
 
-    Of an installed package the module alone. Empty for a module without a file.
+    Empty for a module without a file.
     """
-    folder = _find_folder(module)
-    if folder is None:
-        return {}
     texts: dict[str, str] = {}
+    seen = {""}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        file = _find_file(folder, name)
-        if name in texts or file is None or name.split(".")[0] in _OURS:
+        if name in seen:
             continue
-        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        seen.add(name)
+        package, _, _ = name.rpartition(".")
+        waiting.append(package)  # its __init__.py is run before its modules
+        file = _find_file(name)
+        is_ours = name.partition(".")[0] in _OURS
+        if file is None or is_ours or not (name == module or is_of_user(file)):
+            continue
+
         try:
             tree = ast.parse(file.read_bytes())
         except SyntaxError:  # of a file that has not been imported yet
             texts[name] = file.read_text(encoding="utf-8", errors="replace")
             continue
-        imports = _list_imports(tree, package)
-        texts[name] = ast.unparse(_Normalizer().visit(tree))
         if is_of_user(file):
-            # The __init__.py of a package is run before its modules.
-            waiting += [*imports, name.rpartition(".")[0]]
+            waiting += _list_imports(tree, name if file.name == "__init__.py" else package)
+        texts[name] = ast.unparse(_Normalizer().visit(tree))
     return texts
 
 
-def _find_folder(module: str) -> Path | None:
-    """Find the folder from which a module is imported, or would be."""
+def _find_file(module: str) -> Path | None:
+    """Find the file of a module: of one that has been imported the file that was, else the one that would be."""
     loaded = sys.modules.get(module)
-    file = getattr(loaded, "__file__", None)
     if loaded is not None:
-        if file is None:
-            return None
-        depth = module.count(".") + (Path(file).name == "__init__.py")
-        return Path(file).resolve().parents[depth]
-    folders = [Path(entry).resolve() for entry in sys.path]
-    return next((folder for folder in folders if _find_file(folder, module)), None)
+        files = [getattr(loaded, "__file__", None) or ""]
+    else:
+        package, _, name = module.rpartition(".")
+        files = [f"{folder}/{name}{ending}" for folder in _find_folders(package) for ending in ("/__init__.py", ".py")]
+    return next((Path(file) for file in files if file.endswith(".py") and os.path.isfile(file)), None)
 
 
-def _find_file(folder: Path, module: str) -> Path | None:
-    path = folder.joinpath(*module.split("."))
-    files = (path / "__init__.py", path.with_name(f"{path.name}.py"))
-    return next((file for file in files if file.is_file()), None) if module else None
+def _find_folders(package: str) -> list[str]:
+    """Find the folders in which the modules of a package lie: one, or several where it has no __init__.py."""
+    if not package:
+        return sys.path
+    loaded = sys.modules.get(package)
+    if loaded is not None:
+        return [*getattr(loaded, "__path__", ())]
+    above, _, name = package.rpartition(".")
+    return [f"{folder}/{name}" for folder in _find_folders(above)]
 
 
 def _find_spec(module: str) -> Any:
@@ -125,7 +135,7 @@ def _list_imports(tree: ast.AST, package: str) -> list[str]:
 
 
 class _Normalizer(ast.NodeTransformer):
-    """Takes away what is no code, docstrings, and what versions of Python write in different ways, f-strings."""
+    """Removes docstrings, and rewrites f-strings, which versions of Python write differently."""
 
     def visit(self, node: ast.AST) -> Any:
         self.generic_visit(node)

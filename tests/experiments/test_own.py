@@ -588,7 +588,7 @@ MISTAKES = {
     "tuple": ("model=mine.make_pair", "", "", r"make_pair: gives a tuple, .* \[N, classes\]; let its"),
     "no batch norm": ("", "nn.BatchNorm2d(width)", "nn.Identity()", "make_model: has no batch norm, "),
     "shared weights": ("model=mine.make_shared", "", "", "make_shared: gives the same weights whenever it is called"),
-    "lost attribute": ("model=mine.make_fading", "", "", "make_fading: predicts otherwise once it is loaded"),
+    "lost attribute": ("model=mine.make_fading", "", "", "make_fading: its predictions change when it is loaded"),
     "a module": ("model=torchvision.models.resnet", "", "", "model=torchvision.models.resnet: is a module; name a fun"),
     "frozen later": (
         "freeze_at=0.5 estimator=ema",

@@ -11,6 +11,7 @@ import pytest
 
 from bnlab.estimators import list_estimators
 from bnlab.harness import load, load_model
+from bnlab.harness.artifacts.data import load_dataset
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.compose import plan_jobs
@@ -148,7 +149,7 @@ def test_a_file_that_the_model_imports_is_part_of_it(
     out = sweep(*OF_NET, "estimator=[ema,exact]")
 
     (new,) = list_trained(out)
-    refusal = "your code has changed since it was trained; undo that, or sweep it again"
+    refusal = "your code or bnlab has changed since it was trained; undo that, or sweep it again"
     assert read_layers(tmp_path / "results") == {old: refusal, new: "Tanh"}
     rows = load("c17", tmp_path / "results")["evaluations"]
     assert {*rows["run"][rows["estimator"] == "exact"]} == {old, new}, "the reference of each gap"
@@ -220,6 +221,7 @@ def test_random_transforms_of_data_are_known_by_their_code(
     load_model("pictures", run, results=results)
 
     pictures(noise=NOISE.replace("50", "60"))
+    load_dataset.cache_clear()  # as in another process
     with pytest.raises(UserError, match="gives other images or labels than those that this network is named by"):
         load_model("pictures", run, results=results)
     assert len(list_trained(sweep(*words))) == 1

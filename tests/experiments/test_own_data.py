@@ -150,6 +150,10 @@ def label_as(labels: Any) -> tuple[Any, Part]:
     return (make_part(TRAIN)[0], labels), make_part(TEST)
 
 
+def label_both(change: Change) -> list[Part]:
+    return [(images, change(labels)) for images, labels in make_pairs()]
+
+
 def transform_items(transform: Callable[[Image.Image], Any]) -> list[Items]:
     return [Items(make_part(TRAIN), transform), Items(make_part(TEST), transform)]
 
@@ -194,7 +198,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "channel 1 of 3 is 255 in each pixel of all 36 training images",
     ),
     # labels
-    "regression": (lambda: label_as(make_part(TRAIN)[1] / 2), r"has labels of shape \[40\], float32; they have to be"),
+    "regression": (
+        lambda: label_both(lambda labels: labels / 2),
+        r"has labels of shape \[40\], float32; they have to be",
+    ),
+    "parts of two kinds": (
+        lambda: label_as(make_part(TRAIN)[1] / 2),
+        "labels of the test part have another shape or type",
+    ),
     "a class without images": (lambda: label_as(make_part(TRAIN)[1] + 1), "the classes 1, 2, 3; number them 0, 1, 2"),
     # random transforms
     "random": (lambda: transform_items(brighten), r"the training part gives other images .*\(train, test, augmented\)"),
@@ -379,6 +390,7 @@ def test_a_changed_image_is_another_network(
 
     assert sweep_folders(name_folder(tmp_path / "photos")).startswith("1 job on 1 network, none trained yet")
 
+    load_dataset.cache_clear()  # as in another process
     with pytest.raises(UserError, match=r"data=of_folders.load: gives other images or labels than"):
         load_model("adhoc", first, results=tmp_path / "r")
     (tmp_path / "photos" / "images.npz").unlink()

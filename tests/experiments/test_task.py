@@ -94,7 +94,8 @@ def test_what_is_lost_or_added_has_its_direction(write: Write, call: Call, tmp_p
         tables = load(name, tmp_path)
         last = tables["evaluations"].query("step == 8").set_index("estimator")["metric"]
 
-        *_, mean = make_overview(tables).figures["metric_lost_training"].score(tables).sort_values("epoch")["mean"]
+        figure = make_overview(tables).figures["overlap_lost_training" if sign < 0 else "depth_error_added_training"]
+        *_, mean = figure.score(tables).sort_values("epoch")["mean"]
 
         assert mean == pytest.approx(sign * (last["ema"] - last["exact"]))
 
@@ -151,10 +152,34 @@ def test_arguments_of_a_task_are_settings(write: Write, call: Call, tmp_path: Pa
     assert {*load("adhoc", tmp_path)["runs"]["task.power"]} == {1, 2}
 
 
+def test_two_tasks_in_one_sweep_stand_apart(write: Write, call: Call, tmp_path: Path) -> None:
+    """Each under its own name and unit; classification keeps its column."""
+    write(MODULE, "shapes")
+    for words in (MASKS, DEPTHS, ("model.width=4", "model.depth=1", "data.images=100")):
+        assert call("sweep", *SMALL, *words, f"results={tmp_path}").code == 0
+
+    tables = load("adhoc", tmp_path)
+    overview = make_overview(tables)
+
+    assert tables["evaluations"][["accuracy", "metric"]].notna().sum(axis=1).eq(1).all()
+    assert {"overlap_training", "depth_error_training", "accuracy_training"} <= {*overview.figures}
+    labels = {"test overlap", "test depth error (mm)", "test accuracy (%)"}
+    assert labels <= {*overview.table.columns}
+
+
 MISTAKES = {
     "labels that are no classes": ((*DEPTHS[:1], *DEPTHS[2:]), "", "", "have to be the numbers of classes"),
-    "maps that would have to be moved": ((*MASKS, "data.shift=1"), "", "", "data.shift, data.flip: move images"),
+    "maps that would have to be moved": ((*MASKS, "data.shift=1"), "", "", "move images, but not labels that are maps"),
     "one value of all items": (MASKS, ".mean((1, 2))", ".mean()", "has to give a value of each item"),
+    "maps that would be translated": ((*MASKS, "shifts=translation:1"), "", "", "move images, but not labels"),
+    "labels that are smoothed": ((*DEPTHS, "optimizer.label_smoothing=0.1"), "", "", "are of classes"),
+    "outputs that are broadcast": (
+        DEPTHS,
+        "output.squeeze(1) - batch[1]).abs()\n",
+        "output - batch[1]).abs()\n",
+        "each item",
+    ),
+    "a word that bnlab needs": ((*DEPTHS, "task.unit=1"), "power: int = 2", "unit=1", "bnlab needs itself"),
     "no unit": (MASKS, '    unit = ""\n', "", "task=shapes.Masks: lacks unit"),
 }
 

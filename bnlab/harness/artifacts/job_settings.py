@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.data import Data, Digits
 from bnlab.harness.artifacts.models import Cnn, Layered, Model
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
-from bnlab.harness.artifacts.tasks import Classification, Task
+from bnlab.harness.artifacts.tasks import Classification, OwnTask, Task
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, make_own
@@ -206,7 +206,7 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
     return digest(json.dumps(settings, sort_keys=True), digits=10)
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(eq=False)
 class OwnInputs(Own):
     """The function of `inputs=`, which has no settings."""
 
@@ -230,10 +230,9 @@ def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, 
             columns[key] = chosen.name
         for name, value in {**chosen.arguments, **digests}.items():
             columns[f"{key}.{name}"] = value
-    if config.task.is_own:
-        objective = config.task.build()
-        columns |= {METRIC_NAME: objective.name, METRIC_UNIT: objective.unit}
-        columns[LARGER_IS_BETTER] = objective.larger_is_better
+    if isinstance(config.task, OwnTask):
+        columns |= {METRIC_NAME: config.task.metric, METRIC_UNIT: config.task.unit}
+        columns[LARGER_IS_BETTER] = config.task.larger_is_better
     return columns
 
 
@@ -265,7 +264,7 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
 
 
 def list_steps(wanted: Any, steps: int) -> list[int]:
-    """List the steps that a setting such as `evaluate_at` means, ascending, all in 1..`steps`."""
+    """List the steps that a setting such as `evaluate_at` means, ascending; 0 are the initial weights."""
     if wanted == "final":
         return [steps]
     if wanted == "log":
@@ -276,7 +275,7 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
     chosen = set()
     for at in as_list(wanted):
         # The type decides, because 1 is the first step and 1.0 the end of the training. A small share may be
-        # rounded to 0, and no training has a checkpoint of step 0.
+        # rounded to 0, which would mean the initial weights.
         is_share = isinstance(at, float)
         chosen.add(max(1, round(at * steps)) if is_share else at)
     return sorted(chosen)

@@ -21,6 +21,7 @@ from torch import nn
 import bnlab
 from bnlab.common.files import write_text
 from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.tasks import compute_metric
 from bnlab.harness.artifacts.training import TrainingState
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.progress import say_problem
@@ -115,7 +116,7 @@ def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | N
         output = torch.cat([model(images.clone()) for images in split.images.split(_IMAGES_AT_ONCE)])
         batch = (split.images, split.labels)
         loss = run.task.loss(output, batch)
-        metric = run.task.metric(output, batch).double().mean()
+        metric = compute_metric(run.task, output, batch).mean()
     return {
         f"validation loss, {words}": loss.item(),
         f"validation {run.task.name}, {words}": metric.item(),

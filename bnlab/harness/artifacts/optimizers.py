@@ -89,7 +89,7 @@ class Sgd(Optimizer):
 
 
 @own
-@dataclass(unsafe_hash=True)
+@dataclass(eq=False)
 class OwnOptimizer(Own, Optimizer):
     """The user's own: `name` is the import path of a function of weights and `lr` that gives an optimizer of torch's.
 

@@ -270,7 +270,7 @@ class Run:
 
     def load_state(self) -> dict[str, Any]:
         """Read all from which a killed training goes on; it may be of a user's own, so that only data are unpickled."""
-        saved: dict[str, Any] = torch.load(self.state, map_location=self.device, weights_only=True)
+        saved: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
         return saved
 
     def is_complete(self, checkpoints: Iterable[int] = ()) -> bool:

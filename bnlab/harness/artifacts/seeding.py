@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +24,15 @@ def seed_generators(seed: int) -> Iterator[None]:
         yield
 
 
-def write_generators() -> str:
-    """Write the states of numpy's and Python's global generators as JSON."""
-    of_numpy = np.random.get_state(legacy=False)
-    return json.dumps({"random": random.getstate(), "numpy": of_numpy}, default=np.ndarray.tolist)
+def get_generators() -> dict[str, Any]:
+    """Return the states of the global generators, in plain values and tensors."""
+    state: Any = np.random.get_state()
+    name, keys, *others = state
+    return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": [name, keys.tolist(), *others]}
 
 
-def restore_generators(text: str) -> None:
-    """Restore what `write_generators` has written."""
-    states = json.loads(text)
-    # JSON has made a list of the tuple, which `random.setstate` refuses.
-    version, internal, gauss = states["random"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(states["numpy"])
+def set_generators(states: Mapping[str, Any]) -> None:
+    """Set the global generators to what `get_generators` has returned."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["random"])
+    np.random.set_state(tuple(states["numpy"]))

@@ -78,10 +78,37 @@ class _CrossEntropy:
         return is_right.double()
 
 
+def compute_metric(objective: Objective, output: Tensor, batch: Batch) -> Tensor:
+    """Compute the metric of each item, float64 [N]; UserError for values of another shape, as a broadcast gives."""
+    values = objective.metric(output, batch)
+    _, labels = batch
+    if values.shape != labels.shape[:1]:
+        raise UserError(
+            f"the metric {objective.name!r} has to give a value of each item, [{len(labels)}], and gives "
+            f"{list(values.shape)}"
+        )
+    return values.double()
+
+
 @own
-@dataclass(unsafe_hash=True)
+@dataclass(eq=False)
 class OwnTask(Own, Task):
     """The user's own: `name` is the import path of a class or function that makes an `Objective`."""
+
+    @property
+    def metric(self) -> str:
+        """The metric's name, for the table `runs`."""
+        return self.build().name
+
+    @property
+    def unit(self) -> str:
+        """The metric's unit, for the table `runs`."""
+        return self.build().unit
+
+    @property
+    def larger_is_better(self) -> bool:
+        """The metric's direction, for the table `runs`."""
+        return self.build().larger_is_better
 
     def build(self, label_smoothing: float = 0.0) -> Objective:
         objective: Objective = call_own("task", self.name, **self.arguments)

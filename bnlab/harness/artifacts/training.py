@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Draw, Split, augment
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.tasks import Objective
+from bnlab.harness.artifacts.tasks import Objective, compute_metric
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.updates import lr_factor, steps_per_epoch
 
@@ -170,7 +170,7 @@ class TrainingState:
     def add_update(self, loss: Tensor, metric: Tensor, is_finite: Tensor) -> None:
         """Count an update that was made; its results, a number each, stay on their device until they are read."""
         self.step += 1
-        results = torch.stack((loss.double(), metric.double(), is_finite.double()))
+        results = torch.stack((loss.double(), metric, is_finite.double()))
         self._unread.append(results)
         most = _UPDATES_BETWEEN_READINGS.get(loss.device.type, _ON_AN_ACCELERATOR)
         if len(self._unread) >= most:
@@ -250,8 +250,8 @@ def train(
         is_finite = _are_finite([loss.detach(), *variances])
         optimizer.step()
 
-        metric = state.task.metric(output.detach(), batch)
-        state.add_update(loss.detach(), metric.double().mean(), is_finite)
+        metric = compute_metric(state.task, output.detach(), batch)
+        state.add_update(loss.detach(), metric.mean(), is_finite)
         if state.step == end:
             state.read_log()
             # No further batch would show non-finite weights of the last update.

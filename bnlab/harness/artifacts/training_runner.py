@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,7 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import GROUPS
 from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.run import Run, describe_environment, digest_losses
-from bnlab.harness.artifacts.seeding import restore_generators, write_generators
+from bnlab.harness.artifacts.seeding import get_generators, set_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.errors import JobError
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
@@ -94,9 +93,9 @@ def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
     state = start_training(run)
     seconds_before = _restore_or_describe(run, state)
-    if state.step == 0:
-        _keep_weights(run, state, kept)
     live = LiveLog(run, state.step) if run.config.log != "none" else None
+    if state.step == 0:
+        _keep_and_show(run, state, kept, live)
     # One iterator serves all parts: each goes on with the update after the last one of the part before.
     updates = train(state, run.batches, run.config.optimizer, run.steps)
 
@@ -179,21 +178,20 @@ def _train_part(
 def _finish_update(run: Run, state: TrainingState, kept: set[int], live: LiveLog | None) -> None:
     """Change the network as its settings say, and keep its weights where they are wanted."""
     freeze_and_average(run, state)
-    _keep_weights(run, state, kept)
+    _keep_and_show(run, state, kept, live)
+
+
+def _keep_and_show(run: Run, state: TrainingState, kept: set[int], live: LiveLog | None) -> None:
+    """Write a checkpoint if this is one of the steps of which they are kept, and measure the network for the log."""
+    if state.step in kept:
+        state.read_log()  # no weights of a network that has diverged
+        # Averages first: a checkpoint alone would count as complete.
+        for decay, average in state.weight_averages.items():
+            run.save_average(decay, state.step, average.module)
+        run.save_checkpoint(state.step, state.evaluated_model)
     if live is not None and state.step in run.measured_steps:
         state.read_log()  # nothing is measured on a network that has diverged
         live.measure(state)
-
-
-def _keep_weights(run: Run, state: TrainingState, kept: set[int]) -> None:
-    """Write a checkpoint if this is one of the steps of which they are kept."""
-    if state.step not in kept:
-        return
-    state.read_log()  # no weights of a network that has diverged
-    # Averages first: a checkpoint alone would count as complete.
-    for decay, average in state.weight_averages.items():
-        run.save_average(decay, state.step, average.module)
-    run.save_checkpoint(state.step, state.evaluated_model)
 
 
 def _restore_or_describe(run: Run, state: TrainingState) -> float:
@@ -346,7 +344,7 @@ def _freeze_batch_norm(model: nn.Module) -> None:
 
 def _save_state(run: Run, state: TrainingState, seconds: float) -> None:
     """Write all from which the training goes on exactly, and the seconds that it has taken."""
-    generators: dict[str, Any] = {"torch": torch.get_rng_state(), "others": write_generators()}
+    generators = get_generators()
     if run.device.type == "cuda":
         generators["device"] = torch.cuda.get_rng_state(run.device)
     saved = {
@@ -370,12 +368,9 @@ def _restore_state(run: Run, state: TrainingState) -> float:
         for average, values in zip(_list_averages(state), saved["averages"], strict=True):
             average.load_state_dict(values)
 
-        # The states of generators are read on the CPU, whatever they are of.
-        generators = saved["generators"]
-        torch.set_rng_state(generators["torch"].cpu())
-        restore_generators(generators["others"])
-        if run.device.type == "cuda" and "device" in generators:  # it may have been begun on a CPU
-            torch.cuda.set_rng_state(generators["device"].cpu(), run.device)
+        set_generators(saved["generators"])
+        if run.device.type == "cuda" and "device" in saved["generators"]:  # it may have been begun on a CPU
+            torch.cuda.set_rng_state(saved["generators"]["device"], run.device)
         # The log is written before the state, and may have updates that are made again.
         log = run.read_log()[: state.step]
         state.log = list(log.itertuples(index=False, name=None))

@@ -34,6 +34,7 @@ from bnlab.harness.own import KINDS
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _TEXTS = ("name", "results", "data.root")  # keys of texts, which Hydra would take for numbers, lists and the like
+_SEARCH = "hydra.searchpath="
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -82,7 +83,9 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     """
     register()
     _forget()
-    overrides = [_read_word(word) for word in (*words, _search_own())]
+    searched = [word.partition("=")[2].strip("[]") for word in words if word.startswith(_SEARCH)]
+    others = [word for word in words if not word.startswith(_SEARCH)]
+    overrides = [_read_word(word) for word in (*others, _search_own(searched))]
     with _own_hydra(), initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
         register_own_choices()
@@ -127,15 +130,19 @@ def _own_hydra() -> Iterator[None]:
         GlobalHydra.instance().hydra = others
 
 
-def _search_own() -> str:
-    """Let Hydra look for what is the user's: functions, and files in `conf/` here; UserError if these hide bnlab's."""
+def _search_own(searched: Sequence[str]) -> str:
+    """Let Hydra look for what is the user's, behind what is searched already: files in `conf/` here, and functions.
+
+    UserError if these files hide bnlab's.
+    """
     here = Path("conf").resolve()
-    if not here.is_dir() or here == CONF:
-        return f"hydra.searchpath=[{quote(SEARCHED)}]"
-    for path in sorted(here.glob("experiment/*.yaml")):
+    folders = []
+    if here.is_dir() and here != CONF:
+        folders.append(quote(str(here)))
+    for path in sorted(here.glob("experiment/*.yaml")) if folders else []:
         if (CONF / "experiment" / path.name).exists():
             raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
-    return f"hydra.searchpath=[{quote(SEARCHED)},{quote(str(here))}]"
+    return f"{_SEARCH}[{','.join([*searched, *folders, quote(SEARCHED)])}]"
 
 
 def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
@@ -158,6 +165,7 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
 def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
     """Build the configuration of one job, and check it."""
     _, composed = _compose_files(job)
+    # `_compose` remembers `composed`; values may be set in it, because all jobs of a sweep set the same keys.
     word: str | None = ""
     key = ""
     try:

@@ -12,8 +12,8 @@ from bnlab.harness.lab.registry import CONF
 _USAGE = """\
 bnlab new FOLDER
 
-Write a folder with a small file each for a model, data, a task, an estimator and a measurement, and an experiment that
-sweeps them: bnlab sweep experiment=first in it. README.md there says more."""
+Create a folder with one small file for each: a model, data, a task, an estimator and a measurement; and an experiment
+that sweeps them, by bnlab sweep experiment=first in it. README.md there says more."""
 
 
 def main(words: list[str]) -> int:
@@ -26,7 +26,7 @@ def _write_folder(words: list[str]) -> int:
         raise UserError(f"bnlab new: takes one folder, found {len(words)} words")
     folder = Path(words[0])
     if folder.exists():
-        raise UserError(f"{folder}: is there already; name a folder that is not")
+        raise UserError(f"{folder}: already exists; name a new folder")
     shutil.copytree(CONF / "new", folder, ignore=shutil.ignore_patterns("__pycache__"))
     print(f"{folder}/README.md says how to go on; first: cd {folder}; bnlab sweep experiment=first")
     return 0

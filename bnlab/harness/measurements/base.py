@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.tasks import Task
 from bnlab.harness.components import COMPONENTS, Component, discover, list_modules, require_one_of
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import import_object
@@ -47,10 +46,6 @@ class Measurement(Component):
     at_last_step: ClassVar[bool] = False
     of_plain_norms: ClassVar[bool] = False
     predicts: ClassVar[bool] = True  # better to measure too many rows again than to keep stale ones
-
-    def suit(self, task: Task) -> Measurement:
-        """Return the measurement of networks with this task; the same unless its columns depend on it."""
-        return self
 
     @property
     def is_by_split(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,7 +66,7 @@ class _Measure:
 
     Attributes:
         name: of the figures' files.
-        title: of the figures; empty: as their files are called.
+        title: of the figures; empty: the name of the file.
         axis: of the means, which are geometric on a logarithmic axis.
         frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`, and `estimator`,
             empty where there is none.
@@ -122,7 +123,9 @@ def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> 
     if len(tables.get("gaps", ())):
         measures += _measure_gaps(tables["gaps"], networks, settings)
     if len(tables.get("evaluations", ())):
-        measures += _measure_predictions(tables["evaluations"], networks, settings, _find_metric(runs))
+        for metric, names in _list_metrics(runs):
+            rows = select(tables["evaluations"], run=names)
+            measures += _measure_predictions(rows, networks, settings, metric) if len(rows) else []
     epochs = runs.set_index("run")["epochs"] / runs.set_index("run")["steps"]  # of an update
     own_measures = {}
     for name, described in (own or {}).items():
@@ -150,7 +153,7 @@ def _name_current_code(runs: pd.DataFrame) -> Iterator[str]:
         setting, _, name = str(column).rpartition(".")
         if name != SOURCE or runs[column].nunique() < 2:
             continue
-        for path in runs[setting].unique():
+        for path in runs[setting].dropna().unique():
             module, _, _ = path.rpartition(".")
             current = digest_code(module) if read_code(module) else ""
             if current in set(runs[column]):
@@ -206,7 +209,7 @@ def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str
 
 @dataclass(frozen=True)
 class _Metric:
-    """The metric of a sweep's task: its column in `evaluations`, its name, unit, scale in figures, and direction."""
+    """The metric of a task: its column in `evaluations`, its name, unit, scale in figures, and direction."""
 
     column: str = "accuracy"
     name: str = "accuracy"
@@ -220,13 +223,17 @@ class _Metric:
         return f" ({self.unit})" if self.unit else ""
 
 
-def _find_metric(runs: pd.DataFrame) -> _Metric:
-    """Find the metric of the networks' task, see `run_table`: that of the first, as all have one task."""
+def _list_metrics(runs: pd.DataFrame) -> list[tuple[_Metric, list[str]]]:
+    """List the metrics of the networks' tasks, each with the names of its networks."""
     if METRIC_NAME not in runs:
-        return _Metric()
-    described = runs.dropna(subset=[METRIC_NAME]).iloc[0]
-    name, unit = str(described[METRIC_NAME]), str(described[METRIC_UNIT])
-    return _Metric("metric", name, unit, scale=1, larger_is_better=bool(described[LARGER_IS_BETTER]))
+        return [(_Metric(), list(runs["run"]))]
+    metrics = []
+    described = runs.groupby([METRIC_NAME, METRIC_UNIT, LARGER_IS_BETTER], dropna=False)
+    for _, networks in described:
+        name, unit, larger_is_better = networks[[METRIC_NAME, METRIC_UNIT, LARGER_IS_BETTER]].iloc[0]
+        metric = _Metric() if pd.isna(name) else _Metric("metric", str(name), str(unit), 1, bool(larger_is_better))
+        metrics.append((metric, list(networks["run"])))
+    return metrics
 
 
 def _measure_predictions(
@@ -248,8 +255,8 @@ def _measure_predictions(
         least = 100 / frame["images"].max()
         decimals = max(0, -math.floor(math.log10(least)))
     axis = Axis(f"{images} {metric.name}{metric.in_unit}")
-    column = metric.column
-    measure = _Measure(column, axis, frame, keys, column, scale=metric.scale, decimals=decimals, title=metric.name)
+    file = re.sub(r"\W+", "_", metric.name)
+    measure = _Measure(file, axis, frame, keys, metric.column, scale=metric.scale, decimals=decimals, title=metric.name)
     return [measure, *_measure_losses(measure, metric)]
 
 
@@ -304,10 +311,11 @@ def _measure_losses(measure: _Measure, metric: _Metric) -> list[_Measure]:
 
     measured_on = "" if population == "train" else f", measured on {population}"
     change = "lost" if metric.larger_is_better else "added"
-    axis = _LOST if metric.column == "accuracy" else Axis(f"{metric.name} {change}{metric.in_unit}")
+    in_unit = " (points)" if metric.unit == "%" else metric.in_unit
+    axis = _LOST if metric.column == "accuracy" else Axis(f"{metric.name} {change}{in_unit}")
     losses = replace(
         measure,
-        name=f"{metric.column}_lost",
+        name=f"{measure.name}_{change}",
         title=f"{metric.name} {change}",
         axis=axis,
         frame=paired(frame[is_compared], metric.column),

@@ -29,6 +29,7 @@ from bnlab.harness.run_table import RUNS
 from bnlab.harness.schema import (
     ROW_KEY,
     conform,
+    leave_out_empty,
     read_frame,
     read_key,
     read_meanings,
@@ -202,8 +203,8 @@ def _put_together(folder: Path, columns: pa.Schema | None = None) -> _Together:
             print(f"{table}: rows of {networks} are missing; run the sweep again to measure them", file=sys.stderr)
         if rows is None:
             continue
-        schemas[table] = rows.drop_columns([ROW_KEY]).schema
         frame = rows.to_pandas().drop(columns=ROW_KEY)
+        schemas[table] = leave_out_empty(rows.drop_columns([ROW_KEY]).schema, frame)
         # A row is there twice while another sweep puts files together.
         frames[table] = _finish(frame.drop_duplicates(read_key(schemas[table]), keep="last"), schemas[table])
         if any(each.part.is_own for each in parts):

@@ -11,7 +11,7 @@ from bnlab.estimators import Estimator, Stream
 
 @dataclass(frozen=True)
 class Decaying(Estimator):
-    """The weight of the new batch falls with their number: statistic += t^-power · (batch - statistic)."""
+    """The weight of a new batch falls with the number of batches so far: t^-power for batch t."""
 
     name: ClassVar[str] = "decaying"
     power: float = 0.7  # in brackets: estimator="mine.estimator.Decaying(power=0.5)"

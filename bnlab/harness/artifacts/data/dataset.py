@@ -24,7 +24,7 @@ class Split:
     """Images and labels of one split, shared by all runs of a process: not to be changed in place."""
 
     images: Tensor  # float32 [N, C, H, W], standardized, channels_last, on the device
-    labels: Tensor  # int64 [N]
+    labels: Tensor  # [N, ...], int64 [N] of classes
     digest: str = ""  # of the stored pixels and the labels
 
     def sample(self, count: int | None) -> Split:

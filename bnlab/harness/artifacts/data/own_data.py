@@ -40,12 +40,12 @@ _READ_AGAIN = 64  # items of a part that are read twice; a transform that change
 
 
 @own
-@dataclass(unsafe_hash=True)
+@dataclass(eq=False)
 class OwnData(Own, Data):
     """The user's own: `name` is the import path of a function that gives the training and the test part.
 
-    Each part is a pair of images [N, C, H, W] (uint8 or floats) and labels [N], or a torchvision data set with images
-    of one size. An argument `root`, a folder, is "data" by default.
+    Each part is a pair of images [N, C, H, W] (uint8 or floats) and labels [N, ...], or a data set of such pairs with
+    images of one size. An argument `root`, a folder, is "data" by default.
     """
 
     usual: ClassVar[dict[str, Any]] = {"root": "data"}
@@ -125,10 +125,12 @@ def describe_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Descripti
 
 
 def _count_outputs(labels: Tensor) -> int:
-    """Count what a network has to put out for each label: its classes, or the numbers of a label that is no class."""
+    """Count a network's outputs: the numbers of a label [N, K], classes of whole numbers, channels of maps, or 1."""
+    if labels.dim() == 2:
+        return labels.shape[1]
     if not labels.is_floating_point():
         return int(labels.max()) + 1
-    return labels.shape[1] if labels.dim() > 1 else 1
+    return labels.shape[1] if labels.dim() > 3 else 1
 
 
 def _find_label_fault(labels: Tensor, test_labels: Tensor) -> str:
@@ -198,6 +200,10 @@ def _read_parts(parts: Any, name: str) -> Parts:
     train = _read_twice(parts[0], f"{name}: the training part")
     test = _read_twice(parts[1], f"{name}: the test part")
     _require_kind(test[0], train[0], f"{name}: the test part")
+    if test[1].shape[1:] != train[1].shape[1:] or test[1].dtype != train[1].dtype:
+        raise UserError(
+            f"{name}: the labels of the test part have another shape or type than those of the training part"
+        )
     augmented = _make_drawer(parts[2], train, f"{name}: the augmented part") if len(parts) == 3 else None
     # Data sets made of folders list class after class, so that a batch of test images would be of one class.
     return Parts(shuffle(*train), shuffle(*test), augmented)

@@ -40,6 +40,7 @@ def _read_values(values: Any) -> Tensor:
 def check_pixels(images: Any, labels: Any, where: str) -> Pixels:
     """Check images [N, C, H, W] and labels [N, ...], and give them the types in which they are kept."""
     images, labels = _read_values(images), _read_values(labels)
+    labels = labels.float() if labels.is_floating_point() else labels.long()
     if images.dim() != 4 or images.shape[1] > min(images.shape[2:]) or not len(images):
         raise UserError(f"{where} has images of shape {list(images.shape)}; they have to be [N, C, H, W]")
     if images.is_floating_point():
@@ -55,8 +56,10 @@ def check_pixels(images: Any, labels: Any, where: str) -> Pixels:
             count = int(faulty.sum())
             raise UserError(f"{where} has NaN or infinite {name} in {count:,} of its items, as item {first}")
     if labels.dim() < 1 or len(labels) != len(images):
-        raise UserError(f"{where} has {len(images):,} images and labels of shape {list(labels.shape)}; give each one")
-    return images, labels.float() if labels.is_floating_point() else labels.long()
+        raise UserError(
+            f"{where} has {len(images):,} images, and labels of shape {list(labels.shape)}; give each image a label"
+        )
+    return images, labels
 
 
 def describe_images(images: Tensor) -> str:
@@ -80,5 +83,7 @@ def draw_order(count: int) -> Tensor:
 def digest_pixels(images: Tensor, labels: Tensor) -> str:
     """Digest images, labels and their order, to sixteen hexadecimal digits."""
     pixels = images.contiguous().numpy().data
-    classes = labels.contiguous().numpy().data
-    return digest(repr(tuple(images.shape)), pixels, classes, digits=16)
+    values = labels.contiguous().numpy().data
+    # Labels that are classes are known by their numbers alone.
+    kind = "" if labels.dim() == 1 and labels.dtype == torch.int64 else f"{labels.dtype} {tuple(labels.shape)}"
+    return digest(repr(tuple(images.shape)), kind, pixels, values, digits=16)

@@ -16,7 +16,7 @@ from bnlab.harness.own import Own, call_own, own
 
 
 @own
-@dataclass(unsafe_hash=True)
+@dataclass(eq=False)
 class OwnModel(Own, Model):
     """The user's own: `name` is the import path of a function of channels, image_size, classes that gives a module."""
 

@@ -16,7 +16,7 @@ from bnlab.model.layers import is_batch_norm
 
 
 @own
-@dataclass(unsafe_hash=True)
+@dataclass(eq=False)
 class OwnNorm(Own, Norm):
     """The user's own: `name` is the import path of a class or function that makes a module for so many channels.
 

@@ -19,7 +19,7 @@ from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.job_settings import as_list
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.tasks import Objective, Task
+from bnlab.harness.artifacts.tasks import Objective, compute_metric
 from bnlab.harness.components import component
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.measurements.base import Measurement
@@ -32,7 +32,7 @@ from bnlab.harness.measurements.estimates import (
     tabulate,
 )
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.harness.schema import METRIC, Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
 from bnlab.inference import TestTimeStatistics, apply_statistics
 from bnlab.statistics.layout import Layout
@@ -74,8 +74,9 @@ class Evaluations(Measurement):
             **common("epoch"),
             "images": integer("images that are predicted"),
             "stat_images": integer("images that the statistics were shown; 0 without statistics"),
-            "loss": real("cross-entropy, in nats"),
-            "accuracy": real("share of images that are predicted right"),
+            "loss": real("of the task; of classification the cross-entropy, in nats"),
+            "accuracy": real("share of images that are predicted right", is_optional=True),
+            "metric": METRIC,
             "ece": real("expected calibration error over 15 equal bins of confidence"),
             "disagreement": real(
                 "share of images whose prediction differs from that under exact statistics of the training split "
@@ -86,9 +87,6 @@ class Evaluations(Measurement):
             ),
         },
     )
-
-    def suit(self, task: Task) -> Measurement:
-        return _EvaluationsOfTask() if task.is_own else self
 
     def covers(self, norm: Norm) -> bool:
         return True
@@ -127,32 +125,15 @@ class Evaluations(Measurement):
                     logits = predict(model, images, run.trace.layout.unflatten(estimates[s, k]), subject)
                 counts = {"images": len(images.labels), "stat_images": count_images(run, subject, step)}
                 exact = reference if run.has_trace else None
-                rows.append({**counts, **self.score(run.task, logits, images, exact)})
+                if run.config.task.is_own:
+                    scores = score_task(run.task, logits, images, exact)
+                else:
+                    scores = score_logits(logits, images.labels, exact)
+                rows.append({**counts, **scores})
 
         # Joined by position: `tabulate` has steps and subjects in the order in which rows were appended.
         frame = tabulate(subjects, steps, {"split": split, "shift": shift})
         return pd.concat([frame, pd.DataFrame(rows)], axis=1)
-
-    def score(self, task: Objective, output: Tensor, images: Split, exact: Tensor | None) -> dict[str, float]:
-        """Compute the columns on predictions, from their outputs and those under exact statistics, if there are any."""
-        return score_logits(output, images.labels, exact)
-
-
-class _EvaluationsOfTask(Evaluations):
-    """Evaluations of networks that do not classify: predictions have neither a class nor a confidence."""
-
-    table = Evaluations.table.without_accuracy()
-
-    def score(self, task: Objective, output: Tensor, images: Split, exact: Tensor | None) -> dict[str, float]:
-        batch = (images.images, images.labels)
-        as_computed = output.float()
-        return {
-            "loss": task.loss(as_computed, batch).item(),
-            "metric": task.metric(as_computed, batch).double().mean().item(),
-            "ece": math.nan,
-            "disagreement": math.nan,
-            "logit_gap": math.nan if exact is None else _compare(output, exact),
-        }
 
 
 @torch.no_grad()
@@ -179,6 +160,20 @@ def measure_accuracy(
     return (logits.argmax(1) == split.labels).double().mean().item()
 
 
+def score_task(task: Objective, output: Tensor, split: Split, exact: Tensor | None) -> dict[str, float]:
+    """Compute `loss`, `metric` and `logit_gap` of a task that does not classify; predictions have no confidence."""
+    batch = (split.images, split.labels)
+    as_computed = output.float()
+    return {
+        "loss": task.loss(as_computed, batch).item(),
+        "accuracy": math.nan,
+        "metric": compute_metric(task, as_computed, batch).mean().item(),
+        "ece": math.nan,
+        "disagreement": math.nan,
+        "logit_gap": math.nan if exact is None else _compare(output, exact),
+    }
+
+
 def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) -> dict[str, float]:
     """Compute `loss`, `accuracy`, `ece` (Guo et al. 2017); the others are NaN without exact logits."""
     is_right = logits.argmax(1) == labels
@@ -190,6 +185,7 @@ def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) ->
     scores = {
         "loss": F.cross_entropy(logits, labels).item(),
         "accuracy": is_right.double().mean().item(),
+        "metric": math.nan,
         "ece": excess.abs().sum().item() / len(labels),
         "disagreement": math.nan,
         "logit_gap": math.nan,

@@ -9,11 +9,10 @@ import pandas as pd
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.tasks import Task
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.schema import Table, common, integer, real
+from bnlab.harness.schema import METRIC, Table, common, integer, real
 from bnlab.harness.updates import lr_factor
 
 _ABOUT = """\
@@ -34,14 +33,12 @@ class Log(Measurement):
             "step": integer("number of the update, from 1"),
         },
         others={
-            "loss": real("loss of the mini-batch before the update, with label smoothing, in nats"),
-            "accuracy": real("share of the mini-batch that was predicted right before the update"),
+            "loss": real("loss of the mini-batch before the update; of classification in nats, with label smoothing"),
+            "accuracy": real("share of the mini-batch that was predicted right before the update", is_optional=True),
+            "metric": METRIC,
             "lr": real("learning rate of the update, as it is given to the optimizer, whose groups may have others"),
         },
     )
-
-    def suit(self, task: Task) -> Measurement:
-        return _LogOfTask() if task.is_own else self
 
     def covers(self, norm: Norm) -> bool:
         return True
@@ -60,8 +57,6 @@ class Log(Measurement):
         # The schedule counts the updates before this one.
         rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
         log = run.read_log().set_index("step")
-        return log.loc[steps].reset_index().assign(lr=rates)
-
-
-class _LogOfTask(Log):
-    table = Log.table.without_accuracy()
+        rows = log.loc[steps].reset_index().assign(lr=rates)
+        # A log has `accuracy` or the `metric` of another task.
+        return rows.reindex(columns=["step", *self.table.others])
