@@ -1,0 +1,116 @@
+"""See torch's batch-norm operations while a model runs: what each is given to normalize, and by which averages.
+
+A hook on a layer sees what the layer is given. What it normalizes may be something else, where its forward masks,
+scales or divides its input first, or where the forward around it calls no layer at all and reads its averages. The
+operation itself is the same in all of them, and the address of its running mean names the layer.
+
+`TorchFunctionMode`, whose name is public, sees none of the operations inside of TorchScript, and those of an exported
+graph as another function. Below it torch has one way in, on which its own counter of operations rests, too:
+`TorchDispatchMode`. Own arithmetic, as `(x - mean) / (var + eps).sqrt()`, is no operation of batch norm, and not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnlab.model.layers import BatchNorm, get_running_buffers
+
+# Torch's batch-norm operations that are given running averages. Which of them runs depends on the mode, on gradients
+# and on the device.
+_OPERATIONS = frozenset(
+    {
+        "aten::batch_norm",
+        "aten::native_batch_norm",
+        "aten::cudnn_batch_norm",
+        "aten::miopen_batch_norm",
+        "aten::_native_batch_norm_legit",
+        "aten::_native_batch_norm_legit_functional",
+        "aten::_native_batch_norm_legit_no_training",
+        "aten::_batch_norm_with_update",
+        "aten::_batch_norm_with_update_functional",
+        "aten::_batch_norm_no_update",
+    }
+)
+# Places of their arguments, the same in all of them.
+_MEAN, _VAR, _TRAINING = 3, 4, 5
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """One batch-norm operation.
+
+    Attributes:
+        name: of the layer whose running averages it was given; None: they are no layer's, or there are none.
+        x: what it normalizes, [N, C, ...].
+        mean, var: the running averages [C]; None: it was given none.
+        uses_batch: whether it normalizes by mean and variance of `x`, as in train mode.
+    """
+
+    name: str | None
+    x: Tensor
+    mean: Tensor | None
+    var: Tensor | None
+    uses_batch: bool
+
+
+Answer = Callable[[NormCall], tuple[Tensor, Tensor] | None]
+"""Called with each operation before it runs; returns mean and variance [C] to normalize by, or None to let it be."""
+
+
+class Calls(TorchDispatchMode):
+    """In the block `answer` is called with each batch-norm operation, before it runs.
+
+    Nothing is written into the model. Operations run under the answer's mean and variance, in place of their own, as in
+    eval mode. A forward that waits, in a greenlet or a thread, must not do so in the block: torch keeps one stack of
+    modes, and others would run under this one.
+
+    Args:
+        layers: the layers by which operations are named.
+        answer: see `Answer`.
+
+    >>> import torch
+    >>> layer = torch.nn.BatchNorm1d(1).eval()
+    >>> with Calls({"norm": layer}, lambda call: print(call.name, call.x.tolist())):
+    ...     output = torch.nn.functional.batch_norm(torch.ones(2, 1), layer.running_mean, layer.running_var)
+    norm [[1.0], [1.0]]
+    """
+
+    def __init__(self, layers: Mapping[str, BatchNorm], answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+        self._names: dict[int, str] = {}
+        for name, layer in layers.items():
+            mean, _ = get_running_buffers(layer)
+            # By its address: what reaches an operation is another Python object for the same memory.
+            self._names.setdefault(mean.data_ptr(), name)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operation = func.name()
+        if operation in _OPERATIONS:
+            args = self._see(operation, args)
+        return func(*args, **(kwargs or {}))
+
+    def _see(self, operation: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Call `answer` with an operation; return the arguments with which it runs."""
+        mean, var = args[_MEAN], args[_VAR]
+        # Some operations are of one mode, and say so by their name in place of an argument.
+        says_mode = isinstance(args[_TRAINING], bool)
+        uses_batch = args[_TRAINING] if says_mode else "with_update" in operation
+        name = None if mean is None else self._names.get(mean.data_ptr())
+        given = self._answer(NormCall(name, args[0], mean, var, uses_batch))
+        if given is None:
+            return args
+
+        changed = list(args)
+        dtype = given[0].dtype if mean is None else mean.dtype
+        changed[_MEAN], changed[_VAR] = [values.to(args[0].device, dtype) for values in given]
+        if says_mode:
+            changed[_TRAINING] = False
+        return tuple(changed)
