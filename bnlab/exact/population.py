@@ -85,9 +85,9 @@ def population_statistics(
         layers: names of the layers to measure; default all. The others normalize with their own buffers.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.
-        inputs: name or class of a layer → `function(layer, args, kwargs)`, which returns what a layer with a forward of
-            its own normalizes: values [M, C] or [N, C, ...]. In train mode the layer has to average their mean, and
-            at most twice their variance: any smaller one may be that in groups, and cannot be told from a mistake.
+        inputs: name or class of a layer → `function(layer, args, kwargs)`, which returns what it normalizes: values
+            [M, C] or [N, C, ...]. Needed only by a layer that does so by arithmetic of its own: of all others it is
+            seen what they give to torch's batch norm.
         images: `images(batch)` says how many images a batch has; default the rows of its first tensor.
         max_images: stop after the batch that completes so many images. "auto": read 256 images, or 8 batches if these
             are more, then twice as many again and again, until the standard errors of every layer are within

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab.exact.input_probe import require_inputs_normalized
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Call, Walk
 from bnlab.memory import LiveBytes, Profile
@@ -23,6 +22,7 @@ from bnlab.model.batches import count_bytes, count_images, is_dense, list_tensor
 from bnlab.model.borrow import ForwardSnapshot, borrowed, list_places, measured
 from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
+from bnlab.model.warn import warn
 from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
 
@@ -37,15 +37,14 @@ SAME = 1e-4
 def prepare(task: Task) -> Profile:
     """Prepare a measurement by forwards of a few images of the first batch.
 
-    Sets `task.channels_last` and `task.sample_size` to the fastest with which the model runs, and asks layers with a
-    forward of their own what they normalize; `task.unmeasured` are those that cannot be measured.
+    Sets `task.channels_last` and `task.sample_size` to the fastest with which the model runs; `task.unmeasured` are the
+    layers that cannot be measured.
 
     Returns:
         How much memory a forward holds, by which batches are let wait at a layer. Without batches it is empty.
 
     Raises:
-        ValueError: a layer does not normalize its input, and `inputs=` does not say what it normalizes; or it
-            normalizes with buffers that are not its own.
+        ValueError: a layer normalizes with buffers that are not its own.
     """
     if not task.data:
         return Profile({}, 0.0)
@@ -62,19 +61,28 @@ def prepare(task: Task) -> Profile:
     if profile is None:
         profile = _profile_forward(task, first, False, all_images)
 
-    unknown = {}
-    for name, layer in task.layers.items():
-        if has_own_forward(layer):
-            unknown[name] = layer
-    if unknown:
-        # If sequences are sorted by length, a mask may leave nothing out in the first batch, but something in
-        # the last.
-        ends = [first]
-        if len(task.data) > 1:
-            ends.append(task.data[-1])
-        others = require_inputs_normalized(task, unknown, ends)
-        task.unmeasured = task.unmeasured | {*others}
+    unseen = _list_uncovered(task, first)
+    if unseen:
+        warn(
+            f"{CALLER}: in the forward of {join_names(unseen)} no batch-norm operation of torch's is seen that takes "
+            "all channels; they are not measured"
+        )
+        task.unmeasured = task.unmeasured | {*unseen}
     return profile
+
+
+def _list_uncovered(task: Task, batch: Any) -> list[str]:
+    """List the layers with a forward of their own in which no batch-norm operation is seen, though it is called."""
+    own_forwards = {name: layer for name, layer in task.layers.items() if has_own_forward(layer)}
+    called: dict[str, None] = {}
+    seen = set[str]()
+    with borrowed(task.root), contextlib.ExitStack() as undo:
+        undo.enter_context(watched(task, own_forwards, lambda name, x: seen.add(name)))
+        for name, layer in own_forwards.items():
+            undo.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.update({name: None})).remove)
+        if own_forwards:  # otherwise there is nothing to run a forward for
+            task.evaluate(batch)
+    return [name for name in called if name not in seen]
 
 
 def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: int) -> Profile:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bnlab.model.batches import Forward, copy_batch
 from bnlab.model.borrow import Place
-from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, unwrap_parallel
+from bnlab.model.calls import read_normalized
+from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, has_own_forward, unwrap_parallel
 from bnlab.model.reading import Pooled, Reader
 from bnlab.statistics.moments import Moments, fetch
 
@@ -142,12 +143,25 @@ class Task:
 def watched(task: Task, layers: Layers, look: Callable[[str, Tensor], object]) -> Iterator[None]:
     """Watch layers in the block: before a layer's forward, call `look` with its name and what it normalizes.
 
-    Calls without rows, as of a layer for a kind of node that a batch has none of, are passed over.
+    A layer with a forward of its own is run once, to see that. Calls without rows, as of a layer for a kind of node
+    that a batch has none of, are passed over.
     """
+    own_forwards = {name for name, layer in layers.items() if has_own_forward(layer)} - {*task.inputs.extracts}
+    is_reading = False
 
     def hook(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = task.inputs.select(name, layers[name], args, kwargs)
-        if x is None:
+        nonlocal is_reading
+        if is_reading:  # a layer within the one that is run to be read
+            return
+        if name in own_forwards:
+            is_reading = True
+            try:
+                x = read_normalized(layers[name], args, kwargs)
+            finally:
+                is_reading = False
+        else:
+            x = task.inputs.select(name, layers[name], args, kwargs)
+        if x is None or not x.numel():
             return
         task.require_same_buffers(name)
         look(name, x)

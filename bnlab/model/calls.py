@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bnlab.model.batches import list_tensors, map_batch
 from bnlab.model.layers import BatchNorm, get_running_buffers
 
 # Torch's batch-norm operations that are given running averages. Which of them runs depends on the mode, on gradients
@@ -62,7 +64,7 @@ Answer = Callable[[NormCall], tuple[Tensor, Tensor] | None]
 """Called with each operation before it runs; returns mean and variance [C] to normalize by, or None to let it be."""
 
 
-class Calls(TorchDispatchMode):
+class NormCallMode(TorchDispatchMode):
     """In the block `answer` is called with each batch-norm operation, before it runs.
 
     Nothing is written into the model. Operations run under the answer's mean and variance, in place of their own, as in
@@ -75,7 +77,7 @@ class Calls(TorchDispatchMode):
 
     >>> import torch
     >>> layer = torch.nn.BatchNorm1d(1).eval()
-    >>> with Calls({"norm": layer}, lambda call: print(call.name, call.x.tolist())):
+    >>> with NormCallMode({"norm": layer}, lambda call: print(call.name, call.x.tolist())):
     ...     output = torch.nn.functional.batch_norm(torch.ones(2, 1), layer.running_mean, layer.running_var)
     norm [[1.0], [1.0]]
     """
@@ -83,11 +85,12 @@ class Calls(TorchDispatchMode):
     def __init__(self, layers: Mapping[str, BatchNorm], answer: Answer) -> None:
         super().__init__()
         self._answer = answer
-        self._names: dict[int, str] = {}
+        self._names: dict[tuple[int, int], str] = {}
         for name, layer in layers.items():
             mean, _ = get_running_buffers(layer)
-            # By its address: what reaches an operation is another Python object for the same memory.
-            self._names.setdefault(mean.data_ptr(), name)
+            # By its address: what reaches an operation is another Python object for the same memory. A part of it, of
+            # some channels, is none of the layer's own.
+            self._names.setdefault((mean.data_ptr(), mean.numel()), name)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -103,7 +106,7 @@ class Calls(TorchDispatchMode):
         # Some operations are of one mode, and say so by their name in place of an argument.
         says_mode = isinstance(args[_TRAINING], bool)
         uses_batch = args[_TRAINING] if says_mode else "with_update" in operation
-        name = None if mean is None else self._names.get(mean.data_ptr())
+        name = None if mean is None else self._names.get((mean.data_ptr(), mean.numel()))
         given = self._answer(NormCall(name, args[0], mean, var, uses_batch))
         if given is None:
             return args
@@ -114,3 +117,38 @@ class Calls(TorchDispatchMode):
         if says_mode:
             changed[_TRAINING] = False
         return tuple(changed)
+
+
+def read_normalized(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Read what a layer with a forward of its own normalizes in a call: its forward is run once, on copies.
+
+    Args:
+        layer: as it is, in either mode. A forward in train mode leaves its averages, and counts its batches.
+        args, kwargs: of the call, which the forward may write into.
+
+    Returns:
+        The values of all of its operations, [N, C, ...], or [M, C] where their shapes differ; None if none was seen.
+    """
+    values: list[Tensor] = []
+
+    def note(call: NormCall) -> tuple[Tensor, Tensor] | None:
+        # Within its forward an operation without averages is the layer's too: it normalizes by each batch.
+        if call.name is None and call.mean is not None:
+            return None
+        values.append(call.x.detach().clone())  # the forward may write into it afterwards, as InPlaceABN's does
+        if call.mean is None or call.var is None:
+            return None
+        return call.mean, call.var  # in train mode, too, so that it does not average
+
+    devices = {value.device for value in list_tensors([args, kwargs]) if value.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), NormCallMode({"": layer}, note):
+        layer.forward(*map_batch(_copy, args), **map_batch(_copy, kwargs))
+    if len(values) < 2:
+        return values[0] if values else None
+    if len({value.shape[2:] for value in values}) == 1:
+        return torch.cat(values)
+    return torch.cat([value.movedim(1, -1).flatten(0, -2) for value in values])
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf

@@ -34,8 +34,7 @@ class InPlace(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
             return super().forward(input)
-        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
-        return input.sub_(mean).mul_((var + self.eps).rsqrt() * self.weight).add_(self.bias)
+        return input.copy_(super().forward(input))
 
 
 class OfFixedSize(nn.Module):

@@ -1,4 +1,4 @@
-"""Layers with forwards of their own: asked what they average, told with inputs=, or named."""
+"""Layers with forwards of their own: what they normalize is seen, or they are named."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ class Activated(nn.BatchNorm2d):
         return F.dropout(F.relu(super().forward(input)), 0.3, self.training)
 
 
+class ByHand(nn.BatchNorm2d):
+    """Its arithmetic is its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return (input - mean[:, None, None]) / (var[:, None, None] + self.eps).sqrt()
+
+
 class Half(nn.BatchNorm2d):
     """It averages half of its channels."""
 
@@ -83,21 +91,6 @@ class Masked(nn.BatchNorm1d):
         return normalized.transpose(1, 2)
 
 
-@pytest.mark.parametrize("momentum", [0.1, 1e-5, None])
-def test_what_a_layer_averages_is_seen_however_little_a_batch_weighs(momentum: float | None) -> None:
-    """With momentum=None a batch weighs little after a long training."""
-    layer = Masked(4, momentum=momentum)
-    layer.get_buffer("num_batches_tracked").fill_(100_000)
-    model = nn.ModuleList([layer])
-    x = images(8, channels=4, side=5)[0].flatten(2)
-    mask = torch.arange(25) < 15
-    x[:, :, ~mask] = 0.0
-    data = [(x, mask.expand(8, 25))]
-
-    with unchanged(model), pytest.raises(ValueError, match="does not average the moments of its input"):
-        population_statistics(model, data, forward=lambda net, batch: net.get_submodule("0")(*batch))
-
-
 ALLOWED = [
     *itertools.product([Activated], [0.1, 1e-3, 1.0, None], [1.0], [0.0, 1e4]),
     *itertools.product([Averaging, Biased, Rounded], [0.1], [1e-3, 1.0, 1e3], [0.0]),
@@ -118,19 +111,19 @@ def test_what_averages_its_input_is_measured(
     assert_moments(found["0"], references.merge(data))
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (Filtered, r"layer '0' \(Filtered\) does not average .* inputs=\{Filtered: function"),
-        (Half, r"\(Half\) averages other channels than those of its input; say"),
-        (Slim, "expects 8 channels, .* as some ghost batch norms do, .* leave it out of layers="),
-    ],
-)
-def test_what_averages_something_else_is_refused_by_name(kind: type[nn.BatchNorm2d], message: str) -> None:
-    channels = 4 if kind is Slim else 8
-    model = nn.Sequential(kind(8))
-    with unchanged(model), pytest.raises(ValueError, match=message):
-        population_statistics(model, images(4, channels=channels))
+def test_what_is_normalized_is_measured_whatever_is_averaged() -> None:
+    """Filtered averages something else, and normalizes its input."""
+    data = images(8, 8)
+    assert_moments(population_statistics(nn.Sequential(Filtered(3)), data)["0"], references.merge(data))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(ByHand, 8), (Half, 8), (Slim, 4)])
+def test_what_is_no_operation_of_all_channels_is_not_covered(kind: type[nn.BatchNorm2d], channels: int) -> None:
+    """It is named, and the other layers are measured."""
+    model = nn.Sequential(kind(8), nn.BatchNorm2d(channels))
+    with unchanged(model), pytest.warns(RuntimeWarning, match="in the forward of '0' no batch-norm operation"):
+        found = population_statistics(model, images(4, channels=channels))
+    assert ([*found], found.unseen) == (["1"], ("0",))
 
 
 def test_data_that_are_not_finite_are_not_blamed_on_the_layer() -> None:
@@ -139,29 +132,24 @@ def test_data_that_are_not_finite_are_not_blamed_on_the_layer() -> None:
         population_statistics(nn.Sequential(Activated(3)), [images(8)[0] * torch.nan])
 
 
-def test_a_layer_that_never_averages_is_measured_and_named_once() -> None:
+def test_a_layer_that_never_averages_is_measured() -> None:
     class Frozen(nn.BatchNorm2d):
         def forward(self, input: Tensor) -> Tensor:
             return F.batch_norm(input, self.running_mean, self.running_var)
 
-    with pytest.warns(RuntimeWarning, match=r"'0' never average in train mode") as caught:
-        population_statistics(nn.Sequential(Frozen(3), nn.BatchNorm2d(3)), images(8, 8))
-    assert len(caught) == 1
+    data = images(8, 8)
+    assert_moments(population_statistics(nn.Sequential(Frozen(3)), data)["0"], references.merge(data))
 
 
-def test_a_forward_that_was_set_on_a_layer_is_asked() -> None:
-    """One that normalizes another input is refused, one that only looks is not."""
+def test_a_forward_that_was_set_on_a_layer_is_seen() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
     data = images(8, 8)
     own = model[0].forward
-    model[0].forward = lambda x: own(x + 0)
-    with unchanged(model), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        population_statistics(model, data)
-
-    model[0].forward = lambda x: own(2 * x)
-    with unchanged(model), pytest.raises(ValueError, match=r"layer '0' .* inputs=\{'0': function"):
-        population_statistics(model, data)
+    for factor in (1, 2):
+        model[0].forward = lambda x, factor=factor: own(factor * x)
+        with unchanged(model):
+            found = population_statistics(model, data)
+        assert_moments(found["0"], references.merge([factor * x for x in data]))
 
 
 def test_a_forward_that_was_set_on_a_layer_may_round_as_torch_does_where_channels_are_innermost() -> None:
@@ -183,7 +171,7 @@ def test_layers_that_are_recorded_are_measured_as_ever(kind: type[nn.BatchNorm2d
     assert measure_difference(found, expected) == 0
 
 
-# -- what inputs= says ------------------------------------------------------------------------------------------------
+# -- masks and parts ------------------------------------------------------------------------------------------------
 
 
 def make_sequences() -> list[tuple[Tensor, Tensor]]:
@@ -205,65 +193,16 @@ def take_unmasked(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) ->
     return x.transpose(1, 2)[mask]
 
 
-def test_a_layer_that_averages_nothing_of_a_batchs_first_images_is_asked_on_all_of_it() -> None:
-    ((x, mask), *_) = make_sequences()
-    mask[:5] = False
-    with pytest.raises(ValueError, match="does not average the moments of its input"):
-        population_statistics(Masked(2), [(x, mask)], forward=call)
-
-
-@pytest.mark.parametrize(("key", "statistic"), [(Masked, "exact"), ("", "precise")])
-def test_a_masked_layer_is_measured_as_told(key: Any, statistic: str) -> None:
+@pytest.mark.parametrize("statistic", ["exact", "precise"])
+def test_a_masked_layer_is_measured(statistic: str) -> None:
     batches = make_sequences()
-    options: dict[str, Any] = {"forward": call, "statistic": statistic}
-    with pytest.raises(ValueError, match=r"inputs=\{Masked: function"):
-        population_statistics(Masked(2), batches, forward=call)
-
-    found = population_statistics(Masked(2), batches, inputs={key: take_unmasked}, standard_errors=True, **options)
+    model = Masked(2)
+    with unchanged(model):
+        found = population_statistics(model, batches, forward=call, statistic=statistic, standard_errors=True)
 
     unmasked = torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])
     assert_moments(found[""], references.moments(unmasked))
     assert found.standard_errors is not None
-
-
-def take_halved(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
-    return take_unmasked(layer, args, kwargs) / 2
-
-
-def take_padded(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
-    return args[0]
-
-
-def take_nearer(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
-    """Take values with the mean of those that are normalized, and half of their deviation."""
-    values = take_unmasked(layer, args, kwargs)
-    return (values + values.mean(0)) / 2
-
-
-@pytest.mark.parametrize("wrong", [take_halved, take_padded, take_nearer])
-@pytest.mark.parametrize("statistic", ["exact", "precise"])
-def test_values_that_a_layer_does_not_average_are_refused_by_name(wrong: Any, statistic: str) -> None:
-    model = Masked(2)
-    with unchanged(model), pytest.raises(ValueError, match=r"inputs= gives layer '' \(Masked\) values with another"):
-        population_statistics(model, make_sequences(), forward=call, inputs={Masked: wrong}, statistic=statistic)
-
-
-class Ghost(nn.BatchNorm2d):
-    """It averages the mean and the variance of the halves of a batch."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training:
-            halves = torch.stack(input.chunk(2))
-            self.get_buffer("running_mean").lerp_(halves.mean((0, 1, 3, 4)), 0.1)
-            self.get_buffer("running_var").lerp_(halves.var((1, 3, 4)).mean(0), 0.1)
-        return input
-
-
-def test_a_ghost_batch_norm_is_measured_as_told() -> None:
-    """The mean of its groups is that of all values; their variance is not."""
-    data = images(8, 8)
-    inputs = {Ghost: lambda layer, args, kwargs: args[0]}
-    assert_moments(population_statistics(nn.Sequential(Ghost(3)), data, inputs=inputs)["0"], references.merge(data))
 
 
 class InParts(nn.BatchNorm2d):
@@ -334,11 +273,9 @@ def test_a_ghost_batch_norm_is_recalibrated_and_diagnosed() -> None:
     assert_moments(diagnosis.case.exact["0"], expected)
 
 
-def test_a_layer_whose_parts_are_not_all_of_its_input_is_refused() -> None:
-    model = nn.Sequential(WithoutLast(3))
-    message = r"\(WithoutLast\) does not average the moments of its input"
-    with unchanged(model), pytest.raises(ValueError, match=message):
-        population_statistics(model, images(8, 7))
+def test_what_is_normalized_counts_and_not_the_parts_that_are_averaged() -> None:
+    data = images(8, 7)
+    assert_moments(population_statistics(nn.Sequential(WithoutLast(3)), data)["0"], references.merge(data))
 
 
 class Padded(Masked):
@@ -350,7 +287,7 @@ class Padded(Masked):
 
 def test_a_layer_that_averages_its_padding_is_measured_without() -> None:
     batches = make_sequences()
-    found = population_statistics(Padded(2), batches, forward=call, inputs={Padded: take_unmasked})
+    found = population_statistics(Padded(2), batches, forward=call)
     unmasked = torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])
     assert_moments(found[""], references.moments(unmasked))
 
@@ -398,18 +335,14 @@ class Net(nn.Module):
         return output
 
 
-def test_a_layer_of_a_pair_is_refused_by_name_or_measured_diagnosed_and_repaired() -> None:
+def test_a_layer_of_a_pair_is_measured_diagnosed_and_repaired() -> None:
     torch.manual_seed(0)
     model = Net(OfPair(3)).eval()
     data = [torch.randn(32, 3) for _ in range(4)]
-    with pytest.raises(ValueError, match=r"is given a tuple; say what it normalizes: inputs=\{OfPair: "):
-        population_statistics(model, data)
-
-    inputs = {OfPair: lambda layer, args, kwargs: args[0][0][args[0][1]]}
-    kept = torch.cat([x[5:] for x in data]) + 3
-    assert_moments(population_statistics(model, data, inputs=inputs)["norm"], references.moments(kept))
+    kept = torch.cat([x + 3 * (torch.arange(len(x)) >= 5)[:, None] for x in data])
+    assert_moments(population_statistics(model, data)["norm"], references.moments(kept))
 
     labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in data]
-    assert diagnose(model, labelled, inputs=inputs, progress=False).skipped is not None
-    recalibrate(model, labelled, inputs=inputs, force=True, progress=False)
+    assert diagnose(model, labelled, progress=False).skipped is not None
+    recalibrate(model, labelled, force=True, progress=False)
     torch.testing.assert_close(model.norm.get_buffer("running_mean"), kept.mean(0), rtol=1e-4, atol=1e-5)

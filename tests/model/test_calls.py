@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.model.calls import Calls, NormCall
+from bnlab.model.calls import NormCall, NormCallMode
 
 CHANNELS = 3
 
@@ -119,7 +119,7 @@ def list_calls(model: nn.Module, x: Tensor, answer: Any = None) -> tuple[list[No
         calls.append(call)
         return answer(call) if answer is not None else None
 
-    with torch.no_grad(), Calls(name_buffers(model), note):
+    with torch.no_grad(), NormCallMode(name_buffers(model), note):
         output: Tensor = model(x)
     return calls, output
 
@@ -178,7 +178,7 @@ def test_an_operation_in_train_mode_says_so(grad: Any) -> None:
         calls.append(call)
         return averages
 
-    with grad(), Calls({"norm": layer}, answer):
+    with grad(), NormCallMode({"norm": layer}, answer):
         output = layer(x)
 
     (call,) = calls
@@ -190,7 +190,7 @@ def test_an_operation_in_train_mode_says_so(grad: Any) -> None:
 def test_an_operation_of_no_layer_has_no_name() -> None:
     layer = make_layer(nn.BatchNorm2d)
     calls: list[NormCall] = []
-    with Calls({"norm": layer}, calls.append):
+    with NormCallMode({"norm": layer}, calls.append):
         F.batch_norm(images(), torch.zeros(CHANNELS), torch.ones(CHANNELS))
         F.batch_norm(images(), None, None, training=True)
         # A copy of the averages is another place in memory.
@@ -202,6 +202,6 @@ def test_an_operation_of_no_layer_has_no_name() -> None:
 def test_own_arithmetic_is_not_seen() -> None:
     layer = make_layer(nn.BatchNorm2d)
     calls: list[NormCall] = []
-    with Calls({"norm": layer}, calls.append):
+    with NormCallMode({"norm": layer}, calls.append):
         (images() - layer.running_mean[:, None, None]) / (layer.running_var[:, None, None] + layer.eps).sqrt()
     assert not calls
