@@ -57,6 +57,7 @@ def population_statistics(
     max_images: int | str | None = None,
     tolerance: float | None = None,
     standard_errors: bool = False,
+    check: str = "some",
     group: Any = None,
     device: torch.device | str | None = None,
     memory: int | str | None = None,
@@ -65,7 +66,7 @@ def population_statistics(
 ) -> Statistics:
     """Measure mean and variance (ddof 0) of what each batch-norm layer of `model` is given at inference.
 
-    The model comes back as it was. At the end three or four batches are evaluated in the ordinary way. If that differs
+    The model comes back as it was. At the end some batches are evaluated in the ordinary way. If that differs
     from what was measured, bnlab measures layer by layer instead, and warns why. Forwards that wait for each other (a
     lock that is held across a layer) need strategy="layerwise"; layers that run in other threads cannot be measured.
 
@@ -96,6 +97,8 @@ def population_statistics(
             mean square over channels.
         standard_errors: compute `.standard_errors` too, from how batches scatter; takes one more pass. Batches count as
             independent: shuffle. Of few batches they are rough, of one NaN.
+        check: "some": the first and the last batch are evaluated at the end, and some that are drawn, up to an eighth
+            of all. "all": all of them, for a model that keeps state, as a mask that its forward sets in few batches.
         group: a torch.distributed process group; every rank gives its share of the data, and gets the whole result.
         device: where batches are moved to; default the model's.
         memory: what the process may grow by, above the batches and one ordinary forward: bytes or "4GiB"; default 40%
@@ -134,6 +137,8 @@ def population_statistics(
     is_precise = statistic == "precise"
     if strategy not in ("breadth", "layerwise"):
         raise ValueError(f"{CALLER}: strategy={strategy!r}; choose 'breadth' or 'layerwise'")
+    if check not in ("some", "all"):
+        raise ValueError(f"{CALLER}: check={check!r}; choose 'some' or 'all'")
     require_amount(max_images, tolerance, CALLER)
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
@@ -146,7 +151,7 @@ def population_statistics(
     ranks = Ranks(group, CALLER)
 
     reader = choose_reader(device, ranks.is_alone)
-    task = Task(model, targets, forward or call, device, [], ranks, extracts, reader)
+    task = Task(model, targets, forward or call, device, [], ranks, extracts, reader, checks_all=check == "all")
     measure = partial(_measure, task, count, is_precise, strategy, limit, progress)
 
     with keep_random_state(model):  # loaders draw their seeds

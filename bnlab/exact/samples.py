@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -18,7 +19,7 @@ from torch import Tensor
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Call, Walk
 from bnlab.memory import LiveBytes, Profile
-from bnlab.model.batches import count_bytes, count_images, is_dense, list_tensors, take_images
+from bnlab.model.batches import count_bytes, count_images, list_tensors, take_images
 from bnlab.model.borrow import ForwardSnapshot, borrowed, list_places, measured
 from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
@@ -27,7 +28,7 @@ from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
 
 _SAMPLE_SIZE = 4  # images of a batch by which a forward is profiled
-_MANY = 64  # batches of which three are checked, and not four: a check is to cost no more than a twentieth of them
+_SHARE = 8  # one batch of so many is checked
 
 # Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
 # relative.
@@ -111,30 +112,20 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
 
 
 def choose_checked(task: Task) -> list[int]:
-    """Choose the batches that are checked: the first, the last, one in between, and the first of another shape.
+    """Choose the batches that are checked: the first, the last, and others that are drawn, up to an eighth of all.
 
-    The number of the one in between is no multiple of 2 or 3: where two or three kinds of batches come in turn, it is
-    not of the first one's kind. Of fewer than `_MANY` batches the middle one is checked, too.
+    Of few batches one is drawn all the same.
     """
-    if not task.data:
+    count = len(task.data)
+    if not count:
         return []
-    between = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
-    checked = [0, len(task.data) - 1]
-    if between:
-        checked.append(between[len(between) // 2])
-    if len(task.data) < _MANY:
-        checked.append(len(task.data) // 2)
-
-    # Inputs of another size may take a way of their own through the model.
-    usual = None
-    for index, batch in enumerate(task.data):
-        shapes = [tensor.shape[1:] for tensor in list_tensors(batch) if is_dense(tensor)]
-        if usual is None:
-            usual = shapes
-        elif shapes != usual:
-            checked.append(index)
-            break
-    return sorted({*checked})
+    if task.checks_all:
+        return list(range(count))
+    between = range(1, count - 1)
+    drawn = max(1, count // _SHARE - 2)
+    # Drawn by a generator of its own: the caller's goes on as if nothing had been measured.
+    chosen = random.Random(0).sample(between, min(drawn, len(between)))
+    return sorted({0, count - 1, *chosen})
 
 
 def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Check | None:

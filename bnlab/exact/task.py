@@ -42,6 +42,7 @@ class Task:
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
         places: attributes that a forward sets, which forwards that take turns keep apart.
         unmeasured: norms of other classes than torch's that normalize something other than their input.
+        checks_all: whether all batches are checked, and not some of them.
         changed_for_a_while: what a forward changes and puts back itself, so that it cannot be interrupted; "" if
             nothing.
         caller: the public call, for messages.
@@ -63,6 +64,7 @@ class Task:
     channels_last: bool = False
     places: Sequence[Place] = ()
     unmeasured: frozenset[str] = frozenset()
+    checks_all: bool = False
     changed_for_a_while: str = ""
     caller: str = CALLER
     progress: bool | None = None
@@ -140,19 +142,28 @@ class Task:
 
 
 @contextlib.contextmanager
-def watched(task: Task, layers: Layers, look: Callable[[str, Tensor], object]) -> Iterator[None]:
+def watched(
+    task: Task, layers: Layers, look: Callable[[str, Tensor], object], compares_modes: bool = False
+) -> Iterator[None]:
     """Watch layers in the block: before a layer's forward, call `look` with its name and what it normalizes.
 
     A layer with a forward of its own is run once, to see that. Calls without rows, as of a layer for a kind of node
-    that a batch has none of, are passed over.
+    that a batch has none of, are passed over. With `compares_modes` ValueError for a layer in another mode at its call
+    than now.
     """
     own_forwards = {name for name, layer in layers.items() if has_own_forward(layer)} - {*task.inputs.extracts}
+    modes = {name: layer.training for name, layer in layers.items()}
     is_reading = False
 
     def hook(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal is_reading
         if is_reading:  # a layer within the one that is run to be read
             return
+        if compares_modes and layers[name].training != modes[name]:
+            raise ValueError(
+                f"{CALLER}: the forward changes the mode of layer {name!r}, by train() or eval(); leave that out: a "
+                "layer in train mode normalizes by its batch"
+            )
         if name in own_forwards:
             is_reading = True
             try:

@@ -24,7 +24,7 @@ from torch import Tensor
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.memory import Budget
 from bnlab.model.borrow import ForwardState, read_fixed_settings
-from bnlab.model.reading import Pooled
+from bnlab.model.reading import Pooled, Refilled
 from bnlab.statistics.moments import Moments
 
 
@@ -114,7 +114,7 @@ class Walk:
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
-        with _kept_settings(), watched(self._task, self._task.layers, self._visit):
+        with _kept_settings(), watched(self._task, self._task.layers, self._visit, compares_modes=True):
             try:
                 for name, moments in self._assumed.items():
                     self._task.write(name, moments)
@@ -303,7 +303,10 @@ class Walk:
             return None
 
         # The order matters: the reader matches `kept` with the first of the parts.
-        return self._task.reader.pool([*read, *measured], kept)
+        try:
+            return self._task.reader.pool([*read, *measured], kept)
+        except Refilled as error:
+            raise InterleavingError(f"forwards write into what layer {name!r} was given in others") from error
 
     def _finish_assumed(self, name: str) -> None:
         """Pool the moments of all calls of a layer with assumed statistics."""

@@ -20,6 +20,7 @@ from torch import Tensor
 _WIDTH = 1024
 _HEIGHT = 512
 _LONG = 4096  # pixels of an image in one float32 sum
+_REFILLED = 0.01  # σ between the means of two reads, beyond which they are of other values
 
 
 Groups = tuple[int, Tensor, Tensor]
@@ -132,6 +133,21 @@ def _join_groups(parts: Sequence[Partial]) -> list[Groups]:
     return joined
 
 
+class Refilled(Exception):
+    """Values have changed between two reads: a forward has written others into the memory of those that wait."""
+
+
+def _require_same_values(first: Sequence[Partial], again: Sequence[Partial], channels: Tensor) -> None:
+    """Raise Refilled if a second read of values has found other means than the first, which was coarse."""
+    for coarse, exact in zip(first, again, strict=False):
+        before = _merge(_join_groups([coarse.select_channels(channels)]))
+        now = _merge(_join_groups([exact]))
+        off = (before.mean - now.mean).abs()
+        # What a coarse read may be off, see `_bound_mean`, is far less than this.
+        if (off > _REFILLED * (now.var.sqrt() + _REFILLED * now.mean.abs())).any():
+            raise Refilled
+
+
 def _merge(groups: Sequence[Groups]) -> Pooled:
     """Merge groups of one size or of several, with means and variances float64 [R, C].
 
@@ -231,6 +247,8 @@ class Reader:
 
         # What was measured and not kept is exact already; only its channels are selected.
         again = [self._read_shifted(x, shift, channels, in_float64=has_unknown) for x in kept]
+        if not has_unknown:
+            _require_same_values(partials, again, channels)
         again += [part.select_channels(channels) for part in partials[len(kept) :]]
         exact = _merge(_join_groups(again))
         mean = pooled.mean.index_copy(0, channels, exact.mean)

@@ -464,9 +464,10 @@ KINDS: dict[str, Callable[[], Kind]] = {
     ),
     "a lock held across layers": _of(_make_locked, "layer by layer"),
     "a forward in another thread": _of(lambda: Net(run_in_a_thread, a=plain()), "refused"),
-    "a forward that calls train()": _of(plain, forward=_train_in_forward),
+    "a forward that calls train()": _of(plain, "refused", forward=_train_in_forward),
     "a forward that copies each batch into one tensor": _of(
         lambda: nn.Sequential(nn.BatchNorm1d(5)),
+        "layer by layer",
         make_batches=lambda: [torch.randn(16, 5) * (1 + i) + 50 + 3 * i for i in range(8)],
         forward=_make_reused_memory(),
     ),
@@ -476,7 +477,10 @@ KINDS: dict[str, Callable[[], Kind]] = {
     ),
     "a counter that goes on from batch to batch": _of(lambda: nn.Sequential(AddsItsCalls(), plain()), "layer by layer"),
     "a mask that a forward keeps, and few batches fill": _of(
-        _make_keeping, make_batches=_make_few_masks, forward=_call_with_all
+        _make_keeping, "layer by layer with check='all'", make_batches=_make_few_masks, forward=_call_with_all
+    ),
+    "the same, and all batches are checked": _of(
+        _make_keeping, "layer by layer", make_batches=_make_few_masks, forward=_call_with_all, check="all"
     ),
     "random: dropout in eval mode too": _of(
         lambda: Net(lambda net, x: net.b(F.dropout(net.a(x), 0.5, training=True)), a=conv(3, 4), b=conv(4, 5)),
