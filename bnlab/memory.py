@@ -267,7 +267,7 @@ class Budget:
 
     Args:
         sizes: bytes of each batch.
-        profile: the profile of a forward; None: no batch may wait.
+        profile: the profile of a forward.
         limit: bytes that may be held.
         growth: what the process grows by, which may not be more either; None: only what the profile says counts.
 
@@ -275,20 +275,16 @@ class Budget:
         peak: the most bytes that were needed at once, according to the profile.
     """
 
-    def __init__(self, sizes: Sequence[int], profile: Profile | None, limit: int, growth: Growth | None = None) -> None:
+    def __init__(self, sizes: Sequence[int], profile: Profile, limit: int, growth: Growth | None = None) -> None:
         self._sizes = sizes
         self._limit = limit
         self._growth = growth
         self._held: dict[int, float] = {}
 
-        if profile is None:
-            self._waiting = None
-            self._running = 0
-        else:
-            self._waiting = profile.waiting
-            self._most = max(profile.waiting.values(), default=0.0)
-            # Any batch may be the one that runs, so that room is kept for the largest.
-            self._running = int(profile.running * max(sizes, default=0))
+        self._waiting = profile.waiting
+        self._most = max(profile.waiting.values(), default=0.0)
+        # Any batch may be the one that runs, so that room is kept for the largest.
+        self._running = int(profile.running * max(sizes, default=0))
         self.peak = self._running
         if self._running > limit:
             raise ValueError(
@@ -296,16 +292,8 @@ class Budget:
                 "pass smaller batches or raise memory="
             )
 
-    @property
-    def lets_wait(self) -> bool:
-        """Whether any batch may wait at all."""
-        return self._waiting is not None
-
     def admit(self, index: int, layer: str) -> bool:
         """Let a batch wait at a layer if it may; then it counts until it is released."""
-        if self._waiting is None:
-            return False
-
         # A layer that the profiled forward did not reach is assumed to hold as much as the largest one.
         size = self._sizes[index] * self._waiting.get(layer, self._most) + _OF_OBJECTS
         needed = self._running + size + sum(self._held.values())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnlab.exact.operations import measure_by_operations
 from bnlab.exact.samples import check_walk, choose_checked, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
@@ -85,20 +86,21 @@ def measure_exactly(
                 f"{CALLER}: {reason}; measured layer by layer, with forwards of all data up to each of "
                 f"{len(task.layers)} layers (strategy='layerwise' does so at once)"
             )
-            progress = _do_nothing
 
     # The slow, obvious way takes batches in the layout that the caller gave: a forward may count in strides.
     task.channels_last = False
-    with measured(task.root):  # lent again: forwards that were interrupted may have left something in the model
-        statistics, check = _settle_and_check(task, Budget(sizes, None, limit), cost, progress)
-        if check is not None and not check.held:
-            warn(
-                f"{CALLER}: an ordinary forward of one batch under the result {_describe_difference(check)}; where the "
-                "model is random (dropout, noise), draw it in the batches; observers of quantization can be disabled"
-            )
-    if failed_check is not None and check is not None and check.held:
+    # The model is lent again: forwards that were interrupted may have left something in it.
+    statistics, check, passes = measure_by_operations(task)
+    cost.passes += passes
+    cost.forwards += passes * len(task.data)
+    if not check.held:
+        warn(
+            f"{CALLER}: an ordinary forward under the result {_describe_difference(check)}; where the model is random "
+            "(dropout, noise), draw it in the batches; observers of quantization can be disabled"
+        )
+    if failed_check is not None and check.held:
         check = replace(failed_check, held_layer_by_layer=True)
-    return statistics, cost, check or failed_check
+    return statistics, cost, check
 
 
 def _prepare(task: Task) -> Profile:

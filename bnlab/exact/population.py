@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bnlab.exact.measure import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
-from bnlab.exact.samples import require_unseen_layers_unread
+from bnlab.exact.operations import find_read, measure_by_operations
 from bnlab.exact.source import Source
 from bnlab.exact.task import CALLER, Ranks, Task
 from bnlab.memory import memory_limit
@@ -79,7 +79,7 @@ def population_statistics(
         statistic: "exact": earlier layers normalize with their own result. "precise": every layer normalizes with the
             statistics of its batch, and moments are pooled over batches, as by one-pass precise batch norm; the result
             depends on the batch size.
-        strategy: "breadth", or "layerwise": a whole forward of each batch for each layer in turn, slow and simple. With
+        strategy: "breadth", or "layerwise": whole forwards of all batches for each layer in turn, slow and simple. With
             "breadth" a forward may wait at a layer, or be ended there by an exception (GreenletExit) and begun again
             where memory is short: what it has changed outside of the model until there, such as a counter or an open
             file, stays.
@@ -230,7 +230,16 @@ def _measure(
     # `task.layers` no longer has the layers that turned out not to be batch norms; they are added below.
     unseen = [name for name in task.layers if name not in moments]
     # This comes before the general error below, because it can say why a layer was not reached.
-    task.ranks.run_together(lambda: require_unseen_layers_unread(task, unseen, moments))
+    read = task.ranks.run_together(lambda: find_read(task, unseen))
+    if read:
+        called = f"a forward reads {join_names(read)} without calling them, as layer.forward(x) does"
+        if is_precise or not task.ranks.is_alone:
+            raise ValueError(f"{CALLER}: {called}; call them as layer(x)")
+        warn(f"{CALLER}: {called}; measured layer by layer, with forwards of all data for each of {len(task.layers)}")
+        moments, check, passes = measure_by_operations(task)
+        cost.passes += passes
+        cost.forwards += passes * len(task.data)
+        unseen = [name for name in task.layers if name not in moments]
     if not moments:
         names = join_names([*task.layers, *task.unmeasured])
         raise ValueError(f"{CALLER}: the data reached none of the layers {names}, or none that can be measured")

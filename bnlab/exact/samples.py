@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.exact.operations import SAME
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Call, Walk
 from bnlab.memory import LiveBytes, Profile
-from bnlab.model.batches import count_bytes, count_images, list_tensors, take_images
-from bnlab.model.borrow import ForwardSnapshot, borrowed, list_places, measured
-from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
+from bnlab.model.batches import count_bytes, count_images, take_images
+from bnlab.model.borrow import ForwardSnapshot, borrowed, list_places
+from bnlab.model.layers import has_own_forward, join_names
 from bnlab.model.reading import Pooled
 from bnlab.model.warn import warn
 from bnlab.statistics.moments import Moments, compare_moments, fetch
@@ -29,10 +30,6 @@ from bnlab.statistics.provenance import Check
 
 _SAMPLE_SIZE = 4  # images of a batch by which a forward is profiled
 _SHARE = 8  # one batch of so many is checked
-
-# Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
-# relative.
-SAME = 1e-4
 
 
 def prepare(task: Task) -> Profile:
@@ -156,77 +153,6 @@ def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Che
     if failed:
         return failed[0]
     return max(checks, key=lambda check: check.off, default=None)
-
-
-def require_unseen_layers_unread(task: Task, unseen: Sequence[str], moments: Mapping[str, Moments]) -> None:
-    """Raise ValueError if a forward reads the buffers of layers that it does not call as modules.
-
-    Such a layer is called past its hooks (`layer.forward(x)`, `F.batch_norm(x, layer.running_mean, ...)`). It cannot be
-    measured, and what comes behind it was measured under its old averages. NaN in these buffers tells: only what is
-    computed from them becomes NaN, or an error that was not there before.
-
-    Args:
-        task: what was measured.
-        unseen: layers that no batch has reached.
-        moments: the result, for the layers that were measured.
-    """
-    if not unseen or not task.data:
-        return
-    with measured(task.root):
-        # The caller's averages may be NaN, as in a network that has diverged. Everything behind such a layer would be
-        # NaN already, and the NaN that is written below could not be told from it.
-        for name, values in moments.items():
-            task.write(name, values)
-        for name in unseen:
-            mean, var = get_running_buffers(task.layers[name])
-            mean.data.fill_(0)
-            var.data.fill_(1)
-
-        # NaN may be left all the same, as of weights. It says nothing.
-        before = _list_nan(task)
-        if not _is_read(task, unseen, before):
-            return
-        # Single layers are tried only now, to name them. In most models none is read, and one forward has shown that.
-        read = [name for name in unseen if _is_read(task, [name], before)]
-    raise ValueError(
-        f"{CALLER}: {join_names(read or unseen)} cannot be measured: a forward reads the running statistics without "
-        "calling the layer as a module, as layer.forward(x) or F.batch_norm(x, layer.running_mean, ...) do; call it as "
-        "layer(x)"
-    )
-
-
-def _is_read(task: Task, names: Sequence[str], before: Sequence[Tensor]) -> bool:
-    """Return whether the first batch's forward gives other NaN with NaN in the buffers of these layers."""
-    buffers = [buffer for name in names for buffer in get_running_buffers(task.layers[name])]
-    values = [buffer.clone() for buffer in buffers]
-    for buffer in buffers:
-        buffer.data.fill_(torch.nan)
-    try:
-        now = _list_nan(task)
-    except Exception:  # what the model raises of NaN
-        return True
-    finally:
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.data.copy_(value)
-
-    # The forward has called other layers than before.
-    if len(now) != len(before):
-        return True
-    newly_nan = [after & ~earlier for after, earlier in zip(now, before, strict=True)]
-    # Parts of the model may be on several devices.
-    return any(each.item() for each in newly_nan)
-
-
-def _list_nan(task: Task) -> list[Tensor]:
-    """Run the first batch; list whether there is NaN in what each call of a layer normalizes, and in each output."""
-    has_nan: list[Tensor] = []
-    # The results stay tensors, so that an accelerator is waited for once, where they are compared.
-    with watched(task, task.layers, lambda name, x: has_nan.append(x.isnan().any())):
-        output = task.evaluate(task.data[0])
-    for tensor in list_tensors(output):
-        if tensor.is_floating_point():
-            has_nan.append(tensor.isnan().any())
-    return has_nan
 
 
 def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expected: Sequence[Call]) -> Check:

@@ -3,8 +3,7 @@
 All batches advance together from one batch-norm layer to the next, each forward in a greenlet of its own. At a layer
 the moments of each batch's values are read, and its forward waits. Once the last batch has come, the layer's statistics
 are final, and all forwards go on under them. A batch for which there is no memory does not wait: its forward is ended,
-and begun again at the input once the layer is finished. Where batches never wait, no forward is interrupted by another,
-and none is ended early: what a forward changes for a while it can put back itself.
+and begun again at the input once the layer is finished.
 """
 
 from __future__ import annotations
@@ -97,7 +96,6 @@ class Walk:
         self._budget = budget
         self._assumed = assumed
         self._current = _Batch(-1, False)  # the one whose forward runs
-        self._is_passing = False  # whether that forward only goes on to its end
         self._state = ForwardState(task.root, task.device, task.places)
         # The caller's settings. A new tensor has no tangent, which counts as no forward-mode differentiation.
         self._fixed_settings = read_fixed_settings(torch.zeros(()))
@@ -145,8 +143,6 @@ class Walk:
     def _visit(self, name: str, x: Tensor) -> None:
         """Decide what the current batch's forward does at a layer; called by the layer's hook."""
         batch = self._current
-        if self._is_passing:
-            return
         if name in self._assumed:  # it has statistics: read the values, and go on
             moments = self._measure(name, x, False)
             batch.assumed_calls.append(Call(name, moments))
@@ -237,21 +233,7 @@ class Walk:
 
         # Only now: the rest of a forward may write into what it gave this layer.
         batch.walker = None
-        # Ending a forward here saves the rest of it. If no batch ever waits (layer by layer), it runs to its
-        # end instead, where it can undo what it has changed for a while.
-        if self._budget.lets_wait:
-            _end(walker)
-        else:
-            self._pass_on(batch, walker)
-
-    def _pass_on(self, batch: _Batch, walker: greenlet) -> None:
-        """Let a forward go on to its end without a stop; what it raises under statistics to come is of no interest."""
-        self._is_passing = True
-        try:
-            with contextlib.suppress(Exception):
-                self._switch(batch, walker)
-        finally:
-            self._is_passing = False
+        _end(walker)  # which saves the rest of it
 
     def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""

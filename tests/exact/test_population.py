@@ -501,22 +501,28 @@ def _refuse_nan(net: Any, x: Tensor) -> Any:
 
 
 @pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
-@pytest.mark.parametrize("function", [_call_forward, _normalize_by_hand, _use_slices, _refuse_nan])
-def test_a_layer_that_is_read_without_a_call_is_refused(function: Any, strategy: str) -> None:
-    """What comes behind it would be measured under its old averages."""
-    channels = 8 if function is _use_slices else 4
-    model = Net(function, a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(channels), c=nn.BatchNorm2d(4), d=nn.BatchNorm2d(4))
+@pytest.mark.parametrize("function", [_call_forward, _normalize_by_hand, _refuse_nan])
+def test_a_layer_that_is_read_without_a_call_is_measured_layer_by_layer(function: Any, strategy: str) -> None:
+    """As the same network is that calls it."""
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(3, 4, 1), "b": nn.BatchNorm2d(4), "c": nn.BatchNorm2d(4), "d": nn.BatchNorm2d(4)}
+    expected = population_statistics(Net(lambda net, x: net.c(net.b(net.a(x))), **layers), images(8, 8))
 
-    with unchanged(model), pytest.raises(ValueError, match=r"'b' cannot be measured: .* call it as layer\(x\)"):
-        population_statistics(model, images(8, 8), strategy=strategy)
+    model = Net(function, **layers)
+    with unchanged(model), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = population_statistics(model, images(8, 8), strategy=strategy)
+
+    assert measure_difference(found, expected) < 1e-6
+    assert found.unseen == ("d",)
+    assert found.check is not None and found.check.is_exact
+    assert ["without calling them" in str(each.message) for each in caught] == [True] * (strategy == "breadth")
 
 
-def test_a_layer_that_is_read_is_refused_where_averages_have_diverged() -> None:
-    """NaN in the caller's averages must not hide that which the measurement writes."""
-    model: Any = Net(_normalize_by_hand, a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3), c=nn.BatchNorm2d(3))
-    model.a.running_mean.fill_(torch.nan)
-
-    with unchanged(model), pytest.raises(ValueError, match="'b' cannot be measured"):
+def test_averages_that_are_no_layers_are_refused() -> None:
+    """As some channels of a layer's."""
+    model = Net(_use_slices, a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(8))
+    with unchanged(model), pytest.raises(ValueError, match="averages that are no layer's own"):
         population_statistics(model, images(8, 8))
 
 
