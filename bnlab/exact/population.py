@@ -62,7 +62,6 @@ def population_statistics(
     device: torch.device | str | None = None,
     memory: int | str | None = None,
     progress: bool | None = None,
-    upstream: str | None = None,
 ) -> Statistics:
     """Measure mean and variance (ddof 0) of what each batch-norm layer of `model` is given at inference.
 
@@ -109,7 +108,6 @@ def population_statistics(
             network's worst layer). Take a sample where that does not matter, "auto" to be told how many images are
             enough; it measures more than once. Where statistics have to be exact, let batches run again.
         progress: show a bar over the layers.
-        upstream: "population" or "batch", earlier words for `statistic`, which are no longer taken in the next version.
 
     Returns:
         `Statistics` with counts. Its `unseen` lists layers that no batch has reached or that cannot be measured, its
@@ -130,8 +128,6 @@ def population_statistics(
     (6.0, 10.6667)
     """
     # Arguments are checked before the model is touched or a batch is read.
-    if upstream is not None:
-        statistic = _translate(upstream)
     if statistic not in ("exact", "precise"):
         raise ValueError(f"{CALLER}: statistic={statistic!r}; choose 'exact' or 'precise'")
     is_precise = statistic == "precise"
@@ -165,16 +161,6 @@ def population_statistics(
         # After all passes, because a forward or a thread of the loader may write into a batch during each.
         ranks.run_together(lambda: source.require_unchanged(task.data))
         return statistics
-
-
-def _translate(upstream: str) -> str:
-    """Translate an earlier word, and warn of it."""
-    statistics = {"population": "exact", "batch": "precise"}
-    if upstream not in statistics:
-        raise ValueError(f"{CALLER}: upstream={upstream!r}; write statistic='exact' or statistic='precise'")
-    statistic = statistics[upstream]
-    warn(f"{CALLER}: upstream={upstream!r} is called statistic={statistic!r} now; write that", FutureWarning)
-    return statistic
 
 
 def _measure_until_exact(

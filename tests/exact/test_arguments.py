@@ -272,17 +272,6 @@ def test_a_model_that_is_sharded_is_refused_before_anything_is_touched() -> None
     assert done.stdout.splitlines()[-1:] == ["refused"], done.stderr
 
 
-@pytest.mark.parametrize(("earlier", "now"), [("population", "exact"), ("batch", "precise")])
-def test_earlier_words_for_the_statistic_warn_and_mean_the_same(earlier: str, now: str) -> None:
-    with pytest.warns(FutureWarning, match=f"upstream='{earlier}' is called statistic='{now}' now") as warned:
-        found = population_statistics(plain(), DATA, upstream=earlier)
-
-    assert warned[0].filename == __file__
-    assert measure_difference(found, population_statistics(plain(), DATA, statistic=now)) == 0
-    with pytest.raises(ValueError, match="upstream='both'; write statistic='exact' or statistic='precise'"):
-        population_statistics(plain(), DATA, upstream="both")
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 def test_a_part_in_torchscript_that_has_no_averages_is_no_obstacle() -> None:
     model = plain().eval()
