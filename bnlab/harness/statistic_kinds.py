@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,11 +13,7 @@ import bnlab
 from bnlab.common.names import Look, Named, find_look, list_named
 from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
 from bnlab.inference import TestTimeStatistics
-from bnlab.model.layers import Extract
 from bnlab.statistics.network import Statistics
-
-LayerInputs = Mapping[Any, Extract] | None
-"""What layers normalize, as `population_statistics` takes it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Measured(Named, ABC):
         return self.name if self.images is None else super().label
 
     @abstractmethod
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
         """Measure the statistics of frozen weights; `memory` bytes may be used beside the network and the images."""
 
 
@@ -56,8 +52,8 @@ class Exact(Measured):
     look: ClassVar[Look] = Look("exact statistics", "black", "dashed")
     depends_on_batch_size: ClassVar[bool] = False
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
-        return bnlab.population_statistics(model, batches, memory=memory, inputs=inputs)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+        return bnlab.population_statistics(model, batches, memory=memory)
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ class Precise(Measured):
     name: ClassVar[str] = "precise"
     look: ClassVar[Look] = Look("precise BN", "green")
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
-        return bnlab.population_statistics(model, batches, statistic="precise", memory=memory, inputs=inputs)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+        return bnlab.population_statistics(model, batches, statistic="precise", memory=memory)
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,8 @@ class UpdateBN(Measured):
     look: ClassVar[Look] = Look("batches averaged (update_bn)", "green", "dashed")
     estimator: ClassVar[Estimator] = Cumulative()
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: LayerInputs) -> Statistics:
-        trace = bnlab.record_frozen(model, batches, inputs=inputs)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+        trace = bnlab.record_frozen(model, batches)
         return bnlab.replay(trace, self.estimator, [trace.last_step])[trace.last_step]
 
 

@@ -33,8 +33,7 @@ def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             for name, inner in value.items():
                 settings[key if name == "name" else f"{key}.{name}"] = inner
-        # `runs` has the column `inputs` only where a network was given that function.
-        elif key in TRAINED_WITH or (key == "inputs" and value):
+        elif key in TRAINED_WITH:
             settings[key] = value
 
     if settings.get("task") == "classification":

@@ -23,10 +23,7 @@ from bnlab.model.layers import get_momentum, is_batch_norm, join_names
 
 _WARM_UP = 5  # updates of a longer trial that are not timed
 _SOME_IMAGES = 2  # a batch norm in train mode needs at least two
-_REMEDY = (
-    "let them average in train mode, by their momentum; of what is not their input name a function that gives it, from "
-    "the layer, the arguments and the keyword arguments of its call: inputs=module.function"
-)
+_REMEDY = "let them average in train mode, by their momentum, what they give to torch's batch norm"
 
 
 class TrialResult(NamedTuple):
@@ -51,7 +48,7 @@ def select_kind(config: Config) -> tuple[Any, ...]:
     # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
     optimizer = config.optimizer if config.optimizer.is_own else None
     is_frozen = config.freeze_at is not None and config.freeze_with == "ema"
-    return config.data, config.task, config.model, config.norm, optimizer, config.inputs, config.precision, is_frozen
+    return config.data, config.task, config.model, config.norm, optimizer, config.precision, is_frozen
 
 
 def try_training(run: Run, seconds: float = 0.0) -> TrialResult:

@@ -11,7 +11,7 @@ graph as another function. Below it torch has one way in, on which its own count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,10 +143,15 @@ def read_normalized(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, A
     devices = {value.device for value in list_tensors([args, kwargs]) if value.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=devices), NormCallMode({"": layer}, note):
         layer.forward(*map_batch(_copy, args), **map_batch(_copy, kwargs))
-    if len(values) < 2:
-        return values[0] if values else None
+    return join_values(values) if values else None
+
+
+def join_values(values: Sequence[Tensor]) -> Tensor:
+    """Join values [N, C, ...] of several operations, at least of one; [M, C] where their shapes differ."""
+    if len(values) == 1:
+        return values[0]
     if len({value.shape[2:] for value in values}) == 1:
-        return torch.cat(values)
+        return torch.cat([*values])
     return torch.cat([value.movedim(1, -1).flatten(0, -2) for value in values])
 
 

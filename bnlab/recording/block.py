@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bnlab.model.arguments import require_number
-from bnlab.model.layers import Extract, Inputs, batch_norm_layers, join_names
+from bnlab.model.layers import batch_norm_layers, join_names
 from bnlab.model.warn import warn
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
@@ -29,13 +28,12 @@ def record(
     model: nn.Module,
     *,
     step: int = 0,
-    inputs: Mapping[Any, Extract] | None = None,
 ) -> Iterator[MomentTrace]:
     """Record the moments of every batch that `model` is trained on inside the block, one entry for each layer call.
 
     Layers in eval mode, and calls of the model by measurements, are not recorded. Training is the same bit for bit, the
-    running buffers to float32 rounding. A subclass with a forward of its own costs a second read of its input. Call
-    `torch.compile` inside of the block.
+    running buffers to float32 rounding. What a layer with a forward of its own gives to torch's batch norm is read a
+    second time. Call `torch.compile` inside of the block.
 
     A step ends with an update of the model's parameters by a torch optimizer, or with a call of `trace.step()`. All
     train-mode forwards since the update before belong to it; updates without a forward between them are one. Until
@@ -47,10 +45,9 @@ def record(
     Args:
         model: any module with batch-norm layers that keep running statistics.
         step: the step that the model has reached when recording begins.
-        inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
 
     Raises:
-        TypeError: `model` is no module, or `inputs` no mapping to functions.
+        TypeError: `model` is no module.
         ValueError: `step` is not a number from 0 on, or no batch-norm layer has running statistics.
 
     Warns:
@@ -75,10 +72,7 @@ def record(
     }
     trace = MomentTrace(entries, int(step))
     counter = StepCounter(trace, model, layers.values())
-    extracts = Inputs(layers, inputs, "record").extracts
-    recorders = {
-        name: make_recorder(layer, entries[name], counter, extracts.get(name)) for name, layer in layers.items()
-    }
+    recorders = {name: make_recorder(layer, entries[name], counter) for name, layer in layers.items()}
 
     with contextlib.ExitStack() as undo:
         # Torch calls this hook after the step of any optimizer in the process; `end_update` ignores those of other
@@ -136,8 +130,8 @@ def _describe_faults(trace: MomentTrace, counter: StepCounter, recorders: Mappin
         yield (
             f"the running buffers of {join_names(unlike)} are not the average of what was recorded: they were written "
             "(load_state_dict, DistributedDataParallel), the layers replaced, trained past their recorded forward "
-            "(call torch.compile inside of the block), or they average by another momentum than theirs, or something "
-            "else (inputs= says what)"
+            "(call torch.compile inside of the block), or they average by another momentum than theirs, or by "
+            "arithmetic of their own"
         )
 
 

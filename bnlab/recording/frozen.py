@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from bnlab.model.batches import Forward, call, copy_batch, find_device, require_batches, require_forward
 from bnlab.model.borrow import measured
-from bnlab.model.layers import Extract, batch_norm_layers, warn_of_others
+from bnlab.model.layers import batch_norm_layers, warn_of_others
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 
@@ -22,7 +22,6 @@ def record_frozen(
     *,
     forward: Forward | None = None,
     training: bool = False,
-    inputs: Mapping[Any, Extract] | None = None,
 ) -> MomentTrace:
     """Record the batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
@@ -35,7 +34,6 @@ def record_frozen(
         batches: each batch is a step.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         training: whether the other modules are in train mode too, dropout for example.
-        inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
 
     Raises:
         TypeError, ValueError: as `record`; there are no batches, or a layer is given values that are not finite.
@@ -58,7 +56,7 @@ def record_frozen(
 
     run_forward = call if forward is None else forward
     # The recording begins inside of the measurement, so that this measurement's forwards count as training.
-    with measured(model, training=training), record(model, inputs=inputs) as trace:
+    with measured(model, training=training), record(model) as trace:
         # `measured` has put the whole model into eval mode; batch norms alone are to use their batch.
         for layer in layers.values():
             layer.train()

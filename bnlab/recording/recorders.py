@@ -16,11 +16,11 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from bnlab.model.borrow import count_loans, is_lent
+from bnlab.model.calls import NormCall, NormCallMode, join_values
 from bnlab.model.layers import (
     TORCH_FORWARDS,
     AveragesByItself,
     BatchNorm,
-    Extract,
     count_channels,
     find_replaced_forward,
     get_batch_count,
@@ -261,19 +261,18 @@ class OwnAveragesRecorder(TorchRecorder):
 
 
 class OwnForwardRecorder(Recorder):
-    """Recorder of a layer with any other forward; it reads the moments of the layer's input itself.
+    """Recorder of a layer with any other forward; it reads what the layer gives to torch's batch norm.
 
-    A layer whose input it cannot read is left to its own forward, so that training goes on whatever the layer does.
-    `extract` says what the layer normalizes in place of its input.
+    Of a layer with arithmetic of its own it reads the input, and a layer whose input it cannot read is left to its own
+    forward, so that training goes on whatever the layer does.
     """
 
-    def __init__(
-        self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter, extract: Extract | None = None
-    ) -> None:
+    def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
         super().__init__(layer, entries, counter)
-        self._extract = extract
         # Torch's own forward counts batches; another one may not.
         self.may_not_count = True
+        # Whether it calls torch's batch norm; None before the first call.
+        self._calls_torch: bool | None = None
 
     def list_readings(self) -> list[Tensor]:
         """List the moments that were recorded, and the same with biased variances, which a layer may average too."""
@@ -284,33 +283,54 @@ class OwnForwardRecorder(Recorder):
         return [unbiased, biased]
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        x = self._read(args, kwargs)  # before the layer may write into it, as InPlaceABN does
+        # Before the layer may write into it, as InPlaceABN does.
+        x = None if self._calls_torch else self._read(args, kwargs)
         before = get_running_buffers(self.layer)[1].clone()
+        values: list[Tensor] = []
+
+        def note(call: NormCall) -> None:
+            if call.name is not None and call.uses_batch:
+                values.append(call.x.detach().clone())
+
         # The moments have been written by now, but only `_enter` makes an entry of them. If a call fails before it
         # averages, the next one overwrites them.
+        looks = contextlib.nullcontext() if self._calls_torch is False else NormCallMode({"": self.layer}, note)
         try:
-            output = self.layer_forward(*args, **kwargs)
+            with looks:
+                output = self.layer_forward(*args, **kwargs)
         except BaseException:
             if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has averaged before it failed
-                self._enter(x)
+                self._enter(self._join(values, x))
             raise
-        self._enter(x)
+        self._enter(self._join(values, x))
         return output
+
+    def _join(self, values: list[Tensor], x: Any) -> Any:
+        """Join what the layer's operations were given, and write its moments; its input `x` where none was seen."""
+        if self._calls_torch is None:
+            self._calls_torch = bool(values)
+        if not values:
+            return x
+        joined = join_values(values)
+        self._write(joined)
+        return joined
 
     @torch.no_grad()
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Write the moments of what is normalized into the next place, if it can be read; return what it is."""
         x = get_input(args, kwargs)
-        if self._extract is not None:
-            x = self._extract(self.layer, args, kwargs)
         if self._can_be_read(x):
-            mean_place, var_place = self.next_place()
-            dims = [dim for dim in range(x.dim()) if dim != 1]
-            # The variance is unbiased and has the buffers' type, which may be wider than the input's under autocast.
-            var, mean = torch.var_mean(x.detach().to(mean_place.dtype), dims)
-            mean_place.copy_(mean)
-            var_place.copy_(var)
+            self._write(x)
         return x
+
+    @torch.no_grad()
+    def _write(self, x: Tensor) -> None:
+        mean_place, var_place = self.next_place()
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        # The variance is unbiased and has the buffers' type, which may be wider than the input's under autocast.
+        var, mean = torch.var_mean(x.detach().to(mean_place.dtype), dims)
+        mean_place.copy_(mean)
+        var_place.copy_(var)
 
     def _enter(self, x: Any) -> None:
         """Make an entry of the moments that were read of `x`."""
@@ -329,14 +349,12 @@ class OwnForwardRecorder(Recorder):
         return is_activation and x.numel() > 0
 
 
-def make_recorder(
-    layer: BatchNorm, entries: LayerTrace, counter: StepCounter, extract: Extract | None = None
-) -> Recorder:
-    """Make the recorder for a layer, according to its forward; `extract` says what it normalizes if not its input."""
+def make_recorder(layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> Recorder:
+    """Make the recorder for a layer, according to its forward."""
     forward = type(layer).forward
     # A forward that somebody has set on this layer counts as another one, even if it calls torch's.
-    if extract is not None or "forward" in vars(layer):
-        return OwnForwardRecorder(layer, entries, counter, extract)
+    if "forward" in vars(layer):
+        return OwnForwardRecorder(layer, entries, counter)
     if forward in TORCH_FORWARDS:
         return TorchRecorder(layer, entries, counter)
     if isinstance(layer, AveragesByItself) and forward.__module__.startswith("bnlab."):  # no forward of a subclass

@@ -76,10 +76,6 @@ class Squared(nn.BatchNorm2d):
         return super().forward(x * x)
 
 
-def read_squares(layer, args, kwargs):
-    return args[0] * args[0]
-
-
 def make_squares(channels, image_size, classes):
     layers = [nn.Conv2d(channels, 4, 3), Squared(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(4, classes))
@@ -428,14 +424,12 @@ def test_what_a_layer_normalizes_in_place_of_its_input(
 ) -> None:
     """It is recorded and measured: of a batch that is the whole population, both give the same."""
     words = ("data=mine.make_data", "batch_size=36", "optimizer.lr=1e-9", "momentum=1.0", "steps=2")
-    sweep(call, tmp_path, word, *words, "estimator=[ema,precise,update_bn,exact]", "inputs=mine.read_squares")
+    sweep(call, tmp_path, word, *words, "estimator=[ema,precise,update_bn,exact]")
 
     assert not [str(warning.message) for warning in recwarn if "running buffers" in str(warning.message)]
     tables = load("adhoc", tmp_path)
-    assert list(tables["runs"]["inputs"]) == ["mine.read_squares"]
     assert tables["gaps"]["mean_gap"].max() < 1e-3
     (run,) = tables["runs"]["run"]
-    assert "mine.read_squares" in call("runs show", run, f"results={tmp_path}").out
     found = load_model("adhoc", run, statistics="ema(momentum=1.0)", results=tmp_path)
     images, _ = load_images("adhoc", run, split="train", results=tmp_path)
     squares = found.get_submodule("0")(images).square()
@@ -597,7 +591,6 @@ MISTAKES = {
         "freeze_at freezes running averages of momentum 0.1, and '1' ha",
     ),
     "unused": ("model=mine.make_unused", "", "", "make_unused: has no batch norm"),
-    "needless inputs": ("inputs=mine.read_squares", "", "", "inputs=mine.read_squares: no batch norm .*; leave it out"),
     "no measurement": ("measurements=largest", "", "", "measurements=largest: must be one of "),
     "other class": ("measurements=mine.Table", "", "", "measurements=mine.Table: is no class below bnlab.harness.meas"),
     "file name": (MEASURED, '"largest_weights"', '"a/b"', OTHER_NAME.format("a/b")),

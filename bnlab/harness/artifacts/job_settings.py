@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from bnlab.common.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
@@ -36,11 +36,6 @@ class Config:
     model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Sgd)
-    inputs: str | None = setting(
-        None,
-        "import path of a function that gives what batch norms with a forward of their own normalize, if that is not "
-        "their input: called with the layer, the arguments and the keyword arguments of its call",
-    )
     batch_size: int = setting(128, "images in a batch of training")
     epochs: int = setting(10, "length of the training in passes over the training split", at_least=1)
     steps: int | None = setting(None, "length of the training in updates, instead of epochs", at_least=1)
@@ -193,8 +188,6 @@ def list_naming_settings(config: Config) -> dict[str, Any]:
     if config.freeze_at is None:
         keys.remove("freeze_with")  # nothing reads it then
     settings |= leave_off_defaults(config, keys)
-    if config.inputs is not None:  # what is recorded in training
-        settings["inputs"] = OwnInputs(config.inputs).identify()
     groups = {group: getattr(config, group).identify() for group in GROUPS}
     if not config.task.is_own:  # networks that classify are named without it
         del groups["task"]
@@ -206,19 +199,9 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
     return digest(json.dumps(settings, sort_keys=True), digits=10)
 
 
-@dataclass(eq=False)
-class OwnInputs(Own):
-    """The function of `inputs=`, which has no settings."""
-
-    group: ClassVar[str] = "inputs"
-
-
 def list_own(config: Config) -> dict[str, Own]:
     """List what a network has of the user's own, by the setting that chooses it."""
-    own = {group: getattr(config, group) for group in GROUPS if getattr(config, group).is_own}
-    if config.inputs is not None:
-        own["inputs"] = OwnInputs(config.inputs)
-    return own
+    return {group: getattr(config, group) for group in GROUPS if getattr(config, group).is_own}
 
 
 def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,8 +209,6 @@ def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, 
     columns: dict[str, Any] = {}
     for key, chosen in list_own(config).items():
         digests = {name: settings[key][name] for name in ("content", SOURCE) if name in settings[key]}
-        if key not in GROUPS:
-            columns[key] = chosen.name
         for name, value in {**chosen.arguments, **digests}.items():
             columns[f"{key}.{name}"] = value
     if isinstance(config.task, OwnTask):

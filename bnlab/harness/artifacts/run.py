@@ -39,10 +39,9 @@ from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.tasks import Objective
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
-from bnlab.harness.own import import_object
 from bnlab.memory import memory_limit
 from bnlab.model.borrow import measured
-from bnlab.model.layers import Extract, batch_norm_layers, has_own_forward
+from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.trace import MomentTrace
 
 _SOME_IMAGES = 64  # by which it is found out which layers an evaluation calls
@@ -200,20 +199,6 @@ class Run:
             steps=self.steps,
         )
         return model.to(self.device)
-
-    def inputs_of(self, model: nn.Module) -> dict[str, Extract] | None:
-        """Find what the network's layers normalize, `inputs` of `population_statistics`; None: their input.
-
-        UserError where `inputs=` is set and no layer has a forward of its own.
-        """
-        path = self.config.inputs
-        if path is None:
-            return None
-        layers = batch_norm_layers(model, caller="inputs")
-        names = [name for name, layer in layers.items() if has_own_forward(layer)]
-        if not names:
-            raise UserError(f"inputs={path}: no batch norm of this network has a forward of its own; leave it out")
-        return dict.fromkeys(names, import_object("inputs", path))
 
     @property
     def unseen(self) -> list[str]:

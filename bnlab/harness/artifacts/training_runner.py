@@ -314,7 +314,7 @@ def record_moments(run: Run, state: TrainingState) -> contextlib.AbstractContext
     is_frozen = run.frozen_from is not None and state.step >= run.frozen_from
     if is_frozen or not run.has_trace:
         return contextlib.nullcontext()
-    return record(state.model, step=state.step, inputs=run.inputs_of(state.model))
+    return record(state.model, step=state.step)
 
 
 def freeze_and_average(run: Run, state: TrainingState) -> None:
@@ -324,8 +324,7 @@ def freeze_and_average(run: Run, state: TrainingState) -> None:
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
-            inputs = run.inputs_of(state.model)
-            exact = bnlab.population_statistics(state.model, batches, memory=run.memory, inputs=inputs)
+            exact = bnlab.population_statistics(state.model, batches, memory=run.memory)
             exact.write_to(state.model)
         _freeze_batch_norm(state.model)
 

@@ -102,7 +102,7 @@ def _record(run: Run, step: int) -> Stream:
     from_there = run.batches.from_step(start)
     drawn = islice(from_there, epochs * per_epoch)
     model = run.model_at(step)
-    trace = record_frozen(model, (images for images, _ in drawn), inputs=run.inputs_of(model))
+    trace = record_frozen(model, (images for images, _ in drawn))
     ((_, stream),) = trace.streams()
     return stream
 

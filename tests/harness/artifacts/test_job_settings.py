@@ -88,7 +88,7 @@ def test_what_makes_another_network() -> None:
 
 def test_each_setting_is_of_the_training_or_of_what_is_measured_or_of_how() -> None:
     """One that is in no list would name no network: two trainings would share a folder."""
-    listed = Counter([*GROUPS, "inputs", "seed", *TRAINED_WITH, *MEASURED_WITH, *RUN_BY])
+    listed = Counter([*GROUPS, "seed", *TRAINED_WITH, *MEASURED_WITH, *RUN_BY])
 
     assert listed == Counter(each.name for each in fields(Config))
 

@@ -107,7 +107,7 @@ def _measure_distances(run: Run, step: int, layout: Layout, estimates: Tensor) -
     model = run.model_at(step)
     count = min(_TID_BATCHES, max(2, _TID_IMAGES // run.config.batch_size))
     batches = islice(run.batches.from_step(step), count)
-    with borrowed(model), torch.no_grad(), record(model, inputs=run.inputs_of(model)) as trace:
+    with borrowed(model), torch.no_grad(), record(model) as trace:
         torch.manual_seed(seed_by(f"{run.id} {step}").initial_seed())  # of dropout: all estimators get the same batches
         model.train()
         for images, _ in batches:
