@@ -1,22 +1,23 @@
 """The slow, obvious way, by torch's operations: whole forwards of all batches, again and again.
 
 Each pass gives the moments of one layer more, the next in a forward that has none yet, while those before normalize by
-what was measured; the last passes confirm all of them. Nothing is written into the model, and no forward waits for
-another. A layer is known by the operation that reads its averages, so that `layer.forward(x)` and
-`F.batch_norm(x, layer.running_mean, ...)`, which pass by the hooks at which a walk stops, are measured too.
+what was measured; the last passes confirm all of them. No forward waits for another. A layer is known by the operation
+that reads its averages, so that `layer.forward(x)` and `F.batch_norm(x, layer.running_mean, ...)`, which pass by the
+hooks at which a walk stops, are measured too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import cast
 
 from torch import Tensor
 
 from bnlab.exact.task import CALLER, Task
 from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
-from bnlab.model.layers import is_batch_norm
+from bnlab.model.layers import BatchNorm, list_instance_norms
 from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments, compare_moments
 from bnlab.statistics.provenance import Check
@@ -110,12 +111,16 @@ def _pass(task: Task, given: Mapping[str, Moments]) -> tuple[dict[str, Moments],
 def _operations(task: Task, look: Callable[[str, Tensor], None]) -> NormCallMode:
     """Look at the operations on the task's layers; ValueError for one by averages that are no layer's of the model."""
     measured_layers = set(task.layers.values())
-    # All of the model's, not only those that are measured: an operation of another one is no mistake.
-    others = [module for module in task.root.modules() if is_batch_norm(module) and module not in measured_layers]
-    layers = {**task.layers, **{f"another layer, {number}": layer for number, layer in enumerate(others)}}
+    layers = dict(task.layers)
+    # All that has averages, not only what is measured: an operation of another one is no mistake.
+    for number, module in enumerate(task.root.modules()):
+        if module not in measured_layers and isinstance(getattr(module, "running_mean", None), Tensor):
+            layers[f"another layer, {number}"] = cast(BatchNorm, module)
+    # Torch computes an instance norm by a batch norm of copies of its averages, which nobody could name.
+    has_instance_norms = bool(list_instance_norms(task.root))
 
     def note(call: NormCall) -> None:
-        if call.name is None and call.mean is not None:
+        if call.name is None and call.mean is not None and not has_instance_norms:
             raise ValueError(
                 f"{CALLER}: a forward normalizes by averages that are no layer's own; give torch's batch norm the "
                 "buffers of a layer, with all channels, and give functional_call parameters only"

@@ -519,6 +519,29 @@ def test_a_layer_that_is_read_without_a_call_is_measured_layer_by_layer(function
     assert ["without calling them" in str(each.message) for each in caught] == [True] * (strategy == "breadth")
 
 
+def test_norms_that_are_not_measured_are_no_mistake_the_slow_way() -> None:
+    """Instance norms with averages, and constants in a batch norm of torch's."""
+
+    class FrozenNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.ones(4))
+            self.register_buffer("running_var", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, self.get_buffer("running_mean"), self.get_buffer("running_var"))
+
+    layers = {"a": nn.Conv2d(3, 4, 1), "b": nn.BatchNorm2d(4), "c": nn.BatchNorm2d(4)}
+    for other in (FrozenNorm(), nn.InstanceNorm2d(4, track_running_stats=True)):
+        expected = population_statistics(
+            Net(lambda net, x: net.c(net.n(net.b(net.a(x)))), n=other, **layers), images(8)
+        )
+        model = Net(lambda net, x: net.c.forward(net.n(net.b(net.a(x)))), n=other, **layers)
+        with pytest.warns(RuntimeWarning, match="without calling them"):
+            found = population_statistics(model, images(8))
+        assert measure_difference(found, expected) < 1e-6
+
+
 def test_averages_that_are_no_layers_are_refused() -> None:
     """As some channels of a layer's."""
     model = Net(_use_slices, a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(8))
