@@ -8,23 +8,26 @@ hooks at which a walk stops, are measured too.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-from bnlab.exact.task import CALLER, Task
+from bnlab.exact.task import CALLER, Task, watched
 from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
-from bnlab.model.layers import BatchNorm, list_instance_norms
+from bnlab.model.layers import get_running_buffers, has_own_forward
 from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments, compare_moments
 from bnlab.statistics.provenance import Check
 
 SAME = 1e-4  # difference of moments that is rounding: of means in σ, of variances relative
 _SETTLED = 1e-6  # layers that depend on themselves are measured again until the difference is this small
-_PATIENCE = 3  # passes in which it is not halved, after which it will not get smaller
+_PATIENCE = 8  # passes without an improvement, after which there will be none
+_SMALLEST_STEP = 0.02  # share of each change that is made at least, where larger ones do not settle
 
 
 def find_read(task: Task, unseen: Collection[str]) -> list[str]:
@@ -35,11 +38,13 @@ def find_read(task: Task, unseen: Collection[str]) -> list[str]:
         if name in unseen:
             read[name] = None
 
-    if unseen and task.data:
-        with measured(task.root), _operations(task, look):
-            task.evaluate(task.data[0])
-            task.evaluate(task.data[-1])
-    return list(read)
+    def run() -> None:
+        if unseen and task.data:
+            with measured(task.root):
+                _evaluate(task, [task.data[0], task.data[-1]], look)
+
+    task.ranks.run_together(run)
+    return [*dict.fromkeys(name for of_rank in task.ranks.gather([*read]) for name in of_rank)]
 
 
 def measure_by_operations(task: Task) -> tuple[dict[str, Moments], Check, int]:
@@ -54,49 +59,72 @@ def measure_by_operations(task: Task) -> tuple[dict[str, Moments], Check, int]:
 
 
 def _settle(task: Task) -> tuple[dict[str, Moments], Check, int]:
+    """Make passes until they confirm what was found; where they do not, the changes that are made become smaller."""
     found: dict[str, Moments] = {}
     passes = 0
-    best = Check(False, None, math.inf)
+    best: tuple[dict[str, Moments], Check] = {}, Check(False, None, math.inf)
     since_best = 0
+    step = 1.0
     while True:
         now, has_more = _pass(task, found)
         passes += 1
-        off = {name: max(compare_moments(found[name], now[name])) for name in found if name in now}
+        if has_more:
+            found = {**found, **now}
+            continue
+
+        off = {name: max(compare_moments(found[name], now[name])) for name in now}
         worst = max(off, key=lambda name: off[name], default=None)
         largest = 0.0 if worst is None else off[worst]
-        if not has_more:
-            since_best = 0 if largest < best.off / 2 else since_best + 1
-            if largest <= best.off:
-                best = Check(largest <= SAME, None if largest <= SAME else worst, largest)
-            if largest <= _SETTLED or since_best == _PATIENCE:
-                return found if best.held else now, best, passes
-        found = now
+        is_better = largest < best[1].off
+        if is_better:
+            best = found, Check(largest <= SAME, None if largest <= SAME else worst, largest)
+        since_best = 0 if is_better else since_best + 1
+        if largest <= _SETTLED or since_best == _PATIENCE:
+            return *best, passes
+        if not is_better:
+            step = max(_SMALLEST_STEP, step / 3)
+        found = {**found, **{name: _mix(found[name], moments, step) for name, moments in now.items()}}
+
+
+def _mix(before: Moments, now: Moments, step: float) -> Moments:
+    """Go a share `step` of the way from one to the other."""
+    if step == 1:
+        return now
+    mean = before.mean + step * (now.mean - before.mean)
+    var = before.var + step * (now.var - before.var)
+    return Moments(now.count, mean, var)
 
 
 def _pass(task: Task, given: Mapping[str, Moments]) -> tuple[dict[str, Moments], bool]:
-    """Run all batches under these statistics; return what was normalized, and whether a layer is new.
+    """Run all batches under these statistics; return what was normalized, and whether a layer has none yet.
 
-    Of the layers without statistics the first alone is read: what comes behind it does not count yet.
+    Of the layers without statistics the first is read. What comes behind one in a forward does not count yet.
     """
     parts: dict[str, list[Pooled]] = {}
     new: str | None = None
+    counts = True  # what this forward still normalizes
 
     def look(name: str, x: Tensor) -> None:
-        nonlocal new
+        nonlocal new, counts
+        if not counts:
+            return
         if name not in given:
+            counts = False
             new = name if new is None else new
-            if name != new:
-                return
-        parts.setdefault(name, []).append(task.reader.measure(x))
+        if name in given or name == new:
+            parts.setdefault(name, []).append(task.reader.measure(x))
+
+    def begin() -> None:
+        nonlocal counts
+        counts = True
 
     def run_all() -> None:
+        # Into the buffers, because a forward may read them beside the operation, as quantization does.
+        for name, moments in given.items():
+            task.write(name, moments)
         # What a pass leaves in the model, or has drawn, the next one finds: one after the other they are ordinary
         # evaluations, and a model that counts or draws gives another result.
-        with _operations(task, look):
-            # Into the buffers, because a forward may read them beside the operation, as quantization does.
-            for name, moments in given.items():
-                task.write(name, moments)
-            task.run_all()
+        _evaluate(task, task.data, look, begin)
 
     task.ranks.run_together(run_all)
     # Every rank merges the same layers in the same order.
@@ -108,24 +136,51 @@ def _pass(task: Task, given: Mapping[str, Moments]) -> tuple[dict[str, Moments],
     return task.fetch(pooled), any(task.ranks.gather(new is not None))
 
 
-def _operations(task: Task, look: Callable[[str, Tensor], None]) -> NormCallMode:
-    """Look at the operations on the task's layers; ValueError for one by averages that are no layer's of the model."""
-    measured_layers = set(task.layers.values())
-    layers = dict(task.layers)
-    # All that has averages, not only what is measured: an operation of another one is no mistake.
-    for number, module in enumerate(task.root.modules()):
-        if module not in measured_layers and isinstance(getattr(module, "running_mean", None), Tensor):
-            layers[f"another layer, {number}"] = cast(BatchNorm, module)
-    # Torch computes an instance norm by a batch norm of copies of its averages, which nobody could name.
-    has_instance_norms = bool(list_instance_norms(task.root))
+def _evaluate(
+    task: Task, batches: Iterable[Any], look: Callable[[str, Tensor], None], begin: Callable[[], None] = lambda: None
+) -> None:
+    """Run batches, and look at what is given to each operation on one of the task's layers; `begin` before each batch.
+
+    ValueError for a layer that is called without an operation on its averages, and for one on some of its channels.
+    """
+    told = {name: layer for name, layer in task.layers.items() if name in task.inputs.extracts}
+    seen: dict[str, None] = {}
+    called: dict[str, None] = {}
+    storages = {get_running_buffers(layer)[0].untyped_storage().data_ptr() for layer in task.layers.values()}
 
     def note(call: NormCall) -> None:
-        if call.name is None and call.mean is not None and not has_instance_norms:
+        if call.name is None and call.mean is not None and call.mean.untyped_storage().data_ptr() in storages:
             raise ValueError(
-                f"{CALLER}: a forward normalizes by averages that are no layer's own; give torch's batch norm the "
-                "buffers of a layer, with all channels, and give functional_call parameters only"
+                f"{CALLER}: a forward normalizes by a part of a layer's averages, which is no layer's own; give "
+                "torch's batch norm all channels"
             )
-        if call.name in task.layers and call.x.numel():
-            look(str(call.name), call.x)
+        if call.name is None or call.name in told:
+            return
+        seen[call.name] = None
+        if call.x.numel():
+            look(call.name, call.x)
 
-    return NormCallMode(layers, note)
+    with contextlib.ExitStack() as stack:
+        for name, layer in task.layers.items():
+            # Only whether it has rows: a layer for a kind of node that a batch has none of runs no operation.
+            stack.callback(layer.register_forward_pre_hook(partial(_note_call, called, name)).remove)
+        stack.enter_context(watched(task, told, look))
+        stack.enter_context(NormCallMode(task.layers, note))
+        for batch in batches:
+            begin()
+            seen.clear()
+            called.clear()
+            task.evaluate(batch)
+            missing = [name for name in called if name not in seen and name not in told]
+            if missing:
+                raise ValueError(
+                    f"{CALLER}: layer {missing[0]!r} is called, and no operation on its averages is seen: it runs in "
+                    "another thread, or the forward puts other buffers in their place; give functional_call parameters "
+                    "only"
+                )
+
+
+def _note_call(called: dict[str, None], name: str, layer: Any, args: Any) -> None:
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if any(value.numel() for value in tensors) and not has_own_forward(layer):
+        called[name] = None

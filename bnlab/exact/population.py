@@ -216,11 +216,11 @@ def _measure(
     # `task.layers` no longer has the layers that turned out not to be batch norms; they are added below.
     unseen = [name for name in task.layers if name not in moments]
     # This comes before the general error below, because it can say why a layer was not reached.
-    read = task.ranks.run_together(lambda: find_read(task, unseen))
+    read = find_read(task, unseen)
     if read:
         called = f"a forward reads {join_names(read)} without calling them, as layer.forward(x) does"
-        if is_precise or not task.ranks.is_alone:
-            raise ValueError(f"{CALLER}: {called}; call them as layer(x)")
+        if is_precise:
+            raise ValueError(f"{CALLER}: {called}, or they are no batch norm in train mode; call them as layer(x)")
         warn(f"{CALLER}: {called}; measured layer by layer, with forwards of all data for each of {len(task.layers)}")
         moments, check, passes = measure_by_operations(task)
         cost.passes += passes

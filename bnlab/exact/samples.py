@@ -59,7 +59,7 @@ def prepare(task: Task) -> Profile:
     if profile is None:
         profile = _profile_forward(task, first, False, all_images)
 
-    unseen = _list_uncovered(task, first)
+    unseen = _list_uncovered(task, [first, task.data[-1]])
     if unseen:
         warn(
             f"{CALLER}: in the forward of {join_names(unseen)} no batch-norm operation of torch's is seen that takes "
@@ -69,7 +69,7 @@ def prepare(task: Task) -> Profile:
     return profile
 
 
-def _list_uncovered(task: Task, batch: Any) -> list[str]:
+def _list_uncovered(task: Task, batches: Sequence[Any]) -> list[str]:
     """List the layers with a forward of their own in which no batch-norm operation is seen, though it is called."""
     own_forwards = {name: layer for name, layer in task.layers.items() if has_own_forward(layer)}
     called: dict[str, None] = {}
@@ -79,7 +79,8 @@ def _list_uncovered(task: Task, batch: Any) -> list[str]:
         for name, layer in own_forwards.items():
             undo.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.update({name: None})).remove)
         if own_forwards:  # otherwise there is nothing to run a forward for
-            task.evaluate(batch)
+            for batch in batches:
+                task.evaluate(batch)
     return [name for name in called if name not in seen]
 
 

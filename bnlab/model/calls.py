@@ -11,6 +11,7 @@ graph as another function. Below it torch has one way in, on which its own count
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab.model.batches import list_tensors, map_batch
-from bnlab.model.layers import BatchNorm, get_running_buffers
+from bnlab.model.layers import BatchNorm, count_channels, get_running_buffers
 
 # Torch's batch-norm operations that are given running averages. Which of them runs depends on the mode, on gradients
 # and on the device.
@@ -130,20 +131,29 @@ def read_normalized(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, A
         The values of all of its operations, [N, C, ...], or [M, C] where their shapes differ; None if none was seen.
     """
     values: list[Tensor] = []
+    by_batch: list[Tensor] = []
 
     def note(call: NormCall) -> tuple[Tensor, Tensor] | None:
-        # Within its forward an operation without averages is the layer's too: it normalizes by each batch.
-        if call.name is None and call.mean is not None:
-            return None
-        values.append(call.x.detach().clone())  # the forward may write into it afterwards, as InPlaceABN's does
-        if call.mean is None or call.var is None:
-            return None
-        return call.mean, call.var  # in train mode, too, so that it does not average
+        if call.name is not None and call.mean is not None and call.var is not None:
+            values.append(call.x.detach().clone())  # the forward may write into it afterwards, as InPlaceABN's does
+            return call.mean, call.var  # in train mode, too, so that it does not average
+        # A layer may normalize by each batch, without averages, in eval mode too.
+        if call.mean is None and call.x.shape[1] == count_channels(layer):
+            by_batch.append(call.x.detach().clone())
+        return None
 
     devices = {value.device for value in list_tensors([args, kwargs]) if value.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), NormCallMode({"": layer}, note):
-        layer.forward(*map_batch(_copy, args), **map_batch(_copy, kwargs))
-    return join_values(values) if values else None
+    attributes = [(vars(module), dict(vars(module))) for module in layer.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), NormCallMode({"": layer}, note):
+            layer.forward(*map_batch(_copy, args), **map_batch(_copy, kwargs))
+    finally:
+        # What it counts or keeps in attributes, the call itself counts and keeps once more.
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+    found = values or by_batch
+    return join_values(found) if found else None
 
 
 def join_values(values: Sequence[Tensor]) -> Tensor:
@@ -156,4 +166,7 @@ def join_values(values: Sequence[Tensor]) -> Tensor:
 
 
 def _copy(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    # An object that holds the values, whose attributes the forward sets.
+    return copy.copy(leaf) if hasattr(leaf, "__dict__") and not callable(leaf) else leaf

@@ -271,7 +271,7 @@ class OwnForwardRecorder(Recorder):
         super().__init__(layer, entries, counter)
         # Torch's own forward counts batches; another one may not.
         self.may_not_count = True
-        # Whether it calls torch's batch norm; None before the first call.
+        # Whether it averages by torch's batch norm; None before it has averaged.
         self._calls_torch: bool | None = None
 
     def list_readings(self) -> list[Tensor]:
@@ -302,13 +302,19 @@ class OwnForwardRecorder(Recorder):
             if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has averaged before it failed
                 self._enter(self._join(values, x))
             raise
-        self._enter(self._join(values, x))
+        if values:
+            self._calls_torch = True
+        elif not torch.equal(get_running_buffers(self.layer)[1], before):
+            self._calls_torch = False
+        is_unread = self._calls_torch is None and not self._can_be_read(x)
+        if values or self._calls_torch is False or is_unread:
+            self._enter(self._join(values, x))
+        else:  # nothing is averaged, as where a mask leaves nothing
+            self.missed += 1
         return output
 
     def _join(self, values: list[Tensor], x: Any) -> Any:
         """Join what the layer's operations were given, and write its moments; its input `x` where none was seen."""
-        if self._calls_torch is None:
-            self._calls_torch = bool(values)
         if not values:
             return x
         joined = join_values(values)

@@ -616,7 +616,8 @@ def _answer(name: str) -> Answer:
     rounding = max(torch.finfo(parameter.dtype).eps for parameter in another.model.parameters())
     if off > max(1e-4, 4 * rounding):
         is_said = statistics.check is not None and not statistics.check.is_exact
-        today += f", wrong by {off:.2g}" + (" as a warning says" if is_said else " without a word")
+        size = f"{off:.2g}" if off < 10 else "more than 10"
+        today += f", wrong by {size}" + (" as a warning says" if is_said else " without a word")
     return Answer(today, _shorten(messages[0]) if messages else "")
 
 

@@ -545,7 +545,7 @@ def test_norms_that_are_not_measured_are_no_mistake_the_slow_way() -> None:
 def test_averages_that_are_no_layers_are_refused() -> None:
     """As some channels of a layer's."""
     model = Net(_use_slices, a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(8))
-    with unchanged(model), pytest.raises(ValueError, match="averages that are no layer's own"):
+    with unchanged(model), pytest.raises(ValueError, match="a part of a layer's averages"):
         population_statistics(model, images(8, 8))
 
 
