@@ -26,7 +26,7 @@ from bnlab.statistics.provenance import Check
 
 SAME = 1e-4  # difference of moments that is rounding: of means in σ, of variances relative
 _SETTLED = 1e-6  # layers that depend on themselves are measured again until the difference is this small
-_PATIENCE = 8  # passes without an improvement, after which there will be none
+_PATIENCE = 8  # passes in which it is not halved: a model that counts its calls differs less and less, without an end
 _SMALLEST_STEP = 0.02  # share of each change that is made at least, where larger ones do not settle
 
 
@@ -63,7 +63,8 @@ def _settle(task: Task) -> tuple[dict[str, Moments], Check, int]:
     found: dict[str, Moments] = {}
     passes = 0
     best: tuple[dict[str, Moments], Check] = {}, Check(False, None, math.inf)
-    since_best = 0
+    halved = math.inf  # the difference when it was last halved
+    since_halved = 0
     step = 1.0
     while True:
         now, has_more = _pass(task, found)
@@ -78,8 +79,12 @@ def _settle(task: Task) -> tuple[dict[str, Moments], Check, int]:
         is_better = largest < best[1].off
         if is_better:
             best = found, Check(largest <= SAME, None if largest <= SAME else worst, largest)
-        since_best = 0 if is_better else since_best + 1
-        if largest <= _SETTLED or since_best == _PATIENCE:
+        if largest < halved / 2:
+            halved = largest
+            since_halved = 0
+        else:
+            since_halved += 1
+        if largest <= _SETTLED or since_halved == _PATIENCE:
             return *best, passes
         if not is_better:
             step = max(_SMALLEST_STEP, step / 3)
