@@ -147,14 +147,14 @@ def measure_shared(device: str) -> Iterator[Result]:
 
 
 def measure_large(device: str) -> Iterator[Result]:
-    """Compare where memory is short: 45,000 images, one round, at a limit with which not all batches may wait."""
+    """Compare where memory is short: 45,000 images, one round; not all batches may wait."""
     yield from _compare(Workload("resnet-20", build_resnet, 32, 15_000, 500), device)
 
     case = Workload("resnet-20", build_resnet, 32, 45_000, 500)
     model, batches = case.prepare(device)
     costs: list[Cost | None] = []
     sides: dict[str, Callable[[], object]] = {
-        "exact": lambda: costs.append(population_statistics(model, batches, memory="4GiB").cost),
+        "exact": lambda: costs.append(population_statistics(model, batches).cost),
         "layer by layer": lambda: costs.append(population_statistics(model, batches, strategy="layerwise").cost),
         "one forward": lambda: evaluate(model, batches),
     }

@@ -60,7 +60,7 @@ def _measure_error(
 def _read(reader: Reader, x: Tensor) -> Moments:
     """Read values in batches, as a walk does."""
     parts = list(x.split(_SHAPE[0] // _BATCHES))
-    pooled = reader.pool([reader.read(part) for part in parts], parts)
+    pooled = reader.pool([reader.measure(part) for part in parts])
     return Moments(pooled.count, pooled.mean.cpu(), pooled.var.cpu())
 
 

@@ -1,14 +1,13 @@
-"""Memory: how much there is, what a limit means, and what forwards that wait and run hold against it."""
+"""Memory: how much is free, and which forwards may wait in it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-import re
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +17,18 @@ from torch.overrides import TorchFunctionMode
 
 from bnlab.model.batches import is_dense, list_tensors
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "share_memory"]
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SHARE = 0.4  # of the free memory that is used when no limit is given
+_SHARE = 0.5  # of the free memory, for forwards that wait
 _OF_OBJECTS = 35 << 10  # bytes of what a forward that waits holds beside its tensors: its stack and its frames
-_MOST_OF_MALLOC = 3  # times what tensors hold: malloc has been seen to take 1.7 times that
-_NOISE = 32 << 20  # bytes that a process grows and shrinks by for other reasons
 
 # Options of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MOST_MMAP_THRESHOLD = 32 << 20  # bytes; malloc refuses a larger threshold
 _KEPT = 1 << 30  # bytes
+
+_processes = 1  # that measure at once on this machine
 
 
 def keep_freed_memory() -> None:
@@ -51,30 +49,16 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-def memory_limit(memory: int | str | None, device: torch.device) -> int:
-    """Convert `memory` to bytes: a number, "4GiB", or None for 40% of what is free on `device`.
+def share_memory(processes: int) -> None:
+    """Let this process measure in its share of the free memory, of several that measure at once; for programs.
 
-    >>> memory_limit("1.5 KiB", torch.device("cpu"))
-    1536
+    Args:
+        processes: how many they are.
 
-    Raises:
-        ValueError: it cannot be read or is not positive.
+    >>> share_memory(1)  # once, when the program begins
     """
-    if memory is None:
-        return int(_SHARE * read_free_bytes(device))
-
-    # The number of digits is limited, because a number of hundreds of digits is infinite as a float.
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(memory))
-    unit = match[2].upper() if match else ""
-    # The text of a float may be readable, but bytes are whole. That of a bool is not a number.
-    is_float = isinstance(memory, float)
-    if match is None or unit not in _UNITS or is_float:
-        raise ValueError(f'population_statistics: memory={memory!r}; pass bytes or a text such as "4GiB"')
-
-    limit = int(float(match[1]) * _UNITS[unit])
-    if limit < 1:
-        raise ValueError(f"population_statistics: memory={memory!r}; must be above 0")
-    return limit
+    global _processes
+    _processes = processes
 
 
 def read_free_bytes(device: torch.device) -> int:
@@ -163,36 +147,6 @@ def _list_folders(mount: Path, path: str) -> Iterator[Path]:
         yield folder
 
 
-class Growth:
-    """What the memory in use of this process grows by from when this is made; nothing where it cannot be read."""
-
-    def __init__(self) -> None:
-        self._start = _read_resident_bytes()
-
-    def measure(self, limit: int) -> int:
-        """Count the bytes; where they are above a limit, without what malloc holds and nobody uses.
-
-        A tensor's memory lies between that of others, so that malloc may find no place in it for the next one. Then
-        it takes more, and keeps what was freed. It is given back when there is need only: it would have to be mapped
-        and zeroed again.
-        """
-        grown = _read_resident_bytes() - self._start
-        if grown <= limit:
-            return grown
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
-        return _read_resident_bytes() - self._start
-
-
-def _read_resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no Linux
-        return 0
-
-
 class LiveBytes(TorchFunctionMode):
     """Follower of the tensors that torch's functions return inside the block, until nothing holds them any more.
 
@@ -238,85 +192,52 @@ class LiveBytes(TorchFunctionMode):
         return result
 
 
-class Profile(NamedTuple):
-    """Bytes that one forward has held, per byte of its batch.
+class Room:
+    """Decides which forwards may wait: together they hold at most half of the memory that is free at first.
 
-    Attributes:
-        waiting: at each layer, the most that it holds there or at a later one.
-        running: the most that it holds, at its peak.
-    """
-
-    waiting: Mapping[str, float]
-    running: float
-
-    @staticmethod
-    def of(calls: Sequence[tuple[str, int]], peak: int, size: int) -> Profile:
-        """Relate the bytes that a forward of `size` bytes has held at each call of a layer, and at its peak."""
-        most = 0
-        waiting: dict[str, float] = {}
-        # The loop goes backwards, because a batch that waits here will later hold what deeper layers hold. Of several
-        # calls of a layer the first one counts, after which the most is held.
-        for name, held in reversed(calls):
-            most = max(most, held)
-            waiting[name] = most / size
-        return Profile(waiting, peak / size)
-
-
-class Budget:
-    """Budget for the batches that wait at a layer, so that they and one that runs hold no more than the limit.
+    What a forward holds at a layer is counted in that of one batch. Forwards of others are taken to hold as much for
+    each byte of their batch. The other half is for the forward that runs, and for what malloc cannot use.
 
     Args:
-        sizes: bytes of each batch.
-        profile: the profile of a forward.
-        limit: bytes that may be held.
-        growth: what the process grows by, which may not be more either; None: only what the profile says counts.
+        device: where forwards run.
+        known: tensors that do not count, such as a model's weights.
 
     Attributes:
-        peak: the most bytes that were needed at once, according to the profile.
+        most_waiting: the most bytes that forwards have held that waited at the same time.
     """
 
-    def __init__(self, sizes: Sequence[int], profile: Profile, limit: int, growth: Growth | None = None) -> None:
-        self._sizes = sizes
-        self._limit = limit
-        self._growth = growth
-        self._held: dict[int, float] = {}
+    def __init__(self, device: torch.device, known: Iterable[Tensor]) -> None:
+        self.most_waiting = 0.0
+        self._limit = _SHARE * read_free_bytes(device) / _processes
+        self._live = LiveBytes(known)
+        self._held: dict[str, float] = {}  # at each layer, for each byte of the batch
+        self._waiting: dict[int, float] = {}
 
-        self._waiting = profile.waiting
-        self._most = max(profile.waiting.values(), default=0.0)
-        # Any batch may be the one that runs, so that room is kept for the largest.
-        self._running = int(profile.running * max(sizes, default=0))
-        self.peak = self._running
-        if self._running > limit:
-            raise ValueError(
-                f"population_statistics: one batch's forward needs {self._running:,} bytes, memory= allows {limit:,}; "
-                "pass smaller batches or raise memory="
-            )
+    @property
+    def peak(self) -> int:
+        """The most bytes that forwards have held at once: those that waited, and the one that is counted."""
+        return int(self.most_waiting) + self._live.peak
 
-    def admit(self, index: int, layer: str) -> bool:
-        """Let a batch wait at a layer if it may; then it counts until it is released."""
-        # A layer that the profiled forward did not reach is assumed to hold as much as the largest one.
-        size = self._sizes[index] * self._waiting.get(layer, self._most) + _OF_OBJECTS
-        needed = self._running + size + sum(self._held.values())
-        if needed > self._limit or self._has_grown(needed):
+    def counted(self) -> contextlib.AbstractContextManager[object]:
+        """Count what a forward holds that runs in the block; always the same one."""
+        return self._live
+
+    def note(self, layer: str, size: int) -> None:
+        """Note what the forward that is counted holds now, at a layer; its batch has `size` bytes."""
+        self._held[layer] = self._live.now() / max(1, size)
+
+    def take(self, index: int, layer: str, size: int) -> bool:
+        """Let a batch of `size` bytes wait at a layer if there is room; return whether it may."""
+        # A layer that the counted forward does not reach is taken for the largest one.
+        held = self._held.get(layer, max(self._held.values(), default=0.0))
+        self._waiting[index] = max(1, size) * held + _OF_OBJECTS
+        waiting = sum(self._waiting.values())
+        if waiting > self._limit:
+            del self._waiting[index]
             return False
-
-        self._held[index] = size
-        self.peak = max(self.peak, int(needed))
+        self.most_waiting = max(self.most_waiting, waiting)
         return True
 
-    def _has_grown(self, needed: float) -> bool:
-        """Return whether the process has grown so much that one more forward would exceed the limit.
-
-        Args:
-            needed: bytes that the profile says are held. Where they are far below the limit nothing is read.
-        """
-        # Below `_NOISE` a reading would say little. Below the other bound there is room even for the most
-        # that malloc takes.
-        if self._growth is None or needed < max(_NOISE, self._limit / _MOST_OF_MALLOC):
-            return False
-        left = self._limit - self._running
-        return self._growth.measure(left) > left
-
-    def release(self, index: int) -> None:
-        """Let a batch go on: it counts no longer."""
-        del self._held[index]
+    def leave(self, index: int) -> None:
+        """Let a batch go on, which waits no longer."""
+        del self._waiting[index]

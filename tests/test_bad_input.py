@@ -136,7 +136,7 @@ FIRST: dict[str, tuple[Callable[[], Tensor], str]] = {  # the input of a first l
 
 
 @pytest.mark.parametrize("name", FIRST)
-@pytest.mark.parametrize("borrower", ["population_statistics", "layerwise", "precise", "inference.apply_statistics"])
+@pytest.mark.parametrize("borrower", ["population_statistics", "precise", "inference.apply_statistics"])
 def test_what_a_first_layer_cannot_take(borrower: str, name: str) -> None:
     make, named = FIRST[name]
     model = nn.Sequential(nn.BatchNorm2d(3)).train()

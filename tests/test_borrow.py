@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import random
-import sys
 from typing import Any
 
 import numpy as np
@@ -142,36 +140,3 @@ def test_what_a_forward_keeps_of_a_measurement_is_taken_away_again(strategy: Any
     assert model.calls == 0
     assert model.latest is None
     model(batches[0])
-
-
-def test_where_output_goes_is_the_callers_affair(capsys: pytest.CaptureFixture[str]) -> None:
-    """Forwards that take turns would give each other's stream back."""
-
-    class Silent(nn.Module):
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                return self.model(x)  # type: ignore[no-any-return]
-
-    streams = sys.stdout, sys.stderr
-
-    population_statistics(Silent(residual()), images(4, 4, 4))
-
-    assert (sys.stdout, sys.stderr) == streams
-
-
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="of torch 2.9")
-def test_the_switches_of_today_are_no_obstacle() -> None:
-    """Once they are used, torch refuses to read those of before."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        found = population_statistics(residual(), images(8, 8))
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-    assert found.cost is not None
-    assert found.cost.images == 16

@@ -75,7 +75,7 @@ def measure_together(parts: Sequence[Tensor]) -> Moments:
 def measure_on_device(parts: Sequence[Tensor]) -> Any:
     """The moments of all parts, as they are read where they are on an accelerator."""
     reader = DeviceReader()
-    return reader.pool([reader.read(part) for part in parts], parts)
+    return reader.pool([reader.measure(part) for part in parts])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -96,7 +96,7 @@ def test_what_stays_on_a_device_is_as_exact(offset: float, shape: tuple[int, ...
 def test_a_mean_of_many_sigma_costs_no_digits(
     mean: float, dtype: torch.dtype, layout: str, measure: Callable[[Sequence[Tensor]], Any]
 ) -> None:
-    """A hundred-thousandth of σ, and of the variance: `_bound_mean` derives it. Values are taken as they are stored.
+    """A hundred-thousandth of σ, and of the variance. Values are taken as they are stored.
 
     Each of these means is that of some channels, beside channels with a mean of 0.
     """

@@ -145,9 +145,10 @@ class Drops(nn.Module):
 
 
 def test_a_random_model_is_told_in_half_precision_too() -> None:
+    """Where what it draws moves a batch's moments by more than rounding may."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), Drops(), nn.BatchNorm2d(8)).to(torch.bfloat16).eval()
-    data = [draw(64, 3, 32, 32, seed=number).bfloat16() for number in range(3)]
+    data = [draw(64, 3, 8, 8, seed=number).bfloat16() for number in range(3)]
     with pytest.warns(RuntimeWarning, match="random"):
         population_statistics(model, data)
 

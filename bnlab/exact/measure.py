@@ -1,95 +1,65 @@
-"""Exact statistics of a model's data: see how a forward runs, walk until nothing changes, and check the result.
-
-Most networks need one walk. The statistics of layers that are called several times in a forward depend on themselves:
-they are a fixed point, and a walk that assumes them measures them again.
-"""
+"""Measuring the batches that have been read: exactly, by a walk and its check or the slow way, or in one pass."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bnlab.exact.check import check_walk, choose_checked
+from bnlab.exact.fixed_point import settle
 from bnlab.exact.operations import measure_by_operations
-from bnlab.exact.samples import check_walk, choose_checked, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
-from bnlab.memory import Budget, Growth, Profile
-from bnlab.model.batches import count_bytes
+from bnlab.model.batches import count_bytes, take_images
 from bnlab.model.borrow import measured
 from bnlab.model.layers import join_names
-from bnlab.model.reading import Pooled
 from bnlab.model.warn import warn
-from bnlab.statistics.moments import Moments, compare_moments, fetch
+from bnlab.statistics.moments import Moments, fetch
 from bnlab.statistics.network import Statistics
 from bnlab.statistics.provenance import Check, Cost
 
 Progress = Callable[[], object]
 
-# Differences between assumed and measured statistics: of means in σ, of variances relative.
-_SETTLED = 1e-6  # the search ends here
-_SMALL = 0.1  # up to here a remainder is warned of; a larger one is refused
-
-# Plain iteration settles a chain of n such layers in n trials. It gets so many more before steps are made smaller.
-_PLAIN_TRIALS = 4
-_MOST_TRIALS = 300
-_PATIENCE = 30  # trials without an improvement before the search is given up
-# Steps by a share d converge if measured statistics respond to assumed ones with a slope between 1 − 2/d and 1:
-# from −5.7 for 0.3, and from −99 for 0.02.
-_FIRST_STEP = 0.3  # share of each change that is made, once plain iteration has not settled
-_SMALLEST_STEP = 0.02
+_SAMPLE_SIZE = 4  # images by which it is tried whether the model runs in another layout
 
 
-def measure_exactly(
-    task: Task, strategy: str, limit: int, progress: Progress
-) -> tuple[dict[str, Moments], Cost, Check | None]:
+def measure_exactly(task: Task, strategy: str, progress: Progress) -> tuple[dict[str, Moments], Cost, Check | None]:
     """Measure each layer while every earlier one normalizes with its own result: breadth-first, or layer by layer.
 
     Args:
         task: what is measured.
         strategy: "breadth", which goes on layer by layer if forwards cannot take turns or the check fails; "layerwise".
-        limit: bytes of activations that may be alive.
         progress: called whenever a layer is finished.
 
     Returns:
         The moments, the cost, and the last check; the first one, with `held_layer_by_layer`, if that alone failed. None
         if nothing could be compared.
     """
-    # A batch that holds arrays and no tensors counts 0 bytes. As 1 byte it is budgeted with what the profiled
-    # forward held, because the profile counts its sample as 1 byte, too.
-    sizes = [max(1, count_bytes(batch)) for batch in task.data]
-    cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=sum(sizes), passes=0)
+    cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=count_bytes(task.data), passes=0)
     failed_check: Check | None = None
-    with measured(task.root):
-        # The layer-by-layer measurement needs this, too: it leaves out the layers that are not batch norms.
-        profile = _prepare(task)
-        if strategy == "breadth":
-            # What the process holds on the host says nothing about the memory of an accelerator.
-            growth = Growth() if task.device.type == "cpu" else None
-            # A batch may be too large for the memory of one rank. Then all ranks have to raise.
-            budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit, growth))
-            try:
-                _require_interruptible(task)
-                statistics, failed_check = _settle_and_check(task, budget, cost, progress)
-                if failed_check is None or failed_check.held:
-                    return statistics, cost, failed_check
-                cause = "the model keeps state between its layers, or is random"
-                reason = f"an ordinary forward {_describe_difference(failed_check)}: {cause}"
-            except InterleavingError as error:
-                _run_alone(task, error.batch)
-                reason = str(error)
-            warn(
-                f"{CALLER}: {reason}; measured layer by layer, with forwards of all data up to each of "
-                f"{len(task.layers)} layers (strategy='layerwise' does so at once)"
-            )
+    if strategy == "breadth":
+        try:
+            statistics, failed_check = _walk_and_check(task, cost, progress)
+            if failed_check is None or failed_check.held:
+                return statistics, cost, failed_check
+            cause = "the model keeps state between its layers, or is random"
+            reason = f"an ordinary forward {_describe_difference(failed_check)}: {cause}"
+        except InterleavingError as error:
+            _run_alone(task, error.batch)
+            reason = str(error)
+        warn(
+            f"{CALLER}: {reason}; measured layer by layer, with forwards of all data up to each of "
+            f"{len(task.layers)} layers (strategy='layerwise' does so at once)"
+        )
 
     # The slow, obvious way takes batches in the layout that the caller gave: a forward may count in strides.
     task.channels_last = False
-    # The model is lent again: forwards that were interrupted may have left something in it.
     statistics, check, passes = measure_by_operations(task)
     cost.passes += passes
     cost.forwards += passes * len(task.data)
@@ -103,18 +73,46 @@ def measure_exactly(
     return statistics, cost, check
 
 
-def _prepare(task: Task) -> Profile:
-    """Prepare this rank's measurement, and leave out the layers that some rank has found not to be batch norms."""
-    profile: Profile = task.ranks.run_together(lambda: prepare(task))
-    task.leave_out(set().union(*task.ranks.gather(task.unmeasured)))
-    return profile
+def _walk_and_check(task: Task, cost: Cost, progress: Progress) -> tuple[dict[str, Moments], Check | None]:
+    """Walk until the statistics that are assumed of layers called several times are those that are measured."""
+    checked = choose_checked(task)
+    walks: list[tuple[Mapping[str, Moments], Walk]] = []  # the last one, and what it assumed
+
+    def walk(assumed: Mapping[str, Moments]) -> dict[str, Moments]:
+        walked = Walk(task, assumed, checked).go(_do_nothing if walks else progress)
+        walks[:] = [(assumed, walked)]
+        cost.forwards += walked.forwards
+        cost.passes += 1
+        cost.peak_bytes = max(cost.peak_bytes, walked.room.peak)
+        # Another rank may have met a layer twice that this one has met once, and all of them have to search for the
+        # same layers.
+        names = {*assumed}.union(*task.ranks.gather(walked.revisited))
+        return task.fetch({name: pooled for name, pooled in walked.statistics.items() if name in names})
+
+    with measured(task.root):
+        task.channels_last = task.ranks.run_together(lambda: _is_faster_turned(task))
+    with measured(task.root):
+        assumed, of_assumed, _ = settle(walk)
+        if not of_assumed.held:
+            raise InterleavingError(
+                f"the statistics of {join_names(assumed)}, which are called several times, do not settle"
+            )
+        if walks[0][0] is not assumed:
+            walk(assumed)
+        # Raises if some are not finite, which the check would blame on the model.
+        statistics = task.fetch(walks[0][1].statistics)
+    return statistics, check_walk(task, walks[0][1], statistics)
 
 
-def _require_interruptible(task: Task) -> None:
-    """Raise InterleavingError where forwards change for a while what forwards of other batches would run with."""
-    changed = [of_rank for of_rank in task.ranks.gather(task.changed_for_a_while) if of_rank]
-    if changed:
-        raise InterleavingError(f"its forward changes {changed[0]} for a while, which other forwards would run with")
+def _is_faster_turned(task: Task) -> bool:
+    """Return whether images are turned to channels innermost: on the CPU, if a few of them run through the model so."""
+    if task.device.type != "cpu" or not task.data:
+        return False
+    # What is wrong with the model itself, the walk raises too.
+    with contextlib.suppress(Exception):
+        replace(task, channels_last=True).evaluate(take_images(task.data[0], _SAMPLE_SIZE))
+        return True
+    return False
 
 
 def _do_nothing() -> None:
@@ -126,169 +124,16 @@ def _run_alone(task: Task, failed_batch: int | None) -> None:
 
     def run() -> None:
         if failed_batch is not None:
-            task.evaluate(task.data[failed_batch])
+            with measured(task.root):
+                task.evaluate(task.data[failed_batch], is_as_given=True)
 
     task.ranks.run_together(run)
 
 
-def _settle_and_check(
-    task: Task, budget: Budget, cost: Cost, progress: Progress
-) -> tuple[dict[str, Moments], Check | None]:
-    walk = _settle(task, budget, cost, progress)
-    cost.peak_bytes = max(cost.peak_bytes, budget.peak)
-    statistics = task.fetch(walk.statistics)  # raises if some are not finite, which the check would blame on the model
-    return statistics, check_walk(task, walk, statistics)
-
-
 def _describe_difference(check: Check) -> str:
     if math.isinf(check.off):
-        return f"does not call layer {check.layer!r} in its turn, or gives it values that cannot be compared"
+        return f"does not call layer {check.layer!r} as often, or gives it values that cannot be compared"
     return f"gives layer {check.layer!r} another input (by {check.off:.2%} of σ or of the variance)"
-
-
-@dataclass
-class _Trial:
-    """One walk of the search for a fixed point.
-
-    Attributes:
-        remainder: the largest difference between `assumed` and `measured`.
-        assumed: statistics of layers that are called several times, which the walk has assumed.
-        measured: what the walk has measured of these layers.
-        walk: the walk.
-    """
-
-    remainder: float
-    assumed: Mapping[str, Moments]
-    measured: Mapping[str, Moments]
-    walk: Walk
-
-    def mix(self, step: float) -> dict[str, Moments]:
-        """Go a share `step` of the way from what was assumed to what was measured."""
-        mixed = {}
-        for name, moments in self.measured.items():
-            assumed = self.assumed[name]
-            mean = assumed.mean + step * (moments.mean - assumed.mean)
-            var = assumed.var + step * (moments.var - assumed.var)
-            mixed[name] = Moments(moments.count, mean, var)
-        return mixed
-
-
-def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
-    """Walk until the statistics that are assumed of layers called several times are those that the walk measures.
-
-    Without such layers one walk is enough. With some, each walk assumes what the walk before has measured. If that does
-    not settle, steps are made smaller: a walk assumes a value between what was assumed before and what was measured.
-    Whenever the remainder grows, the steps become smaller again.
-
-    Args:
-        task, budget: see `Walk`.
-        cost: its passes and forwards are counted up.
-        progress: called whenever a layer is finished in the first pass.
-
-    Raises:
-        ValueError: there seems to be no fixed point.
-
-    Warns:
-        RuntimeWarning: a small remainder is left.
-    """
-    checked = choose_checked(task)
-    assumed: dict[str, Moments] = {}
-    best: _Trial | None = None
-    step = 1.0
-    # Walks since a layer was last added to `assumed`, and since the best of them.
-    trials = 0
-    since_best = 0
-    for _ in range(_MOST_TRIALS):
-        walk = Walk(task, budget, assumed, checked).go(progress)
-        cost.forwards += walk.forwards
-        cost.passes += 1
-        progress = _do_nothing
-
-        measured = _fetch_revisited(task, walk, assumed)
-        if assumed.keys() != measured.keys():  # the walk has shown further layers that are called several times
-            assumed = measured
-            best = None
-            step = 1.0
-            trials = 0
-            continue
-
-        # If no layer is called several times, the remainder is 0 and the first walk is the result.
-        differences = [max(compare_moments(assumed[name], measured[name])) for name in measured]
-        remainder = max(differences, default=0.0)
-        trial = _Trial(remainder, assumed, measured, walk)
-        if remainder < _SETTLED:
-            return walk
-        trials += 1
-        since_best += 1
-        if best is None or remainder < best.remainder:
-            best = trial
-            since_best = 0
-
-        is_plain = trials < len(measured) + _PLAIN_TRIALS
-        next_step = _choose_step(step, is_plain, remainder, best.remainder)
-        if next_step < step:
-            # Larger steps may have run away by now, so that the search goes on from the best trial and not from the
-            # last.
-            assumed = best.mix(next_step)
-        elif since_best > _PATIENCE and not is_plain:
-            break
-        else:
-            assumed = trial.mix(next_step)
-        step = next_step
-    return _take_remainder(task, best, assumed)
-
-
-def _fetch_revisited(task: Task, walk: Walk, assumed: Mapping[str, Moments]) -> dict[str, Moments]:
-    """Fetch what a walk has measured of the layers that are called several times: those of `assumed`, and new ones."""
-    # Another rank may have met a layer twice that this one has met once, and all of them have to search for the same
-    # layers.
-    names = set().union(assumed, *task.ranks.gather(walk.revisited))
-    revisited = {}
-    for name, pooled in walk.statistics.items():
-        if name in names:
-            revisited[name] = pooled
-    return task.fetch(revisited)
-
-
-def _choose_step(step: float, is_plain: bool, remainder: float, best_remainder: float) -> float:
-    """Choose the share of the next change that is made.
-
-    Args:
-        step: the share of the last change.
-        is_plain: whether all of each change is made as yet.
-        remainder: that of the last walk.
-        best_remainder: the smallest so far.
-    """
-    if is_plain:
-        return 1.0
-    if step == 1.0:
-        return _FIRST_STEP
-    # Steps of this size do not converge.
-    if remainder > 1.5 * best_remainder:
-        return max(_SMALLEST_STEP, step / 2)
-    return step
-
-
-def _take_remainder(task: Task, best: _Trial | None, names: Collection[str]) -> Walk:
-    """Take the walk with the smallest remainder, and as its statistics those that it has assumed.
-
-    Warns of the remainder, or raises ValueError if it is large.
-    """
-    if best is None or best.remainder > _SMALL:
-        raise ValueError(
-            f"{CALLER}: the statistics of {join_names(names)}, which are called several times, do not settle; measure "
-            "the others: name them in layers= of population_statistics or recalibrate"
-        )
-    warn(
-        f"{CALLER}: the statistics of {join_names(names)}, which are called several times, do not settle fully: an "
-        f"evaluation under them gives others, by {best.remainder:.2%} of σ or of the variance"
-    )
-    for name, moments in best.assumed.items():  # all other layers were measured under these
-        best.walk.statistics[name] = Pooled(best.walk.statistics[name].count, moments.mean, moments.var)
-    # Later trials have left other statistics in the buffers, and the check evaluates the model under the buffers.
-    for name, pooled in best.walk.statistics.items():
-        task.write(name, pooled)
-    return best.walk
 
 
 def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Moments], Cost]:
@@ -304,8 +149,6 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         parts.setdefault(name, []).append(task.reader.measure(x))
 
     with measured(task.root):
-        _prepare(task)
-        task.channels_last = False  # there is no check, which would tell a forward that counts in strides
         for layer in task.layers.values():
             # The attribute is set, because `train()` would also change modules inside a layer, such as its dropout.
             layer.training = True
@@ -316,7 +159,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
     # All ranks merge the same layers in the same order, also a layer that none of their own batches has reached.
     names = dict.fromkeys(name for of_rank in task.ranks.gather(list(parts)) for name in of_rank)
     for name in names:
-        of_rank = task.reader.pool(parts[name], []) if name in parts else None
+        of_rank = task.reader.pool(parts[name]) if name in parts else None
         pooled[name] = task.ranks.merge(of_rank)
         progress()
 
@@ -347,7 +190,7 @@ def measure_errors(task: Task, statistics: Statistics, is_precise: bool) -> dict
         for batch in task.data:
             parts.clear()
             task.evaluate(batch)
-            pooled = {name: task.reader.pool(calls, []) for name, calls in parts.items()}
+            pooled = {name: task.reader.pool(calls) for name, calls in parts.items()}
             for name, moments in zip(pooled, fetch(pooled.values()), strict=True):
                 squares[name] += _compute_contribution(moments, statistics[name]).square()
                 batches[name] += 1

@@ -9,25 +9,20 @@ hooks at which a walk stops, are measured too.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from bnlab.exact.fixed_point import settle
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
 from bnlab.model.layers import get_running_buffers, has_own_forward
 from bnlab.model.reading import Pooled
-from bnlab.statistics.moments import Moments, compare_moments
+from bnlab.statistics.moments import Moments
 from bnlab.statistics.provenance import Check
-
-SAME = 1e-4  # difference of moments that is rounding: of means in σ, of variances relative
-_SETTLED = 1e-6  # layers that depend on themselves are measured again until the difference is this small
-_PATIENCE = 8  # passes in which it is not halved: a model that counts its calls differs less and less, without an end
-_SMALLEST_STEP = 0.02  # share of each change that is made at least, where larger ones do not settle
 
 
 def find_read(task: Task, unseen: Collection[str]) -> list[str]:
@@ -55,53 +50,11 @@ def measure_by_operations(task: Task) -> tuple[dict[str, Moments], Check, int]:
         has failed where passes go on to differ, as of a model that never settles.
     """
     with measured(task.root):
-        return _settle(task)
+        return settle(partial(_pass, task))
 
 
-def _settle(task: Task) -> tuple[dict[str, Moments], Check, int]:
-    """Make passes until they confirm what was found; where they do not, the changes that are made become smaller."""
-    found: dict[str, Moments] = {}
-    passes = 0
-    best: tuple[dict[str, Moments], Check] = {}, Check(False, None, math.inf)
-    halved = math.inf  # the difference when it was last halved
-    since_halved = 0
-    step = 1.0
-    while True:
-        now, has_more = _pass(task, found)
-        passes += 1
-        if has_more:
-            found = {**found, **now}
-            continue
-
-        off = {name: max(compare_moments(found[name], now[name])) for name in now}
-        worst = max(off, key=lambda name: off[name], default=None)
-        largest = 0.0 if worst is None else off[worst]
-        is_better = largest < best[1].off
-        if is_better:
-            best = found, Check(largest <= SAME, None if largest <= SAME else worst, largest)
-        if largest < halved / 2:
-            halved = largest
-            since_halved = 0
-        else:
-            since_halved += 1
-        if largest <= _SETTLED or since_halved == _PATIENCE:
-            return *best, passes
-        if not is_better:
-            step = max(_SMALLEST_STEP, step / 3)
-        found = {**found, **{name: _mix(found[name], moments, step) for name, moments in now.items()}}
-
-
-def _mix(before: Moments, now: Moments, step: float) -> Moments:
-    """Go a share `step` of the way from one to the other."""
-    if step == 1:
-        return now
-    mean = before.mean + step * (now.mean - before.mean)
-    var = before.var + step * (now.var - before.var)
-    return Moments(now.count, mean, var)
-
-
-def _pass(task: Task, given: Mapping[str, Moments]) -> tuple[dict[str, Moments], bool]:
-    """Run all batches under these statistics; return what was normalized, and whether a layer has none yet.
+def _pass(task: Task, given: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Run all batches under these statistics; return what their layers normalized, and one layer more.
 
     Of the layers without statistics the first is read. What comes behind one in a forward does not count yet.
     """
@@ -136,9 +89,9 @@ def _pass(task: Task, given: Mapping[str, Moments]) -> tuple[dict[str, Moments],
     names = dict.fromkeys(name for of_rank in task.ranks.gather([*parts]) for name in of_rank)
     pooled = {}
     for name in names:
-        of_rank = task.reader.pool(parts[name], []) if name in parts else None
+        of_rank = task.reader.pool(parts[name]) if name in parts else None
         pooled[name] = task.ranks.merge(of_rank)
-    return task.fetch(pooled), any(task.ranks.gather(new is not None))
+    return task.fetch(pooled)
 
 
 def _evaluate(

@@ -17,7 +17,6 @@ from bnlab.exact.measure import compute_worst_error, measure_errors, measure_exa
 from bnlab.exact.operations import find_read, measure_by_operations
 from bnlab.exact.source import Source
 from bnlab.exact.task import CALLER, Ranks, Task
-from bnlab.memory import memory_limit
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.batches import (
     CountImages,
@@ -60,28 +59,29 @@ def population_statistics(
     check: str = "some",
     group: Any = None,
     device: torch.device | str | None = None,
-    memory: int | str | None = None,
     progress: bool | None = None,
 ) -> Statistics:
     """Measure mean and variance (ddof 0) of what each batch-norm layer of `model` is given at inference.
 
     The model comes back as it was. At the end some batches are evaluated in the ordinary way. If that differs
-    from what was measured, bnlab measures layer by layer instead, and warns why. Forwards that wait for each other (a
-    lock that is held across a layer) need strategy="layerwise"; layers that run in other threads cannot be measured.
+    from what was measured, bnlab measures layer by layer instead, and warns why. Layers that run in other threads
+    cannot be measured.
 
     `diagnose` and `recalibrate` take the same keywords in the same order, as far as they have them.
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
-        batches: what `forward` takes, such as a DataLoader. They are read once and kept on their devices. The result is
-            exact for these images: give training images, augmented as in training.
+        batches: what `forward` takes, such as a DataLoader. They are read once, and copies are kept on their devices
+            (not of a list's). The result is exact for these images: give training images, augmented as in training.
+            What waits between two layers takes up to half of the memory that is free. Beyond that batches are run again
+            for each layer, and `.cost` says how often: `max_images=` takes a sample.
         statistic: "exact": earlier layers normalize with their own result. "precise": every layer normalizes with the
             statistics of its batch, and moments are pooled over batches, as by one-pass precise batch norm; the result
             depends on the batch size.
         strategy: "breadth", or "layerwise": whole forwards of all batches for each layer in turn, slow and simple. With
-            "breadth" a forward may wait at a layer, or be ended there by an exception (GreenletExit) and begun again
-            where memory is short: what it has changed outside of the model until there, such as a counter or an open
-            file, stays.
+            "breadth" a forward waits at a layer while others run, or is ended there by an exception (GreenletExit) and
+            begun again where memory is short. Forwards that hold a lock across a layer, or change a setting of the
+            whole process there (the default dtype, say), need "layerwise".
         layers: names of the layers to measure; default all. The others normalize with their own buffers.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.
@@ -100,13 +100,6 @@ def population_statistics(
             of all. "all": all of them, for a model that keeps state, as a mask that its forward sets in few batches.
         group: a torch.distributed process group; every rank gives its share of the data, and gets the whole result.
         device: where batches are moved to; default the model's.
-        memory: what the process may grow by, above the batches and one ordinary forward: bytes or "4GiB"; default 40%
-            of what is free, also in a container. Batches that do not fit are run again for each layer, and `.cost` says
-            how often: with half of the memory that all batches need the processor works twice as long, with a quarter
-            almost five times (ResNet-20). `max_images=` of as many as fit takes less time than all of them, but has the
-            error of a sample: 3% of σ or of the variance for 1,000 images, twice as much for a quarter of them (a small
-            network's worst layer). Take a sample where that does not matter, "auto" to be told how many images are
-            enough; it measures more than once. Where statistics have to be exact, let batches run again.
         progress: show a bar over the layers.
 
     Returns:
@@ -143,12 +136,11 @@ def population_statistics(
     extracts = Inputs(targets, inputs, CALLER)
     count = check_counter(images, CALLER)
     device = find_device(model, device, CALLER)
-    limit = memory_limit(memory, device)
     ranks = Ranks(group, CALLER)
 
     reader = choose_reader(device, ranks.is_alone)
     task = Task(model, targets, forward or call, device, [], ranks, extracts, reader, checks_all=check == "all")
-    measure = partial(_measure, task, count, is_precise, strategy, limit, progress)
+    measure = partial(_measure, task, count, is_precise, strategy, progress)
 
     with keep_random_state(model):  # loaders draw their seeds
         source = Source(batches, count, CALLER)
@@ -158,8 +150,6 @@ def population_statistics(
         statistics = measure()
         if standard_errors:
             statistics.standard_errors = measure_errors(task, statistics, is_precise)
-        # After all passes, because a forward or a thread of the loader may write into a batch during each.
-        ranks.run_together(lambda: source.require_unchanged(task.data))
         return statistics
 
 
@@ -185,7 +175,6 @@ def _measure_until_exact(
 
         # Every rank has the same statistics and errors, so that all ranks stop after the same measurement.
         if is_exhausted or compute_worst_error(statistics.standard_errors or {}, statistics) <= tolerance:
-            task.ranks.run_together(lambda: source.require_unchanged(task.data))
             return statistics
 
         batches_before = batches
@@ -195,7 +184,7 @@ def _measure_until_exact(
 
 
 def _measure(
-    task: Task, count: Callable[[Any], int], is_precise: bool, strategy: str, limit: int, progress: bool | None
+    task: Task, count: Callable[[Any], int], is_precise: bool, strategy: str, progress: bool | None
 ) -> Statistics:
     """Measure the batches that have been read."""
     from tqdm import tqdm
@@ -211,12 +200,11 @@ def _measure(
         if is_precise:
             moments, cost = measure_under_batches(task, bar.update)
         else:
-            moments, cost, check = measure_exactly(task, strategy, limit, bar.update)
+            moments, cost, check = measure_exactly(task, strategy, bar.update)
 
-    # `task.layers` no longer has the layers that turned out not to be batch norms; they are added below.
     unseen = [name for name in task.layers if name not in moments]
     # This comes before the general error below, because it can say why a layer was not reached.
-    read = find_read(task, unseen)
+    read = find_read(task, [name for name in unseen if name not in task.not_seen])
     if read:
         called = f"a forward reads {join_names(read)} without calling them, as layer.forward(x) does"
         if is_precise:
@@ -227,11 +215,17 @@ def _measure(
         cost.forwards += passes * len(task.data)
         unseen = [name for name in task.layers if name not in moments]
     if not moments:
-        names = join_names([*task.layers, *task.unmeasured])
+        names = join_names(task.layers)
         raise ValueError(f"{CALLER}: the data reached none of the layers {names}, or none that can be measured")
+    not_seen = set().union(*task.ranks.gather(task.not_seen)) - moments.keys()
+    if not_seen:
+        warn(
+            f"{CALLER}: in the forward of {join_names(sorted(not_seen))} no batch-norm operation of torch's is seen "
+            "that takes all channels; they are not measured"
+        )
 
     eps = {name: task.layers[name].eps for name in moments}
-    statistics = Statistics(moments, eps, [*unseen, *sorted(task.unmeasured)], read_weights(task.layers))
+    statistics = Statistics(moments, eps, unseen, read_weights(task.layers))
     cost.images = sum(map(count, task.data))
     statistics.cost = cost
     statistics.check = check

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnlab.model.batches import Forward, copy_batch
-from bnlab.model.borrow import Place
 from bnlab.model.calls import read_normalized
 from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, has_own_forward, unwrap_parallel
 from bnlab.model.reading import Pooled, Reader
@@ -38,13 +36,9 @@ class Task:
         ranks: the processes that measure together.
         inputs: says what the layers normalize.
         reader: reads the moments of what they normalize.
-        sample_size: how many of a batch's images are evaluated to profile a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
-        places: attributes that a forward sets, which forwards that take turns keep apart.
-        unmeasured: norms of other classes than torch's that normalize something other than their input.
+        not_seen: layers with a forward of their own that were called without a batch-norm operation of torch's.
         checks_all: whether all batches are checked, and not some of them.
-        changed_for_a_while: what a forward changes and puts back itself, so that it cannot be interrupted; "" if
-            nothing.
         caller: the public call, for messages.
         progress: whether bars are shown.
         labels: called with a batch, returns its labels, for whoever scores; None: they are looked for.
@@ -60,12 +54,9 @@ class Task:
     ranks: Ranks
     inputs: Inputs
     reader: Reader
-    sample_size: int = sys.maxsize
     channels_last: bool = False
-    places: Sequence[Place] = ()
-    unmeasured: frozenset[str] = frozenset()
+    not_seen: dict[str, None] = field(default_factory=dict)
     checks_all: bool = False
-    changed_for_a_while: str = ""
     caller: str = CALLER
     progress: bool | None = None
     labels: Callable[[Any], Any] | None = None
@@ -85,20 +76,16 @@ class Task:
         """Return the same task of this process alone."""
         return replace(self, ranks=Ranks(None, self.caller))
 
-    def leave_out(self, names: Iterable[str]) -> None:
-        """Measure these layers no more; they go on as they are."""
-        self.unmeasured = frozenset(names)
-        self.layers = {name: layer for name, layer in self.layers.items() if name not in self.unmeasured}
-
     def run_all(self) -> None:
         """Run the forward of each batch."""
         for batch in self.data:
             self.evaluate(batch)
 
-    def evaluate(self, batch: Any) -> Any:
-        """Run the forward of a copy of a batch."""
+    def evaluate(self, batch: Any, is_as_given: bool = False) -> Any:
+        """Run the forward of a copy of a batch; `is_as_given`: in the caller's layout in memory."""
         # A forward may write into its batch, and each batch is evaluated several times.
-        return self.forward(self.root, copy_batch(batch, self.device, self.channels_last))
+        channels_last = self.channels_last and not is_as_given
+        return self.forward(self.root, copy_batch(batch, self.device, channels_last))
 
     def write(self, name: str, moments: Moments | Pooled) -> None:
         """Write a layer's mean and variance, as they are, into its buffers."""
@@ -172,6 +159,8 @@ def watched(
                 is_reading = False
         else:
             x = task.inputs.select(name, layers[name], args, kwargs)
+        if x is None and name in own_forwards:
+            task.not_seen[name] = None
         if x is None or not x.numel():
             return
         task.require_same_buffers(name)

@@ -1,77 +1,72 @@
-"""Breadth-first evaluation: every layer's exact statistics in about one forward pass over the data.
+"""The walk: forwards of all batches go through the network together, breadth-first, a layer at a time.
 
-All batches advance together from one batch-norm layer to the next, each forward in a greenlet of its own. At a layer
-the moments of each batch's values are read, and its forward waits. Once the last batch has come, the layer's statistics
-are final, and all forwards go on under them. A batch for which there is no memory does not wait: its forward is ended,
-and begun again at the input once the layer is finished.
+Each forward runs in a greenlet, which a hook interrupts at each layer. When a batch comes to a layer, the moments of
+its values are read, and its forward waits. Once the last batch has come, the layer's statistics are final, and all
+forwards go on under them. A batch for which there is no memory does not wait: its forward is ended, and begun again at
+the input once the layer is finished.
+
+While a forward waits, others run. So it puts away what forwards often set for a while: autocast, grad mode, and
+attributes of the model's modules. Nothing else is kept apart: the check sees what comes of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import sys
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from greenlet import greenlet
 from torch import Tensor
 
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
-from bnlab.memory import Budget
-from bnlab.model.borrow import ForwardState, read_fixed_settings
-from bnlab.model.reading import Pooled, Refilled
+from bnlab.memory import Room
+from bnlab.model.batches import count_bytes
+from bnlab.model.borrow import is_of_torch
+from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments
 
 
-class Call(NamedTuple):
-    """One call of a layer: its name, and the moments of what it was given."""
-
-    name: str
-    moments: Pooled
-
-
-class _Batch:
-    """A batch on its way through the network.
-
-    A batch waits while its forward is interrupted at a layer. A batch that has come to a layer and does not wait has to
-    be run again from the input.
+class Way:
+    """A batch's way through the network.
 
     Attributes:
-        index: its number.
+        index: the batch's number.
         walker: its interrupted forward; None while it does not wait.
-        state: what its interrupted forward has set, see `ForwardState.leave`.
         layer: the layer that it has come to last; None at the end of the network.
-        x: what this layer was given to normalize, if it may have to be read again; else None.
-        moments: of `x`, as the task's reader has them.
-        measured_layers: the layers that the batch has been measured at.
-        layers_ahead: those of them that its latest forward has yet to pass. A forward that was begun again passes each
+        moments: of what it was given to normalize at the layers where it was measured. They are kept for batches that
+            are checked later; of others None stays, once the layer is finished.
+        ahead: those of these layers that its latest forward has yet to pass. A forward that was begun again passes each
             of them once without a stop.
-        assumed_calls: the calls of layers with assumed statistics in its latest forward.
-        calls: all calls in its latest forward; None if the batch is not checked later.
-        measuring_calls: the call of each layer by which the batch was measured there.
+        assumed: the calls of layers with assumed statistics in its latest forward.
     """
 
     def __init__(self, index: int, is_checked: bool) -> None:
         self.index = index
         self.is_checked = is_checked
         self.layer: str | None = None
-        self.moments: Any = None
-        self.measured_layers = set[str]()
-        self.measuring_calls: dict[str, Call] = {}
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget the latest forward: another one begins at the input."""
         self.walker: greenlet | None = None
-        self.x: Tensor | None = None
-        self.state: tuple[Any, Any] | None = None
-        self.layers_ahead = set(self.measured_layers)
-        self.assumed_calls: list[Call] = []
-        self.calls: list[Call] | None = [] if self.is_checked else None
+        self.moments: dict[str, Pooled | None] = {}
+        self.ahead = set[str]()
+        self.assumed: list[tuple[str, Pooled]] = []
+
+    def begin(self, evaluate: Callable[[Any], Any]) -> greenlet:
+        """Return a new forward, which has not run yet, and forget the latest one."""
+        self.walker = None
+        self.ahead = set(self.moments)
+        self.assumed = []
+        walker = greenlet(evaluate)
+        walker.gr_context = contextvars.copy_context()  # what the caller has set holds in its forwards
+        return walker
+
+    def take_moments(self, layer: str) -> Pooled | None:
+        """Return the moments of a layer that is finished now, and keep them where the batch is checked."""
+        moments = self.moments[layer]
+        if not self.is_checked:
+            self.moments[layer] = None
+        return moments
 
 
 class Walk:
@@ -79,30 +74,31 @@ class Walk:
 
     Args:
         task: what is measured.
-        budget: decides which batches may wait.
         assumed: statistics that some layers are assumed to have, such as those that are called several times. Batches
             do not wait at these layers; the moments of all calls are collected.
-        checked: numbers of the batches that are checked later, for which their calls are kept.
+        checked: numbers of the batches that are checked later.
 
     Attributes:
+        ways: those of the batches.
         statistics: moments of each layer, in the order in which they were finished.
         revisited: layers that were called once more after they had been finished.
         forwards: how often a forward was begun.
-        batches: the batches.
+        room: what forwards that wait and run have held.
     """
 
-    def __init__(self, task: Task, budget: Budget, assumed: Mapping[str, Moments], checked: Collection[int]) -> None:
-        self._task = task
-        self._budget = budget
-        self._assumed = assumed
-        self._current = _Batch(-1, False)  # the one whose forward runs
-        self._state = ForwardState(task.root, task.device, task.places)
-        # The caller's settings. A new tensor has no tangent, which counts as no forward-mode differentiation.
-        self._fixed_settings = read_fixed_settings(torch.zeros(()))
-        self.batches = [_Batch(index, index in checked) for index in range(len(task.data))]
+    def __init__(self, task: Task, assumed: Mapping[str, Moments], checked: Collection[int]) -> None:
+        self.ways = [Way(index, index in checked) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
         self.forwards = 0
+        self.room = Room(task.device, [*task.root.parameters(), *task.root.buffers()])
+        self._task = task
+        self._assumed = assumed
+        self._current: Way | None = None  # the one whose forward runs
+        self._modules = [module for module in task.root.modules() if not is_of_torch(module)]
+        self._is_inference = torch.is_inference_mode_enabled()
+        kinds = dict.fromkeys(("cpu", task.device.type))
+        self._autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
 
     def go(self, progress: Callable[[], object]) -> Walk:
         """Take all batches through; `progress` is called whenever a layer is finished.
@@ -112,11 +108,11 @@ class Walk:
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
-        with _kept_settings(), watched(self._task, self._task.layers, self._visit, compares_modes=True):
+        with watched(self._task, self._task.layers, self._visit, compares_modes=True):
             try:
                 for name, moments in self._assumed.items():
                     self._task.write(name, moments)
-                run_together(partial(self._begin, self.batches))
+                run_together(partial(self._begin, self.ways))
 
                 # Each turn finishes one layer. All ranks take part, even one without a batch at this layer.
                 while (layer := self._choose_next()) is not None:
@@ -131,25 +127,22 @@ class Walk:
                     self._finish_assumed(name)
             finally:
                 # When an error is raised, forwards may still be waiting. They are ended here, while the model is
-                # borrowed; otherwise the garbage collector would end them at some later time. The one that ran last
-                # comes first: the others are not to end under settings that it has changed.
-                for batch in (self._current, *self.batches):
-                    if batch.walker is not None and not batch.walker.dead:
-                        _end(batch.walker)
+                # borrowed; otherwise the garbage collector would end them at some later time.
+                for way in self.ways:
+                    if way.walker is not None and not way.walker.dead:
+                        _end(way.walker)
         return self
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
 
     def _visit(self, name: str, x: Tensor) -> None:
         """Decide what the current batch's forward does at a layer; called by the layer's hook."""
-        batch = self._current
+        way = self._current
+        assert way is not None
         if name in self._assumed:  # it has statistics: read the values, and go on
-            moments = self._measure(name, x, False)
-            batch.assumed_calls.append(Call(name, moments))
-        elif name in batch.layers_ahead:  # measured in an earlier forward of this batch: pass it
-            batch.layers_ahead.remove(name)
-            if batch.calls is not None:
-                batch.calls.append(batch.measuring_calls[name])
+            way.assumed.append((name, self._task.reader.measure(x)))
+        elif name in way.ahead:  # measured in an earlier forward of this batch: pass it
+            way.ahead.remove(name)
         elif name in self.statistics:  # finished, and called once more: its statistics will have to be assumed
             self.revisited.add(name)
         else:
@@ -157,98 +150,86 @@ class Walk:
             parent = greenlet.getcurrent().parent
             if parent is None:
                 raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
-            parent.switch(name, x)  # returns when this forward goes on
+            with self._put_away():
+                parent.switch(name, x)  # returns when this forward goes on
 
-    def _measure(self, name: str, x: Tensor, is_kept: bool) -> Any:
-        """Read what a layer normalizes, and add the call to those that are checked later.
-
-        `is_kept`: the values are kept, so that they can be read again; such a call is not checked.
-        """
-        reader = self._task.reader
-        if is_kept:
-            return reader.read(x)
-        moments = reader.measure(x)
-        calls = self._current.calls
-        if calls is not None:
-            calls.append(Call(name, moments))
-        return moments
+    @contextlib.contextmanager
+    def _put_away(self) -> Iterator[None]:
+        """In the block the caller's settings hold; after it what this forward has set: modes, and attributes."""
+        attributes = [(vars(module), dict(vars(module))) for module in self._modules]
+        try:
+            with contextlib.ExitStack() as undo:
+                # Inference mode comes first, because it sets grad mode as well.
+                undo.enter_context(torch.inference_mode(self._is_inference))
+                undo.enter_context(torch.no_grad())
+                for kind, dtype, is_on in self._autocast:
+                    undo.enter_context(torch.autocast(kind, dtype=dtype, enabled=is_on))
+                yield
+        finally:
+            for now, before in attributes:
+                now.clear()
+                now.update(before)
 
     # -- one layer after the other -----------------------------------------------------------------------------------
 
-    def _begin(self, batches: Iterable[_Batch]) -> None:
+    def _begin(self, ways: Iterable[Way]) -> None:
         """Run batches from the input to the first layer that is not finished."""
-        for batch in batches:
-            batch.forget()
+        for way in ways:
             self.forwards += 1
-            walker = greenlet(self._task.evaluate)
-            walker.gr_context = contextvars.copy_context()  # what the caller has set holds in its forwards
-            self._advance(batch, walker, self._task.data[batch.index])
+            self._advance(way, way.begin(self._task.evaluate), self._task.data[way.index])
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
         # Both lists are made first, because batches move on to other layers in the loop.
-        here = [batch for batch in self.batches if batch.layer == name]
-        not_waiting = [batch for batch in here if batch.walker is None]
+        here = [way for way in self.ways if way.layer == name]
+        not_waiting = [way for way in here if way.walker is None]
 
-        for batch in here:
-            walker = batch.walker
+        for way in here:
+            walker = way.walker
             if walker is not None:
                 # Its memory has to be free before it goes on: at the next layer it may want to wait again.
-                self._budget.release(batch.index)
-                batch.walker = None
-                batch.x = None
-                self._advance(batch, walker)
+                self.room.leave(way.index)
+                way.walker = None
+                self._advance(way, walker)
         self._begin(not_waiting)
 
-    def _advance(self, batch: _Batch, walker: Any, *args: Any) -> None:
-        """Run a forward on to the next layer that is not finished; there the batch waits if there is memory for it.
+    def _advance(self, way: Way, walker: Any, *args: Any) -> None:
+        """Run a forward on to the next layer that is not finished; there the batch waits if there is room for it.
 
         Args:
-            batch: whose forward it is.
+            way: the batch whose forward it is.
             walker: the forward.
             args: what it is begun with; none where it was interrupted.
         """
-        self._current = batch
-        stop = self._switch(batch, walker, *args)
+        self._current = way
+        # What a forward holds at each layer is counted by the first batch.
+        with self.room.counted() if way.index == 0 else contextlib.nullcontext():
+            stop = self._switch(way, walker, *args)
         if walker.dead:
-            batch.layer = None
+            way.layer = None
             return
 
-        layer, x = stop
-        batch.layer = layer
-        batch.walker = walker  # which is ended if anything below raises an error
+        way.walker = walker  # which is ended if anything below raises an error
+        way.layer, x = stop
+        way.moments[way.layer] = self._task.reader.measure(x)
+        size = count_bytes(self._task.data[way.index])
+        if way.index == 0:
+            self.room.note(way.layer, size)
+        if not self.room.take(way.index, way.layer, size):
+            way.walker = None
+            _end(walker)  # which saves the rest of it
 
-        may_wait = self._budget.admit(batch.index, layer)
-        if may_wait and read_fixed_settings(x) != self._fixed_settings:
-            raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
-
-        is_kept = may_wait and batch.calls is None  # what is checked later is measured at once
-        batch.x = x if is_kept else None
-        batch.moments = self._measure(layer, x, is_kept)
-        batch.measured_layers.add(layer)
-        if batch.calls is not None:
-            batch.measuring_calls[layer] = batch.calls[-1]
-        if may_wait:
-            return
-
-        # Only now: the rest of a forward may write into what it gave this layer.
-        batch.walker = None
-        _end(walker)  # which saves the rest of it
-
-    def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
-        """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
-        self._state.enter(batch.state)
+    def _switch(self, way: Way, walker: Any, *args: Any) -> Any:
+        """Let a forward run until it stops at a layer or ends."""
         try:
             return walker.switch(*args)
         except Exception as error:
             # A batch has no walker while its forward runs, so that this asks about the other batches only.
-            is_alone = all(other.walker is None for other in self.batches)
+            is_alone = all(other.walker is None for other in self.ways)
             if is_alone:  # then the forward itself is at fault, not what others have left in the model
                 raise
             reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
-            raise InterleavingError(reason, batch.index) from error
-        finally:
-            batch.state = self._state.leave()
+            raise InterleavingError(reason, way.index) from error
 
     def _choose_next(self) -> str | None:
         """Choose the layer to finish next; None when all batches have come to the end.
@@ -256,66 +237,23 @@ class Walk:
         A rank proposes the layer of its first batch that waits or, if none waits, of its first batch that has not come
         to the end. All ranks take the proposal of the first rank that has one.
         """
-        waiting = [batch.layer for batch in self.batches if batch.walker is not None]
-        unfinished = [batch.layer for batch in self.batches if batch.layer is not None]
-        if waiting:
-            proposal = waiting[0]
-        elif unfinished:
-            proposal = unfinished[0]
-        else:
-            proposal = None
-
-        proposals: list[str | None] = self._task.ranks.gather(proposal)
+        waiting = [way.layer for way in self.ways if way.walker is not None]
+        unfinished = [way.layer for way in self.ways if way.layer is not None]
+        proposals: list[str | None] = self._task.ranks.gather(next(iter([*waiting, *unfinished]), None))
         return next((layer for layer in proposals if layer is not None), None)
 
     def _pool(self, name: str) -> Pooled | None:
         """Pool the moments of this rank's batches at a layer; None if none is there."""
-        kept = []
-        read = []
-        measured = []
-        for batch in self.batches:
-            if batch.layer != name:
-                continue
-            if batch.x is None:
-                measured.append(batch.moments)
-            else:
-                kept.append(batch.x)
-                read.append(batch.moments)
-        if not read and not measured:
-            return None
-
-        # The order matters: the reader matches `kept` with the first of the parts.
-        try:
-            return self._task.reader.pool([*read, *measured], kept)
-        except Refilled as error:
-            raise InterleavingError(f"forwards write into what layer {name!r} was given in others") from error
+        taken = [way.take_moments(name) for way in self.ways if way.layer == name]
+        parts = [moments for moments in taken if moments is not None]
+        return self._task.reader.pool(parts) if parts else None
 
     def _finish_assumed(self, name: str) -> None:
         """Pool the moments of all calls of a layer with assumed statistics."""
-        calls = [call for batch in self.batches for call in batch.assumed_calls]
-        parts = [call.moments for call in calls if call.name == name]
+        parts = [moments for way in self.ways for called, moments in way.assumed if called == name]
         if any(self._task.ranks.gather(bool(parts))):
-            of_rank = self._task.reader.pool(parts, []) if parts else None
+            of_rank = self._task.reader.pool(parts) if parts else None
             self.statistics[name] = self._task.ranks.merge(of_rank)
-
-
-@contextlib.contextmanager
-def _kept_settings() -> Iterator[None]:
-    """Give the caller its settings back after the block: forwards that take turns may put back each other's.
-
-    They are filters of warnings, where output goes, and whether torch differentiates in forward mode, which a function
-    of autograd, such as a reentrant checkpoint, turns off while its forward runs.
-    """
-    # Forward mode has no switch among torch's public names. Inference mode puts it back when its block ends; it is
-    # entered as it is, and turns gradients on where it is off.
-    is_inference = torch.is_inference_mode_enabled()
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(warnings.catch_warnings())
-        undo.enter_context(contextlib.redirect_stdout(sys.stdout))
-        undo.enter_context(contextlib.redirect_stderr(sys.stderr))
-        undo.enter_context(torch.inference_mode(is_inference))
-        undo.enter_context(torch.no_grad())
-        yield
 
 
 def _end(walker: greenlet) -> None:

@@ -9,10 +9,12 @@ import threading
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from tqdm import tqdm
 
 from bnlab.common.files import Unreadable, digest, quarantine, write_text
@@ -32,7 +34,7 @@ from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.harness.user_code import digest_class
-from bnlab.memory import keep_freed_memory
+from bnlab.memory import keep_freed_memory, share_memory
 
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
@@ -222,6 +224,9 @@ def prepare_process(config: Config) -> None:
     torch.set_num_threads(config.threads)
     # Otherwise mapping and zeroing fresh memory takes a quarter of the time of a small network.
     keep_freed_memory()
+    # The processes that a sweep has started all measure at once.
+    is_one_of_several = parent_process() is not None
+    share_memory(max(1, cpu_count() // config.threads) if is_one_of_several else 1)
     # tqdm's default lock is shared by processes, and one that is killed leaves it behind in the system.
     tqdm.set_lock(threading.RLock())
 

@@ -40,8 +40,8 @@ class Measured(Named, ABC):
         return self.name if self.images is None else super().label
 
     @abstractmethod
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        """Measure the statistics of frozen weights; `memory` bytes may be used beside the network and the images."""
+    def measure(self, model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
+        """Measure the statistics of frozen weights."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Exact(Measured):
     look: ClassVar[Look] = Look("exact statistics", "black", "dashed")
     depends_on_batch_size: ClassVar[bool] = False
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        return bnlab.population_statistics(model, batches, memory=memory)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
+        return bnlab.population_statistics(model, batches)
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Precise(Measured):
     name: ClassVar[str] = "precise"
     look: ClassVar[Look] = Look("precise BN", "green")
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        return bnlab.population_statistics(model, batches, statistic="precise", memory=memory)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
+        return bnlab.population_statistics(model, batches, statistic="precise")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class UpdateBN(Measured):
     look: ClassVar[Look] = Look("batches averaged (update_bn)", "green", "dashed")
     estimator: ClassVar[Estimator] = Cumulative()
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+    def measure(self, model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
         trace = bnlab.record_frozen(model, batches)
         return bnlab.replay(trace, self.estimator, [trace.last_step])[trace.last_step]
 

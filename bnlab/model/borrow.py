@@ -1,13 +1,8 @@
-"""Lend a model to a measurement and take it back as it was: parameters, buffers, modes and random state.
-
-Forwards that take turns are lent it too: each gets back what it had set when it was interrupted.
-"""
+"""Lend a model to a measurement and take it back as it was: parameters, buffers, modes and random state."""
 
 from __future__ import annotations
 
 import contextlib
-import enum
-import operator
 import random
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,14 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from bnlab.model.batches import is_dense
 from bnlab.model.layers import BatchNorm
 
 _WITH_GENERATORS = ("cuda", "mps", "xpu")  # types of devices that draw random numbers of their own
-# Types of what a forward sets for its batch: values that are replaced, and not written into.
-_SIMPLE = (bool, int, float, str, tuple, Tensor, type(None), enum.Enum, np.generic)
 
 _measurements = 0  # loans in which bnlab alone calls models
 _blocks: list[frozenset[int]] = []  # of each loan in which the caller may call any model: the modules that are lent
@@ -51,8 +43,8 @@ def count_loans(layers: frozenset[int]) -> int:
 def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = False) -> Iterator[None]:
     """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
 
-    What `restored` puts back is put back; and, unless the caller's code runs in the block, what forwards have set on
-    modules that are not torch's own, such as a mask that is made of the first batch. What was compiled runs as it is
+    What `restored` puts back is put back; and, unless the caller's code runs in the block, all weights, and what
+    forwards have set on modules, such as a mask that is made of the first batch. What was compiled runs as it is
     written, because compiled code sees no hooks.
 
     Args:
@@ -73,6 +65,7 @@ def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = Fal
             yield
             return
 
+        undo.callback(_give_back_values, _copy_values(model.parameters()))
         undo.callback(_give_back_attributes, _copy_attributes(model))
         _measurements += 1
         try:
@@ -105,7 +98,7 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
             undo.callback(_tell_mode, module, module.training)
 
         # Only a module of somebody's own may register a buffer in its forward.
-        attributes = {id(module): {*dir(module)} for module in modules if not _is_of_torch(module)}
+        attributes = {id(module): {*dir(module)} for module in modules if not is_of_torch(module)}
         undo.callback(_give_back_tensors, modules, _list_tensors(modules), attributes)
         # Weights are copied before the mode changes, because changing it may merge them.
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
@@ -160,11 +153,11 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 def _copy_attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Copy what modules hold beside tensors and modules: the attributes themselves, and what they are now.
 
-    Torch's own modules have none that a forward sets. Self-tuned norms bring theirs up to date by themselves.
+    Self-tuned norms bring theirs up to date by themselves.
     """
     copied = []
     for module in model.modules():
-        if not _is_of_torch(module) and not isinstance(module, BatchNorm):
+        if not isinstance(module, BatchNorm):
             attributes = vars(module)
             copied.append((attributes, {name: attributes[name] for name in attributes.keys() - _OF_EVERY_MODULE}))
     return copied
@@ -260,182 +253,12 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-class ForwardSnapshot:
-    """Snapshot of a model before a forward, to see in the middle of it what it has changed for the time being.
-
-    It holds trainable weights, which code swaps for their averages, or rounds, around a call of the model; and
-    attributes of torch's own layers, such as the probability of a dropout. Other attributes may be set for a batch, and
-    are kept apart by `ForwardState`; buffers and frozen parameters are given back by `restored`.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._weights = [(name, parameter, parameter.detach().clone()) for name, parameter in named]
-        self._attributes: list[tuple[str, dict[str, Any], str, Any]] = []
-        for prefix, module in model.named_modules():
-            if not _is_of_torch(module):
-                continue
-            for name, value in vars(module).items():
-                if isinstance(value, (bool, int, float, str)) and name != "training":
-                    self._attributes.append((prefix, vars(module), name, value))
-
-    def find_changed(self, also_weights: bool) -> str:
-        """Name the first thing that is not as it was; "" if all is."""
-        for prefix, attributes, name, value in self._attributes:
-            now = attributes.get(name)
-            are_both_nan = value != value and now != now  # NaN differs from itself
-            if now != value and not are_both_nan:
-                return f"{prefix}.{name}"
-        if also_weights:
-            for name, weight, value in self._weights:
-                if is_dense(weight) and weight.shape == value.shape and not are_equal(weight, value):
-                    return name
-        return ""
-
-
 def are_equal(tensor: Tensor, values: Tensor) -> bool:
     """Return whether a tensor has these values; where both are NaN they are equal."""
     # The quick comparison first: it is enough wherever nothing is NaN.
     return torch.equal(tensor, values) or torch.allclose(tensor, values, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def _is_of_torch(module: nn.Module) -> bool:
+def is_of_torch(module: nn.Module) -> bool:
+    """Return whether a module is of torch's own class, on which forwards set no attributes."""
     return type(module).__module__.startswith("torch.nn.")
-
-
-Place = tuple[dict[str, Any], str]
-"""An attribute of a module: all attributes of that module, and its name."""
-_MISSING = object()  # in the place of the value of an attribute that is not there
-
-
-def list_places(model: nn.Module) -> list[Place]:
-    """List the attributes of modules that may differ between the forwards of batches; after a forward, also its own.
-
-    Torch's own layers have none that is set for a batch, and are many.
-    """
-    places: list[Place] = []
-    for module in model.modules():
-        if _is_of_torch(module):
-            continue
-        attributes = vars(module)
-        names = [name for name in attributes.keys() - _OF_EVERY_MODULE if isinstance(attributes[name], _SIMPLE)]
-        places += [(attributes, name) for name in names]
-    return places
-
-
-class ForwardState:
-    """Keeps what a forward has set where it is interrupted, and sets it before it goes on.
-
-    That is grad mode, autocast, and attributes of modules that may differ between the forwards of batches, such as the
-    domain that each sets. As long as forwards change nothing, nothing is set.
-
-    Args:
-        model: the model.
-        device: where its forwards run, which may turn autocast on there and on the CPU.
-        places: where a forward has set attributes that the model does not have now, see `list_places`.
-    """
-
-    def __init__(self, model: nn.Module, device: torch.device, places: Sequence[Place] = ()) -> None:
-        self._kinds = tuple(dict.fromkeys(("cpu", "cuda", device.type)))
-        by_identity = {
-            (id(attributes), name): (attributes, name) for attributes, name in (*places, *list_places(model))
-        }
-        self._places = [*by_identity.values()]
-        # The caller's settings, between forwards, and the values of attributes as they are now.
-        self._outside, self._values = self._read()
-        self._at_first = self._values
-
-    def enter(self, state: tuple[Any, Any] | None) -> None:
-        """Set what `leave` has returned for a forward that goes on; None: it begins.
-
-        A forward begins with the attributes that the model had before any: what an interrupted one has set for a while
-        it would take for the model's own, and put back at its end.
-        """
-        if state is None:
-            settings, values = self._outside, self._at_first
-        else:
-            settings, values = state
-        # `leave` returns this very object if nothing was changed, so that the comparison costs nothing.
-        if settings is not self._outside:
-            self._set(settings)
-        if values is not self._values:
-            for (attributes, name), value in zip(self._places, values, strict=True):
-                if attributes.get(name, _MISSING) is value:
-                    continue
-                if value is _MISSING:
-                    del attributes[name]
-                else:
-                    attributes[name] = value
-            self._values = values
-
-    def leave(self) -> tuple[Any, Any]:
-        """Return what a forward has set, and set the caller's settings again; attributes stay."""
-        settings, values = self._read()
-        if settings == self._outside:
-            settings = self._outside
-        else:
-            self._set(self._outside)
-        # Values are compared by identity, because `==` of tensors compares their elements.
-        if not all(map(operator.is_, values, self._values)):
-            self._values = values
-        return settings, self._values
-
-    def _read(self) -> tuple[tuple[Any, ...], list[Any]]:
-        autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self._kinds]
-        settings = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast)
-        return settings, [attributes.get(name, _MISSING) for attributes, name in self._places]
-
-    def _set(self, settings: tuple[Any, ...]) -> None:
-        grad, caches, autocast = settings
-        torch.set_grad_enabled(grad)
-        torch.set_autocast_cache_enabled(caches)
-        for kind, is_on, dtype in autocast:
-            torch.set_autocast_enabled(kind, is_on)
-            torch.set_autocast_dtype(kind, dtype)
-
-
-def read_fixed_settings(x: Tensor) -> tuple[Any, ...]:
-    """Read settings that a forward may change for a while, and that nobody can restore for it by public functions.
-
-    A forward that has changed one of them cannot wait: the others would run under it.
-
-    Args:
-        x: what the forward has computed; with a tangent it differentiates in forward mode, at a level of the process.
-    """
-    return (
-        torch.is_inference_mode_enabled(),
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.mkldnn.enabled,
-        torch.backends.cudnn.enabled,
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-        *_read_float32_precisions(),
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
-        torch.backends.cuda.cudnn_sdp_enabled(),
-        torch.is_anomaly_enabled(),
-        torch.is_anomaly_check_nan_enabled(),
-        torch.get_num_threads(),
-        forward_ad.unpack_dual(x).tangent is not None,
-    )
-
-
-def _read_float32_precisions() -> list[Any]:
-    """Read in which precision float32 is multiplied, by the switches from before torch 2.9.
-
-    Only once somebody has used the new ones, torch refuses to read the old ones.
-    """
-    try:
-        return [
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cuda.matmul.allow_tf32,
-            torch.get_float32_matmul_precision(),
-        ]
-    except RuntimeError:
-        found = []
-        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn):
-            for part in (backend, getattr(backend, "conv", None), getattr(backend, "rnn", None)):
-                found.append(getattr(part, "fp32_precision", None))
-        return found

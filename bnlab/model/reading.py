@@ -1,8 +1,7 @@
-"""Reading an activation once: the moments of its groups of values, and how all groups become one.
+"""Reading an activation: the moments of its groups of values, and how moments become one.
 
-The values are read once, in their own precision, and a second time only where their mean is far from 0: once all
-batches of a layer have been read, a look at the pooled moments says which channels those are. On an accelerator that
-look is the one time in a layer that the program waits for the device.
+On the CPU the values are read once, in their own precision, and a second time only in channels whose mean is far from
+0. On an accelerator they are read in float64, so that the program never waits for the device to say which these are.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +19,9 @@ from torch import Tensor
 _WIDTH = 1024
 _HEIGHT = 512
 _LONG = 4096  # pixels of an image in one float32 sum
-_REFILLED = 0.01  # σ between the means of two reads, beyond which they are of other values
-
 
 Groups = tuple[int, Tensor, Tensor]
-"""Groups of so many values each: mean and variance (ddof 0) of each, R·C values, channels innermost."""
+"""Groups of so many values each: mean and variance (ddof 0) of each, float64 [R, C]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,27 +33,76 @@ class Pooled:
     var: Tensor
 
 
-class Partial(NamedTuple):
+class _Read(NamedTuple):
     """Groups of values as they come out of one read of an activation.
 
     Attributes:
-        channels: C.
-        blocks: groups of one size each.
-        how: "sums" of float32 values and of their squares; "moments" by torch's routine, which adds float32 values up
-            one after the other; "updates" of a running float32 mean by one value after the other, in many threads;
-            "exact" otherwise, as of values from which a shift near their mean was taken off.
+        groups: those of each size.
+        bound: how many standard deviations a channel's mean may be away from 0, so that they are exact enough: off by
+            less than 2.5e-6 of σ in the mean, and of the variance in the variance.
     """
 
-    channels: int
-    blocks: Sequence[Groups]
-    how: str
+    groups: list[Groups]
+    bound: float
 
-    def select_channels(self, channels: Tensor) -> Partial:
-        """Select some channels; the values of the groups are exact as they are."""
-        blocks = []
-        for size, mean, var in _join_groups([self]):
-            blocks.append((size, mean[:, channels].flatten(), var[:, channels].flatten()))
-        return Partial(len(channels), blocks, "exact")
+
+class Reader:
+    """Reads the moments of what layers are given."""
+
+    def measure(self, x: Tensor) -> Pooled:
+        """Compute the moments of `x` [N, C, ...]."""
+        wide = _widen(x)
+        groups, bound = _read(wide)
+        pooled = _merge(groups)
+        # False where sums have overflown, too, or values are not finite: the second read shows which.
+        is_fine = (pooled.mean.square() <= pooled.var * bound**2) & (pooled.var < torch.inf)
+        if is_fine.all():
+            return pooled
+
+        # Far from 0 a sum of squares, and any float32 mean, loses digits.
+        channels = (~is_fine).nonzero().flatten()
+        far = wide.index_select(1, channels)
+        shift = pooled.mean[channels].to(far.dtype)
+        if not (shift + pooled.var[channels]).isfinite().all():  # sums have overflown, so that no mean is known
+            far = far.double()
+            shift = torch.zeros_like(shift, dtype=torch.float64)
+        positions = [1] * (x.dim() - 2)
+        near = _merge(_read(far - shift.view(-1, *positions)).groups)
+        mean = pooled.mean.index_copy(0, channels, near.mean + shift.double())
+        var = pooled.var.index_copy(0, channels, near.var)
+        return Pooled(pooled.count, mean, var)
+
+    def pool(self, parts: Sequence[Pooled]) -> Pooled:
+        """Merge the moments of parts, at least of one."""
+        by_count: dict[int, list[Pooled]] = {}
+        for part in parts:
+            by_count.setdefault(part.count, []).append(part)
+        groups = []
+        for count, same in by_count.items():
+            groups.append((count, torch.stack([each.mean for each in same]), torch.stack([each.var for each in same])))
+        return _merge(groups)
+
+
+class DeviceReader(Reader):
+    """Reads on an accelerator, and leaves the moments there."""
+
+    def measure(self, x: Tensor) -> Pooled:
+        """Compute the moments of `x` [N, C, ...]."""
+        wide = x.detach().double()
+        count = x.numel() // x.shape[1]
+        if wide.is_cuda and wide.is_contiguous(memory_format=torch.channels_last):
+            # With the channels innermost it is faster than `var_mean`.
+            mean, var = torch.batch_norm_update_stats(wide, None, None, 0.0)
+        else:
+            dims = [dim for dim in range(x.dim()) if dim != 1]
+            var, mean = torch.var_mean(wide, dims, correction=0)
+        return Pooled(count, mean, var)
+
+
+def choose_reader(device: torch.device, is_alone: bool) -> Reader:
+    """Choose the reader for a device; `is_alone`: no other process waits for the moments of each layer."""
+    has_float64 = device.type not in ("cpu", "mps")
+    return DeviceReader() if has_float64 and is_alone else Reader()
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -66,8 +112,21 @@ def _widen(x: Tensor) -> Tensor:
     return x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
 
 
-def _read_pixels(x: Tensor) -> list[Groups]:
-    """Pixels side by side make up to `_HEIGHT` rows, or more; the pixels that are left over, a block of their own."""
+def _read(x: Tensor) -> _Read:
+    """Read `x` [N, C, ...] in the groups that are fastest in its layout in memory."""
+    is_innermost = x.movedim(1, -1).is_contiguous()  # the channels, in memory
+    if x.device.type == "cpu" and is_innermost:
+        return _read_pixels(x)
+    return _read_images(x)
+
+
+def _read_pixels(x: Tensor) -> _Read:
+    """Pixels side by side make up to `_HEIGHT` rows, or more; the pixels that are left over, a block of their own.
+
+    Torch's routine adds up n rows one after the other, and rounds the sum each time: with u = 2⁻²⁴, the rounding of
+    float32, the root mean square of the mean's error is sqrt(n)·u/3 of |μ|, the largest error four times that. Over g
+    groups the errors average out, so that the bound grows with sqrt(g), up to 16.
+    """
     channels = x.shape[1]
     pixels = x.numel() // channels
     # A row has as many pixels as it takes to need no more than `_HEIGHT` rows, if the width allows that.
@@ -77,79 +136,42 @@ def _read_pixels(x: Tensor) -> list[Groups]:
     if rest:
         shapes.append((rest, channels))
 
-    blocks = []
+    blocks: dict[int, list[Tensor]] = {}
     offset = x.storage_offset()
     for height, width in shapes:
         # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
         image = x.as_strided((1, width, height, 1), (height * width, 1, width, width), offset)
         # The momentum is not used, because there are no running buffers to update. The variance has ddof 0.
         mean, var = torch.batch_norm_update_stats(image, None, None, 0.0)
-        blocks.append((height, mean, var))
+        blocks.setdefault(height, []).append(torch.stack((mean, var)).view(2, -1, channels))
         offset += height * width
-    return blocks
+
+    groups: list[Groups] = []
+    for height, of_height in blocks.items():
+        means, variances = torch.cat(of_height, dim=1).double()
+        groups.append((height, means, variances))
+    count = sum(len(means) for _, means, _ in groups)
+    return _Read(groups, min(16.0, math.sqrt(count)))
 
 
-def _bound_mean(parts: Sequence[Partial]) -> float:
-    """Return how many standard deviations a mean may be away from 0, so that plain reads are exact enough.
+def _read_images(x: Tensor) -> _Read:
+    """Each image is a group, of sums of float32 values and of squares.
 
-    Exact enough is an error below 2.5e-6 of σ in the mean, and of the variance in the variance. With u = 2⁻²⁴, the
-    rounding of float32:
-
-    - "sums": a sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The bound is 2.
-    - "moments": torch's routine adds up to n = 512 values one after the other, and rounds the sum each time. The
-      root mean square of the mean's error is sqrt(n)·u/3 of |μ|, the largest error four times that. Over g groups the
-      errors average out, so that the bound grows with sqrt(g), up to 16.
-    - "updates": step i of n rounds the mean by at most u·|μ|, of which the later updates leave i/n. So the mean of a
-      thread is off by sqrt(n)·u/3 of |μ|, root mean square, as a sum is. Its n values are a few thousand; but a channel
-      has hundreds of threads, whose errors average out to less than u, and they are merged in pairs, ten times or so,
-      each of which rounds again. The largest error over channels was measured as 5u of |μ|, so that the bound is 8.
-    - "exact": there is no bound.
+    A sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²).
     """
-    how = [part.how for part in parts if part.how != "exact"]
-    if not how:
-        return math.inf
-    if "sums" in how:
-        return 2.0
-    if "updates" in how:
-        return 8.0
-    means = sum(mean.numel() for part in parts for _, mean, _ in part.blocks)
-    groups = means / parts[0].channels
-    return min(16.0, math.sqrt(groups))
-
-
-def _join_groups(parts: Sequence[Partial]) -> list[Groups]:
-    """Join the groups of one size, so that there are few operations on small tensors: [R, C] each, in float64."""
-    kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-    for part in parts:
-        for size, mean, var in part.blocks:
-            means, variances = kinds.setdefault((size, mean.dtype), ([], []))
-            means.append(mean)
-            variances.append(var)
-
-    joined = []
-    for (size, _), (means, variances) in kinds.items():
-        mean, var = torch.cat([*means, *variances]).view(2, -1, parts[0].channels).double()
-        joined.append((size, mean, var))
-    return joined
-
-
-class Refilled(Exception):
-    """Values have changed between two reads: a forward has written others into the memory of those that wait."""
-
-
-def _require_same_values(first: Sequence[Partial], again: Sequence[Partial], channels: Tensor) -> None:
-    """Raise Refilled if a second read of values has found other means than the first, which was coarse."""
-    for coarse, exact in zip(first, again, strict=False):
-        before = _merge(_join_groups([coarse.select_channels(channels)]))
-        now = _merge(_join_groups([exact]))
-        off = (before.mean - now.mean).abs()
-        # What a coarse read may be off, see `_bound_mean`, is far less than this.
-        if (off > _REFILLED * (now.var.sqrt() + _REFILLED * now.mean.abs())).any():
-            raise Refilled
+    images = x.reshape(*x.shape[:2], -1)
+    size = images.shape[2]
+    dtype = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
+    mean = images.sum(dim=2, dtype=dtype).double() / size
+    # `vector_norm` adds up squares without a tensor of all squares.
+    norm = torch.linalg.vector_norm(images, dim=2, dtype=dtype).double()
+    # Rounding may make the difference slightly negative.
+    var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
+    return _Read([(size, mean, var)], 2.0)
 
 
 def _merge(groups: Sequence[Groups]) -> Pooled:
-    """Merge groups of one size or of several, with means and variances float64 [R, C].
+    """Merge groups of one size or of several.
 
     The variance is that within groups and that of their means. These are taken about one of them first: the weighted
     sum of small differences, not the difference of large sums.
@@ -180,125 +202,3 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
         between = (each.mean - offset).square_()
         var += between.add_(each.var) * (each.count / total)
     return Pooled(total, origin + offset, var)
-
-
-class Reader:
-    """Reads the moments of what layers are given, on the CPU; channels far from 0 are read a second time."""
-
-    def read(self, x: Tensor) -> Partial:
-        """Read `x` [N, C, ...], which is kept to be read again where this is coarse; return what `pool` takes.
-
-        The groups are those that are fastest in its memory layout.
-        """
-        wide = _widen(x)
-        is_innermost = wide.movedim(1, -1).is_contiguous()  # the channels, in memory
-        if wide.device.type == "cpu" and is_innermost:
-            return Partial(x.shape[1], _read_pixels(wide), "moments")
-
-        images = wide.reshape(*wide.shape[:2], -1)
-        size = images.shape[2]
-        dtype = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
-        total = images.sum(dim=2, dtype=dtype).flatten().double()
-        # `vector_norm` adds up squares without a tensor of all squares.
-        norm = torch.linalg.vector_norm(images, dim=2, dtype=dtype).flatten().double()
-        mean = total / size
-        # Rounding may make the difference slightly negative.
-        var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
-        return Partial(x.shape[1], [(size, mean, var)], "sums")
-
-    def measure(self, x: Tensor) -> Pooled:
-        """Compute the moments of `x` [N, C, ...]."""
-        return self.pool([self.read(x)], [x])
-
-    def pool(self, parts: Sequence[Partial | Pooled], kept: Sequence[Tensor]) -> Pooled:
-        """Merge what was read of one layer; channels for which a plain read was too coarse are read again.
-
-        Args:
-            parts: what `read` has returned, then what `measure` has.
-            kept: the values that were given to `read`, in the same order.
-        """
-        partials = []
-        for part in parts:
-            if isinstance(part, Pooled):
-                # Moments that `measure` has returned need no second read.
-                partials.append(Partial(len(part.mean), [(part.count, part.mean, part.var)], "exact"))
-            else:
-                partials.append(part)
-        pooled = _merge(_join_groups(partials))
-        bound = _bound_mean(partials)
-
-        # If everything is exact already, this returns before the look at the means, for which an accelerator would have
-        # to be waited for.
-        if bound == math.inf:
-            return pooled
-        # False where sums have overflown, too, or values are not finite: the second read shows which.
-        is_near_zero = pooled.mean.square() <= pooled.var * bound**2
-        is_fine = is_near_zero & (pooled.var < torch.inf)
-        if is_fine.all():
-            return pooled
-
-        # Far from 0 a sum of squares, and any float32 mean, loses digits. Where sums have overflown, no mean is known.
-        channels = (~is_fine).nonzero().flatten()
-        is_known = (pooled.mean + pooled.var).isfinite()
-        shift = pooled.mean.where(is_known, torch.nan)[channels]
-        # Looked at once for all values, as an accelerator has to be waited for.
-        has_unknown = not bool(shift.isfinite().all())
-        shift = shift.nan_to_num(0.0)
-
-        # What was measured and not kept is exact already; only its channels are selected.
-        again = [self._read_shifted(x, shift, channels, in_float64=has_unknown) for x in kept]
-        if not has_unknown:
-            _require_same_values(partials, again, channels)
-        again += [part.select_channels(channels) for part in partials[len(kept) :]]
-        exact = _merge(_join_groups(again))
-        mean = pooled.mean.index_copy(0, channels, exact.mean)
-        var = pooled.var.index_copy(0, channels, exact.var)
-        return Pooled(pooled.count, mean, var)
-
-    def _read_shifted(
-        self, x: Tensor, shift: Tensor, channels: Tensor | None = None, in_float64: bool = False
-    ) -> Partial:
-        """Read `channels`, or all of them, of `x − shift`; in float64 where a shift is only a guess."""
-        wide = _widen(x)
-        if channels is not None:
-            wide = wide.index_select(1, channels.to(wide.device))
-        if in_float64:
-            wide = wide.double()
-        known = shift.to(wide.device, wide.dtype)
-        positions = [1] * (wide.dim() - 2)
-        near = self.read(wide - known.view(-1, *positions))
-
-        # The means get the shift back, in float64; a shift does not change variances.
-        blocks = []
-        for size, mean, var in near.blocks:
-            shifted_back = mean.view(-1, near.channels) + known.double()
-            blocks.append((size, shifted_back.flatten(), var.double()))
-        return Partial(near.channels, blocks, "exact")
-
-
-class DeviceReader(Reader):
-    """Reads on an accelerator and leaves the moments there."""
-
-    def read(self, x: Tensor) -> Partial:
-        """Read `x` [N, C, ...] as one group by one operation, which the accelerator does in parallel."""
-        x = x.detach()
-        count = x.numel() // x.shape[1]
-        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
-            # It adds up float16 and bfloat16 in float32. With the channels innermost it is faster than `var_mean`.
-            mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        else:
-            dims = [dim for dim in range(x.dim()) if dim != 1]
-            var, mean = torch.var_mean(_widen(x), dims, correction=0)
-        return Partial(x.shape[1], [(count, mean, var)], "updates")
-
-    def measure(self, x: Tensor) -> Pooled:
-        """Compute the moments of `x` [N, C, ...] without waiting: by a second read of all channels."""
-        _, mean, _ = self.read(x).blocks[0]
-        count, exact_mean, exact_var = self._read_shifted(x, mean).blocks[0]
-        return Pooled(count, exact_mean, exact_var)
-
-
-def choose_reader(device: torch.device, is_alone: bool) -> Reader:
-    """Choose the reader for a device; `is_alone`: no other process waits for the moments of each layer."""
-    has_float64 = device.type not in ("cpu", "mps")
-    return DeviceReader() if has_float64 and is_alone else Reader()

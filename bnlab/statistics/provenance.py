@@ -15,8 +15,7 @@ class Cost:
         forwards: how often a batch's forward was begun at its input, without those that prepare the measurement or
             check it; more than `batches` where memory was short, or there were several passes.
         input_bytes: bytes of the batches, which are held.
-        peak_bytes: the most bytes that forwards needed at once, according to the profile of one. On a CPU, malloc may
-            hold up to half as much again, where `memory` leaves room for it.
+        peak_bytes: the most bytes that waiting forwards held at once, by what the first batch's held at each layer.
         passes: passes over all layers; more than one only where layers are called several times.
     """
 
@@ -30,7 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of an ordinary evaluation under the result, of up to four batches and of one of another shape.
+    """Outcome of an ordinary evaluation of some batches, or of all, under the result.
 
     Attributes:
         held: whether all layers were given what the statistics were measured on.
@@ -48,7 +47,7 @@ class Check:
     def is_exact(self) -> bool:
         """Return whether the last check held.
 
-        It compares a few batches, and does not see a remainder that was warned of, of layers that depend on
+        It compares some batches, and does not see a remainder that was warned of, of layers that depend on
         themselves.
         """
         return self.held or self.held_layer_by_layer

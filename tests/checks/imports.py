@@ -50,7 +50,7 @@ FOLDERS = {
     "gaps": "gap decomposition",
     "nn": "state self_tuned",
     "recording": "trace steps recorders block frozen",
-    "exact": "task source operations walk samples measure population",
+    "exact": "task source fixed_point operations walk check measure population",
     "doctor": "codes thresholds undo evidence words cause causes catalogue interventions verdict report diagnose "
     "backup recalibrate gallery",
     "doctor.evidence": "labels exported stored scores observing looking history setup predictions formula case fills "

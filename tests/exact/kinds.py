@@ -240,16 +240,6 @@ def _make_locked() -> nn.Module:
     return Net(run, a=conv(3, 4), b=conv(4, 5))
 
 
-def _change_default(net: Any, x: Tensor) -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        y = net.a(x)
-        return net.b(y * torch.tensor(1.5).to(y.dtype))
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _change_attribute(net: Any, x: Tensor) -> Any:
     net.scale = 3.0
     y = net.a(x) * net.scale
@@ -453,9 +443,6 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "inference_mode inside of the forward": _of_zoo("inference mode", "layer by layer"),
     "weights merged in eval mode, as LoRA": _of(
         _make_merged, make_batches=lambda: [torch.randn(n, 6) + n for n in (9, 7)]
-    ),
-    "a default of torch's changed during the forward": _of(
-        lambda: Net(_change_default, a=conv(3, 4), b=conv(4, 5)), "layer by layer"
     ),
     "an attribute changed during the forward": _of(_make_changing),
     "weights swapped during the forward": _of(_make_swapping, "layer by layer"),

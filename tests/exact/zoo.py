@@ -308,7 +308,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "state between layers": lambda: Case(Net(_skip_connection, a=conv(3, 4), b=conv(4, 4), c=conv(8, 4)), _draw()),
     "features in a hook": lambda: Case(make_kept_features(), _draw(), warns="layer by layer"),
     "autocast": lambda: Case(Net(_under_autocast, a=plain()), _draw()),
-    "inference mode": lambda: Case(Net(_inference_mode, a=plain()), _draw(), warns="setting of torch's"),
+    "inference mode": lambda: Case(Net(_inference_mode, a=plain()), _draw()),
     # Batches of other kinds than images, and those that take a way of their own through the model
     "rows of kinds": lambda: Case(
         Net(_choose_by_kind, a=nn.BatchNorm1d(3), b=nn.BatchNorm1d(3)),

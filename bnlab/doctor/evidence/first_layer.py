@@ -129,7 +129,7 @@ class FirstLayer:
                         task.evaluate(batch)
                 if not parts:
                     return None
-                return task.fetch({self.name: task.reader.pool(parts, [])})[self.name]
+                return task.fetch({self.name: task.reader.pool(parts)})[self.name]
             except Exception:  # a model that takes no other images may raise anything, or divide by their 0
                 # Unchanged images have been run before, so that an error of theirs is not to be passed over.
                 if change is None:

@@ -115,7 +115,7 @@ def measure_under(task: Task, given: Statistics) -> Statistics:
     pooled = {}
     eps = {}
     for name, calls in parts.items():
-        pooled[name] = task.reader.pool(calls, [])
+        pooled[name] = task.reader.pool(calls)
         eps[name] = task.layers[name].eps
     moments: dict[str, Moments] = task.fetch(pooled)
     return Statistics(moments, eps)

@@ -93,7 +93,7 @@ class LiveLog:
         images = run.dataset.train.sample(run.limit_at(step)).images
         batches = images.split(_IMAGES_AT_ONCE)
         try:
-            exact = bnlab.population_statistics(model, batches, memory=run.memory)
+            exact = bnlab.population_statistics(model, batches)
         except ValueError as error:  # the network is about to diverge: its exact statistics are not finite
             say_problem(f"{run.id}: no gap at step {step} in the log; {error}")
             return {}

@@ -18,14 +18,12 @@ import subprocess
 from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from filelock import FileLock
-from joblib import cpu_count
 from torch import Tensor, nn
 
 import bnlab
@@ -39,16 +37,12 @@ from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.tasks import Objective
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
-from bnlab.memory import memory_limit
 from bnlab.model.borrow import measured
 from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.trace import MomentTrace
 
 _SOME_IMAGES = 64  # by which it is found out which layers an evaluation calls
 _CHECKPOINT = "bnlab.checkpoint/1"
-# A second command may measure at the same moment, and malloc takes up to 1.7 times the limit: with all of it, two were
-# seen to need 1.4 times what was free, and one of them was killed.
-_OF_A_COMMAND = 0.7
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
@@ -99,19 +93,6 @@ class Run:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(name)
-
-    @property
-    def memory(self) -> int:
-        """Bytes that activations may take. Of several processes on a CPU each has those of its cores: all measure."""
-        limit = memory_limit(None, self.device)
-        if self.device.type != "cpu":
-            return limit
-        # The command's process, which measures one network at a time.
-        if parent_process() is None:
-            return int(_OF_A_COMMAND * limit)
-        cores = cpu_count()
-        # One of the processes that a sweep has started, which all measure at once.
-        return limit * min(torch.get_num_threads(), cores) // cores
 
     @cached_property
     def batches(self) -> Batches:

@@ -324,7 +324,7 @@ def freeze_and_average(run: Run, state: TrainingState) -> None:
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
-            exact = bnlab.population_statistics(state.model, batches, memory=run.memory)
+            exact = bnlab.population_statistics(state.model, batches)
             exact.write_to(state.model)
         _freeze_batch_norm(state.model)
 

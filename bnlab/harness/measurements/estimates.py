@@ -79,7 +79,7 @@ def measure_at(run: Run, step: int, subject: Subject) -> Statistics:
     batch_size = run.config.batch_size if statistic.depends_on_batch_size else IMAGES_AT_ONCE
     batches = draw_population(run, step, subject, batch_size)
     model = run.model_at(step)
-    measured = statistic.measure(model, batches, run.memory)
+    measured = statistic.measure(model, batches)
     measured.save(path)
     return measured
 
@@ -127,7 +127,7 @@ def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tenso
     """Measure statistics of these images, in batches of the training size where that makes a difference."""
     size = run.config.batch_size if kind.depends_on_batch_size else IMAGES_AT_ONCE
     batches = [images[part] for part in in_batches(len(images), size)]
-    return kind.measure(model, batches, run.memory)
+    return kind.measure(model, batches)
 
 
 def tabulate(

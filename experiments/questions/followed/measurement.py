@@ -104,7 +104,7 @@ def _list_statistics(run: Run, step: int, decay: float, model: nn.Module) -> dic
         return {"exact": measure_at(run, step, _AUGMENTED)}
     shown = draw_population(run, step, _AUGMENTED, batch_size=256)
     return {
-        "exact": bnlab.population_statistics(model, shown, memory=run.memory),
+        "exact": bnlab.population_statistics(model, shown),
         "copied": bnlab.running_statistics(run.model_at(step)),
         "averaged": bnlab.running_statistics(model),
     }

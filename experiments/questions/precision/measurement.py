@@ -55,7 +55,7 @@ class Autocast(Measurement):
         for precision in PRECISIONS:
             # The forward pass of training, so that autocast covers the same part of it.
             forward = partial(compute_output, precision=precision)
-            measured[precision] = population_statistics(model, images, forward=forward, memory=run.memory)
+            measured[precision] = population_statistics(model, images, forward=forward)
 
         rows = []
         for measured_in, statistics in measured.items():

@@ -157,7 +157,7 @@ def _measure(run: Run, state: TrainingState) -> tuple[dict[str, float], pd.DataF
     Returns:
         numbers for a row of `cut`; a row for each layer; and of each layer the errors of running means, [C] in σ.
     """
-    exact = bnlab.population_statistics(state.model, _draw_shown(run, state), memory=run.memory)
+    exact = bnlab.population_statistics(state.model, _draw_shown(run, state))
     running = bnlab.running_statistics(state.model)
 
     images = run.images_of("test", "none")
@@ -175,7 +175,7 @@ def _measure(run: Run, state: TrainingState) -> tuple[dict[str, float], pd.DataF
 def estimate_noise(run: Run, state: TrainingState) -> Any:
     """Estimate how far a running mean would be off by chance alone, on these weights: σ, a number for each layer."""
     shown = _draw_shown(run, state)
-    exact = bnlab.population_statistics(state.model, shown, memory=run.memory, standard_errors=True)
+    exact = bnlab.population_statistics(state.model, shown, standard_errors=True)
     # These are the batches that all branches go on with; at rate 0 they are all that is in the end averaged.
     following = [images for images, _ in islice(run.batches.from_step(state.step), UPDATES[-1])]
     trace = bnlab.record_frozen(state.model, following)

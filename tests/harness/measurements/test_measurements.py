@@ -151,18 +151,8 @@ def test_bad_names(name: str, named: str) -> None:
         parse_subjects([name], [0.1], "train")
 
 
-def test_a_process_plans_with_its_share_of_the_memory(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.harness.artifacts.run.memory_limit", lambda memory, device: 1200)
-    monkeypatch.setattr("bnlab.harness.artifacts.run.cpu_count", lambda: 4 * torch.get_num_threads())
-    runs = [Run(replace(trained.config, device=kind)) for kind in ("cpu", "cuda")]
-
-    assert [run.memory for run in runs] == [840, 1200], "what a process by itself leaves is for a second command"
-    monkeypatch.setattr("bnlab.harness.artifacts.run.parent_process", lambda: "that of the sweep")
-    assert [run.memory for run in runs] == [300, 1200]
-
-
 def test_processes_of_a_sweep_know_that_they_are_several() -> None:
-    """`Run.memory` asks this, and the process that has started them would be none of them."""
+    """They share the memory, and the process that has started them would be none of them."""
     parents = Parallel(n_jobs=2)(delayed(parent_process)() for _ in range(2))
 
     assert all(parent is not None for parent in parents)
