@@ -20,8 +20,8 @@ def settle(
 ) -> tuple[dict[str, Moments], Check, int]:
     """Measure again and again, until what is measured is what was assumed.
 
-    Layers that depend on those before them alone settle one after the other, a round each. All of each change is made as
-    long as that may take or differences become smaller, then a smaller and smaller share of it.
+    Layers that depend on those before them alone settle one after the other, a round each. All of each change is made
+    as long as that may take or differences become smaller, then a smaller and smaller share of it.
 
     Args:
         measure: called with statistics of some layers, by name; returns what these layers normalize under them. It may
