@@ -50,6 +50,8 @@ def test_as_many_batches_wait_as_fit_into_half_of_what_is_free(monkeypatch: pyte
     assert not room.take(2, "a", 10 * MIB)  # 30 + 60 + 30 > 100
 
     room.leave(0)
+    assert room.take(2, "a", 10 * MIB)  # 60 + 30
+    room.leave(2)
     count(room, "b", 10 * MIB, 10 * MIB)
     assert room.take(0, "b", 10 * MIB)
     assert room.take(2, "b", 10 * MIB)

@@ -108,6 +108,14 @@ def make_wrapped() -> nn.Sequential:
     return model
 
 
+class RoundsByLayout(nn.Module):
+    """Rounds channels_last otherwise than contiguous images, as the convolutions of some processors do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        is_turned = input.is_contiguous(memory_format=torch.channels_last)
+        return input if is_turned else input + torch.finfo(input.dtype).eps / 4
+
+
 def draw_each(count: int, *shape: int) -> list[Tensor]:
     return [draw(*shape, seed=number) for number in range(count)]
 
@@ -116,6 +124,11 @@ Case = tuple[nn.Sequential, list[Tensor], Callable[[nn.Module, Tensor], Tensor] 
 CASES: dict[str, Callable[[], Case]] = {  # a model, its data and how it is called
     "half precision": lambda: (
         make_deep().to(torch.bfloat16),
+        [batch.bfloat16() for batch in draw_each(4, 8, 3, 16, 16)],
+        None,
+    ),
+    "half precision, rounded by layout": lambda: (
+        nn.Sequential(RoundsByLayout(), nn.BatchNorm2d(3)).to(torch.bfloat16),
         [batch.bfloat16() for batch in draw_each(4, 8, 3, 16, 16)],
         None,
     ),

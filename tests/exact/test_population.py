@@ -119,7 +119,9 @@ def test_less_memory_gives_the_same(name: str, share: float, monkeypatch: pytest
     assert whole.cost is not None
     monkeypatch.setattr("bnlab.memory.read_free_bytes", lambda device: int(2 * share * whole.cost.peak_bytes))
 
-    found = measure(case)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*measured layer by layer")
+        found = measure(case)
 
     assert found.unseen == whole.unseen
     assert measure_difference(found, whole) <= 1e-5
