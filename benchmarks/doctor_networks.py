@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import MomentTrace, Statistics, population_statistics, record, replay, using
+from bnlab.common.scores import Difference
 from bnlab.common.vision import torchvision
-from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.evidence.scores import Scores
 from bnlab.doctor.gallery.network import build_network, choose_images, train
 from bnlab.doctor.gallery.patterns import draw_patterns
 from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_accuracy, split

@@ -31,7 +31,7 @@ from benchmarks.doctor_networks import (
     train_network,
 )
 from bnlab import diagnose
-from bnlab.doctor.evidence.scores import Difference
+from bnlab.common.scores import Difference
 from bnlab.doctor.gallery import FAULTS
 from bnlab.doctor.report.diagnosis import Diagnosis
 from bnlab.memory import keep_freed_memory

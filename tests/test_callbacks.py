@@ -182,7 +182,7 @@ def test_lightning_validates_under_the_latest_training_batches(
     make_trainer().fit(plain, LOADER, HELD_OUT_LOADER)
     module = Measuring(make_network())
     trainer = make_trainer(make_lightning_callback(images=32, both=both))
-    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no training batch"):
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no call of the model"):
         trainer.fit(module, LOADER, HELD_OUT_LOADER)
 
     assert are_equal(copy_state(module.network), copy_state(plain.network))
@@ -204,7 +204,7 @@ def test_lightning_validates_under_the_latest_training_batches(
 def test_lightning_says_once_that_there_is_nothing_yet(make_module: Any, make_trainer: Any) -> None:
     module = make_module(make_network())
     before = copy_state(module.network)
-    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no training batch"):
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no call of the model"):
         make_trainer(make_lightning_callback()).validate(module, HELD_OUT_LOADER)
 
     assert are_equal(module.states[0], before)
@@ -383,7 +383,7 @@ def test_before_the_first_batch_running_averages_are_evaluated_and_that_is_said_
     trainer = Measuring(make_network())
     recalibrate_in_transformers(trainer)
     before = copy_state(trainer.model)
-    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no training batch") as caught:
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no call of the model") as caught:
         trainer.evaluate()
         trainer.save_model()
 

@@ -16,7 +16,6 @@ from bnlab.doctor.evidence.history import name_tensor
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
-    get_batch_count,
     get_running_buffers,
     is_batch_norm,
     join_names,
@@ -25,7 +24,7 @@ from bnlab.model.layers import (
 )
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.nn.state import Averages
-from bnlab.statistics.network import Statistics, read_buffers, write_buffers
+from bnlab.statistics.network import Statistics, read_buffers
 
 CALLER = "undo_from_file"
 # Not the name of the class: files carry this one, and `load_tensors` asks for it.
@@ -41,11 +40,8 @@ class BufferBackup:
         model: the model.
         layers: the layers that were written, by name.
         old: running mean and variance before, [2, C] on the CPU, by layer.
-        new: the same after; empty for a block.
+        new: the same after.
         averages: what self-tuned layers had averaged before, by layer.
-        counters: how many batches torch had counted before, by layer; of those that count, and for a block alone.
-        for_block: whether the old ones come back at the end of a block: whatever has been written since, and so that
-            a backward pass to come finds what it has saved.
         is_done: whether the old ones have been put back.
         is_in_block: whether a block has begun that puts them back.
     """
@@ -55,8 +51,6 @@ class BufferBackup:
     old: Mapping[str, Tensor]
     new: Mapping[str, Tensor]
     averages: Mapping[str, Averages | None]
-    counters: Mapping[str, Tensor]
-    for_block: bool = False
     is_done: bool = False
     is_in_block: bool = False
 
@@ -64,21 +58,16 @@ class BufferBackup:
         """Put the old buffers back, once.
 
         Raises:
-            RuntimeError: something else has written the buffers since, and this is not for a block; nothing is put
-                back.
+            RuntimeError: something else has written the buffers since; nothing is put back.
         """
         if self.is_done:
             return
-        if not self.for_block:
-            self._require_untouched("undo")
+        self._require_untouched("undo")
         for name, layer in self.layers.items():
-            _write(layer, self.old[name], self.for_block)
+            _write(layer, self.old[name])
             # A self-tuned layer drops its averages once something else has written its buffers, as here.
             if isinstance(layer, SelfTuned):
                 layer.averages = self.averages[name]
-            count = get_batch_count(layer)
-            if name in self.counters and count is not None:
-                count.data.copy_(self.counters[name])
         self.is_done = True
 
     def require_first_block(self) -> None:
@@ -120,13 +109,8 @@ class BufferBackup:
             )
 
 
-def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: bool = False) -> BufferBackup:
+def write_statistics(model: nn.Module, statistics: Statistics) -> BufferBackup:
     """Write statistics into a model, all or none, and return what puts the old ones back.
-
-    Args:
-        model: the model.
-        statistics: of layers that it has.
-        for_block: see `BufferBackup`.
 
     Raises:
         ValueError: the buffers cannot hold a value; nothing is written then.
@@ -134,35 +118,17 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
     layers = statistics.find_layers(model, "recalibrate")
     old = {}
     averages = {}
-    counters = {}
     for name, layer in layers.items():
         # This comes first: reading lets a self-tuned layer bring its buffers up to date, which may also end
         # its averages.
         old[name] = _read(layer)
-        count = get_batch_count(layer)
-        # Forwards in train mode count batches. The end of a block takes these back, too; any other undo
-        # refuses after such a forward.
-        if for_block and count is not None:
-            counters[name] = count.clone()
         if isinstance(layer, SelfTuned):
             averages[name] = layer.averages
-
-    # In a block the write is hidden from autograd, so that a backward pass to come finds what it has saved. Otherwise
-    # such a pass should raise, because the new statistics stay.
-    if for_block:
-        backup = BufferBackup(model, layers, old, {}, averages, counters, for_block)
-        try:
-            for name, layer in layers.items():
-                write_buffers(layer, statistics[name])
-        except BaseException:  # Ctrl-C in the middle of it
-            backup.put_back()
-            raise
-        return backup
 
     statistics.write_to(model)
     # Read back, because buffers round what is written and `_require_untouched` compares bit for bit.
     new = {name: _read(layer) for name, layer in layers.items()}
-    return BufferBackup(model, layers, old, new, averages, counters, for_block)
+    return BufferBackup(model, layers, old, new, averages)
 
 
 def undo_from_file(model: nn.Module, path: str | Path) -> tuple[str, ...]:
@@ -248,10 +214,8 @@ def _read(layer: BatchNorm) -> Tensor:
 
 
 @torch.no_grad()
-def _write(layer: BatchNorm, values: Tensor, is_hidden: bool = False) -> None:
-    """Copy a running mean and variance [2, C] into the buffers; `is_hidden`: from a backward pass that saved them."""
+def _write(layer: BatchNorm, values: Tensor) -> None:
+    """Copy a running mean and variance [2, C] into the buffers."""
     mean, var = get_running_buffers(layer)
-    if is_hidden:
-        mean, var = mean.data, var.data
     mean.copy_(values[0])
     var.copy_(values[1])

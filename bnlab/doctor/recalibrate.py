@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bnlab.common.scores import Difference
 from bnlab.doctor.backup import BufferBackup, write_statistics
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
@@ -18,7 +19,7 @@ from bnlab.doctor.evidence.examine import add_forwards, add_training
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.labels import Labels, name_unread, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
-from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
+from bnlab.doctor.evidence.scores import Evaluate, Scores, require_evaluate
 from bnlab.doctor.evidence.scoring import find_only_class, score
 from bnlab.doctor.evidence.setup import find_labels, measure, read_batches, set_up
 from bnlab.doctor.interventions.experiment import try_undos

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.common.scores import Difference, describe_number
+from bnlab.doctor.evidence.scores import Scores
 from bnlab.doctor.thresholds import LOST_ON_NEW_IMAGES
 
 HEADLINES = {
@@ -26,14 +27,6 @@ KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "e
 def count_things(count: int, thing: str) -> str:
     """Write a number of things: "1 update", "2,000 updates"."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
-def describe_number(value: float, digits: int = 3) -> str:
-    """Write a number with so many significant digits and no exponent where it is large: "0.0312", "1.3", "1,340"."""
-    # `z` writes -0.0 as 0.0. `g` gives numbers of more digits an exponent, which the last line avoids.
-    reported = f"{value:z.{digits}g}"
-    is_large = math.isfinite(value) and abs(float(reported)) >= 10**digits
-    return f"{float(reported):,.0f}" if is_large else reported
 
 
 def describe_ratio(ratio: float, digits: int = 2) -> str:

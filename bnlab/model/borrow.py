@@ -147,7 +147,7 @@ def _copy_values(tensors: Iterable[Tensor]) -> Values:
 
 
 # What torch keeps in every module: tables of tensors, modules and hooks, and the mode.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _copy_attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -159,13 +159,13 @@ def _copy_attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, A
     for module in model.modules():
         if not isinstance(module, BatchNorm):
             attributes = vars(module)
-            copied.append((attributes, {name: attributes[name] for name in attributes.keys() - _OF_EVERY_MODULE}))
+            copied.append((attributes, {name: attributes[name] for name in attributes.keys() - OF_EVERY_MODULE}))
     return copied
 
 
 def _give_back_attributes(copied: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     for attributes, before in copied:
-        for name in attributes.keys() - _OF_EVERY_MODULE - before.keys():
+        for name in attributes.keys() - OF_EVERY_MODULE - before.keys():
             del attributes[name]
         attributes.update(before)
 

@@ -10,9 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from numbers import Integral
 
-import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bnlab.model.arguments import require_number
 from bnlab.model.layers import batch_norm_layers, join_names
@@ -55,6 +53,7 @@ def record(
             was left to its own forward, because its input cannot be read; nothing was recorded; several forwards are on
             one step, because no update was seen.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.BatchNorm1d(1))
     >>> with record(model) as trace:
     ...     output = model(torch.tensor([[1.0], [3.0]]))
@@ -75,9 +74,7 @@ def record(
     recorders = {name: make_recorder(layer, entries[name], counter) for name, layer in layers.items()}
 
     with contextlib.ExitStack() as undo:
-        # Torch calls this hook after the step of any optimizer in the process; `end_update` ignores those of other
-        # models.
-        undo.callback(register_optimizer_step_post_hook(torch.compiler.disable(counter.end_update)).remove)
+        counter.observer.attach(undo)
         # A copy or a pickle of the model outlives the block; in it the hook becomes a function that does nothing.
         undo.callback(model.register_forward_pre_hook(RecordingCall(counter.begin_forward, _do_nothing)).remove)
         for recorder in recorders.values():

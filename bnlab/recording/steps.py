@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
-from bnlab.model.borrow import count_loans
+from bnlab.recording.observer import Observer
 from bnlab.recording.trace import MomentTrace
 
 
@@ -23,24 +22,22 @@ class StepCounter:
         layers: its batch norms.
 
     Attributes:
+        observer: sees the updates.
         has_counted: whether there was an update, or a forward of the model as a whole in train mode.
         has_seen_forward: whether there was a forward of the model as a whole, in train or in eval mode.
     """
 
     def __init__(self, trace: MomentTrace, model: nn.Module, layers: Iterable[nn.Module]) -> None:
         self._trace = trace
-        self._model = model
-        self._parameters = self._list_parameters()
         self._counts_updates = False
         self._is_open = False
-        self._layers = frozenset(map(id, layers))
-        self._loans = count_loans(self._layers)
+        self.observer = Observer(model, layers, self.end_step)
         self.has_counted = False
         self.has_seen_forward = False
 
     def begin_forward(self, module: nn.Module, args: object) -> None:
         """Count a forward of the model; the hook before it."""
-        if count_loans(self._layers) != self._loans:
+        if not self.observer.is_training():
             return
         self.has_seen_forward = True
         # The model may be in eval mode while its batch norms train, as in `record_frozen`.
@@ -58,20 +55,6 @@ class StepCounter:
             self._is_open = True
             self._trace.last_step += 1
         return self._trace.last_step
-
-    def end_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Count an update if it is of one of the model's parameters; the hook after a step of any optimizer."""
-        # The hook is called for all optimizers, such as that of a GAN's critic, which is another model.
-        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if updated.isdisjoint(self._parameters):
-            # Another model's, or `load_state_dict(assign=True)` has put other parameters in the place of these.
-            self._parameters = self._list_parameters()
-        if not updated.isdisjoint(self._parameters):
-            self.end_step()
-
-    def _list_parameters(self) -> set[int]:
-        # Parameters are told apart by identity, because `==` compares their elements.
-        return {id(parameter) for parameter in self._model.parameters()}
 
     def end_step(self) -> None:
         """Count an update: the step ends with it."""

@@ -7,17 +7,18 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bnlab.common.storage import load_tensors, save_tensors
-from bnlab.model.borrow import borrowed
+from bnlab.model.borrow import OF_EVERY_MODULE, borrowed
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
     count_channels,
+    get_batch_count,
     get_running_buffers,
     get_weight,
     match_names,
@@ -285,6 +286,55 @@ def read_buffers(layer: BatchNorm) -> Tensor:
     """Copy a layer's running mean and variance: [2, C]."""
     layer.state_dict()  # for which self-tuned layers bring their buffers up to date
     return torch.stack(get_running_buffers(layer)).detach()
+
+
+class Lending:
+    """A block in which a model has other statistics; then its running averages are as they were, whatever was written.
+
+    What is changed is known before it is changed, and is given back twice: a Ctrl-C in the middle of it leaves nothing.
+
+    Args:
+        model: the model.
+        statistics: of layers that it has.
+        caller: the public call.
+
+    Raises:
+        ValueError: as `Statistics.write_to`.
+    """
+
+    def __init__(self, model: nn.Module, statistics: Statistics, caller: str) -> None:
+        self._statistics = statistics
+        self._layers = statistics.find_layers(model, caller)
+        self._values: list[tuple[Tensor, Tensor]] = []
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for layer in self._layers.values():
+            read_buffers(layer)  # self-tuned layers write what is pending, and may end their averages
+            own = vars(layer)
+            # They begin new averages once something else has written their buffers, as here.
+            self._attributes.append((own, {name: own[name] for name in own.keys() - OF_EVERY_MODULE}))
+            count = get_batch_count(layer)  # forwards in train mode count batches
+            for buffer in (*get_running_buffers(layer), *([] if count is None else [count])):
+                self._values.append((buffer, buffer.clone()))
+
+    def __enter__(self) -> None:
+        try:
+            for name, layer in self._layers.items():
+                write_buffers(layer, self._statistics[name])
+        except BaseException:
+            self._give_back()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._give_back()
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        for buffer, value in self._values:
+            buffer.data.copy_(value)  # .data: a backward pass still to come may have saved the buffer
+        for own, before in self._attributes:
+            own.update(before)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.evidence.scores import Scores, read_values
-from bnlab.doctor.words import describe_number, describe_score
+from bnlab.common.scores import compare_scores, describe_number, read_values
 from bnlab.model.layers import join_names
 
 _ADVICE = "return a number, a dictionary of numbers, or a score for each image"
@@ -54,13 +53,10 @@ class Comparison:
 
     def describe(self) -> str:
         """Write both values, and by how much `eval()` understates, or overstates, the exact one."""
-        scores = Scores(self.values, self._are_shares)
-        running = f"{describe_score(self.mean('running'), scores)} under running averages"
+        running = f"{self._describe_mean('running')} under running averages"
         if "exact" not in self.values:
             return running
-
-        exact = f"{describe_score(self.mean('exact'), scores)} under exact statistics"
-        return f"{running}, {exact}: {self._describe_difference(scores)}"
+        return f"{running}, {self._describe_mean('exact')} under exact statistics: {self._describe_difference()}"
 
     @property
     def _are_shares(self) -> bool:
@@ -68,22 +64,26 @@ class Comparison:
         are_within = all(bool(((values >= 0) & (values <= 1)).all()) for values in self.values.values())
         return are_within and not self.is_lower_better
 
-    def _describe_difference(self, scores: Scores) -> str:
+    def _describe_mean(self, kind: str) -> str:
+        mean = self.mean(kind)
+        return f"{100 * mean:.1f}%" if self._are_shares else f"{mean:.4g}"
+
+    def _describe_difference(self) -> str:
         difference = self.mean("exact") - self.mean("running")
         if not math.isfinite(difference):
             return "no difference can be taken, as a value is not finite"
-        size = _write(abs(difference), scores)
-        unit = " points" if scores.are_shares else ""
+        size = self._write(abs(difference))
+        unit = " points" if self._are_shares else ""
 
         interval = ""
         if self.has_images:
-            estimate = scores.compare("exact", "running")
+            estimate = compare_scores(self.values["exact"], self.values["running"], self._are_shares)
             # The interval is of exact minus running. If the sign is turned, its ends change places.
             if difference >= 0:
                 low, high = estimate.low, estimate.high
             else:
                 low, high = -estimate.high, -estimate.low
-            interval = f" [{_write(low, scores)}, {_write(high, scores)}]"
+            interval = f" [{self._write(low)}, {self._write(high)}]"
         # A difference that is shown as 0 is called none, even if its value is not quite 0. Large numbers are
         # written with commas, which `float` does not read.
         if float(size.replace(",", "")) == 0:
@@ -93,10 +93,9 @@ class Comparison:
         described = f"eval() {verb} it by {size}{unit}{interval}"
         return described if self.lost > 0 else f"{described}; running averages do better than exact statistics"
 
-
-def _write(value: float, scores: Scores) -> str:
-    """Write a difference: points with one decimal, or three significant digits."""
-    return f"{100 * value:z.1f}" if scores.are_shares else describe_number(value)
+    def _write(self, difference: float) -> str:
+        """Write a difference: points with one decimal, or three significant digits."""
+        return f"{100 * difference:z.1f}" if self._are_shares else describe_number(difference)
 
 
 Metrics = Mapping[str, tuple[Tensor, bool]]

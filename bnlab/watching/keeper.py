@@ -1,54 +1,50 @@
-"""Keeping the inputs of the latest training batches, by hooks before the model's forward."""
+"""Keeping what a model is called with while its running averages move.
+
+    a call of the model ─▶ is a batch norm in train mode? ─▶ a copy of its arguments, and of the model's attributes
+
+What is kept are the arguments of the outermost module that is called and holds all batch norms. Batch norms that are
+trained outside of such a call average images that are not kept: a hook before each of them sees that.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import sys
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_settings, list_tensors
-from bnlab.model.borrow import count_loans
-from bnlab.model.layers import BatchNorm, unwrap_parallel
+from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_tensors
+from bnlab.model.borrow import OF_EVERY_MODULE, is_of_torch
+from bnlab.model.layers import BatchNorm, digest_weights, unwrap_parallel
+from bnlab.recording.observer import Observer
 from bnlab.recording.recorders import RecordingCall
-from bnlab.watching.snapshot import Snapshot
 
-Batch = dict[int | str, Any]
-"""The arguments of a call: positional ones by their number, the others by their name."""
+Batch = dict[str, Any]
+"""A call: its "args" by their place, its "kwargs", how many "images", and the "number" of the model's attributes."""
 
 _NO_TENSOR = "the model's inputs hold no tensor, so that there are no images to keep; pass batches="
 _NO_COPY = "the model's inputs cannot be copied ({error}); pass batches="
-_NOT_CALLED = (
-    "the model is trained, but no module that holds all its batch norms has been called (only parts of it, or its "
-    "forward() directly, or code that was compiled before it was watched); watch the part that is called or what "
-    "torch.compile returned, name its layers in layers=, or pass batches="
+_PASSED_BY = (
+    "batch norms are also trained by calls of parts of the model, or of another model that shares them (last "
+    "{name!r}), and the images of these calls are not kept; watch the module that is called each time, or pass batches="
 )
-_IN_EVAL_MODE = (
-    "the model is trained in eval mode, so that its batch norms use their running averages and do not update them; "
-    "call model.train() before each epoch (evaluating may have left it in eval mode), or pass batches="
-)
-_CONVERTED = (
-    "the model is now of {now}, and the images were kept when it was of {then}; train on, or pass batches= of that type"
+_STAND_STILL = (
+    "there have been {updates:,} updates since a batch norm was last in train mode, so that running averages stand "
+    "still; call model.train() before each epoch (evaluating may have left the model in eval mode), if they are not "
+    "frozen on purpose"
 )
 CLOSED = "this watch is closed; bnlab.watch(model) begins another one"
-_OLDER_WEIGHTS = (
-    "an input of {kind} requires a gradient: it is optimized, or comes from trainable parts outside of it, and would "
-    "belong to older weights; watch the module that holds these parts too, or pass batches="
-)
 
-# All that are not closed. The hook of optimizers is never removed, and must not keep models and images alive
-# that nobody else needs.
-_KEEPERS: weakref.WeakSet[Keeper] = weakref.WeakSet()
-_HOOK: list[Any] = []  # the handle of the hook behind optimizers' steps, once there is one
+_PLAIN = (bool, int, float, str, type(None))  # types of attributes that are kept
 
 
 @dataclass
@@ -56,71 +52,53 @@ class Calls:
     """Calls of the model in a block in which nothing is kept.
 
     Attributes:
+        weights: the digest of the model's weights before the block.
         in_train_mode: how many there were with a batch norm in train mode.
         in_eval_mode: how many there were with all batch norms in eval mode.
-        other_weights: the parameters that had other values, at the first call in eval mode, than before the block.
-        has_other_averages: whether running averages had other values then.
-        snapshot: what calls in eval mode are to be called with; None where that is not looked at.
+        has_other_weights: whether the model had other weights at the first of these.
     """
 
+    weights: str
     in_train_mode: int = 0
     in_eval_mode: int = 0
-    other_weights: Sequence[str] = ()
-    has_other_averages: bool = False
-    snapshot: Snapshot | None = None
-    _by_level: Counter[int] = field(default_factory=Counter)
+    has_other_weights: bool = False
 
-    def note(self, level: int, is_in_eval_mode: bool) -> None:
-        """Note a call of the module at this level, 0 being the model itself."""
+    def note(self, model: nn.Module, is_in_eval_mode: bool) -> None:
+        """Note a call."""
         if not is_in_eval_mode:
             self.in_train_mode += 1
             return
         # Once is enough: it waits for an accelerator.
-        if not self.in_eval_mode and self.snapshot is not None:
-            self.other_weights = self.snapshot.list_changed()
-            self.has_other_averages = self.snapshot.has_other_averages()
-        # A call of the model calls the modules in it, too, each of which has a hook.
-        self._by_level[level] += 1
-        self.in_eval_mode = max(self._by_level.values())
+        if not self.in_eval_mode:
+            self.has_other_weights = digest_weights(model) != self.weights
+        self.in_eval_mode += 1
 
 
+@dataclass(frozen=True, eq=False)
 class _Kept:
     """A copy of a batch.
 
     Attributes:
         batch: the copy.
-        images: how many images it has.
+        sources: the tensors that were copied.
     """
 
-    def __init__(self, batch: Batch, tensors: Sequence[Tensor], keep: str | None) -> None:
-        self.batch: Batch = copy_batch(batch, None if keep is None else torch.device(keep))
-        self.images = count_images(self.batch)
-        # Weak references do not keep a batch alive, and an id could later belong to another one.
-        self._sources = [weakref.ref(tensor) for tensor in tensors]
-        self._settings = list(list_settings(batch))
+    batch: Batch
+    sources: Sequence[weakref.ref[Tensor]]
 
-    def is_of(self, batch: Batch, tensors: Sequence[Tensor]) -> bool:
-        """Return whether this is a copy of this very batch, whose tensors have not been written since.
-
-        Checkpointed forwards are run again in the backward pass, with the same tensors. Loops that write each batch
-        into the same memory show the same tensors too, with other values; and a network may be given the same images
-        once for each of its widths, say.
-        """
-        if len(self._sources) != len(tensors):
+    def is_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether these very tensors were copied, and have not been written since."""
+        if len(tensors) != len(self.sources):
             return False
-        if any(source() is not tensor for source, tensor in zip(self._sources, tensors, strict=True)):
+        if any(source() is not tensor for source, tensor in zip(self.sources, tensors, strict=True)):
             return False
-        if list(list_settings(batch)) != self._settings:
-            return False
-        # Values are compared last, because that waits for an accelerator.
+        # Loops that write each batch into the same memory show the same tensors, with other values.
         pairs = zip(list_tensors(self.batch), tensors, strict=True)
-        # torch compares no sparse or nested tensors: that they are the same ones has to do.
-        dense = [(copy, tensor) for copy, tensor in pairs if is_dense(tensor)]
-        return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in dense)
+        return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in pairs if is_dense(tensor))
 
 
 class Keeper:
-    """Keeps the inputs of the latest training forwards of a model, and counts its updates.
+    """Keeps what a model was called with while its running averages moved, and counts its updates.
 
     Args:
         model: the model as the caller calls it, with its wrappers.
@@ -130,61 +108,53 @@ class Keeper:
         is_speaking: whether the size of what is kept is printed at the first batch.
 
     Attributes:
+        layers: the batch norms.
         wanted: `images`.
-        refusal: why the model cannot be measured on what is kept (inputs were not kept, it is trained in eval mode, was
-            not called, or this is closed); None where it can.
-        frozen: the layers that were in eval mode in the latest training forward that was taken.
+        frozen: the layers that were in eval mode in the latest call that was kept.
+        undo: what removes the hooks.
         is_closed: whether `close` was called.
     """
 
     def __init__(
         self, model: nn.Module, layers: Mapping[str, BatchNorm], images: int, keep: str | None, is_speaking: bool
     ) -> None:
-        self._layers = list(layers.values())
-        self._names = list(layers)
+        self.layers = list(layers.values())
         self.wanted = images
+        self.frozen: list[BatchNorm] = []
+        self.is_closed = False
+        self._names = list(layers)
         self._keep = keep
         self._is_speaking = is_speaking
         self._kept: deque[_Kept] = deque()
-        self._dtype: torch.dtype | None = None  # of the model, when it was called with the latest batch that is kept
+        self._attributes: dict[int, list[Mapping[str, Any]]] = {}  # by the number of the batch, of each module
+        self._refusal: str | None = None  # why the latest batch cannot be kept
+        self._passed_by: str | None = None  # a layer that was trained by another call since what is kept began
         self._pauses: list[Calls] = []  # a block inside of another one counts for both
         self._level: int | None = None  # of the outermost module that was called; 0 is the model itself
-        # Parameters are told apart by identity, because `==` compares their elements.
-        self._parameters = {id(parameter) for parameter in model.parameters()}
-        self._forwards = 0
+        self._is_inside = False  # whether this module runs
+        self._batches = 0
         self._updates = 0
+        self._updates_since = 0  # the latest batch that was kept
         self._has_forward = False  # since the last update
-        self._has_eval_forward = False  # with gradients, since the last training forward or update
-        self._eval_updates = 0  # since the last training forward
-        self._trains_norms = False  # whether a forward since the last update had a batch norm in train mode
-        self._has_trained_norms = False  # whether one before the last update had
-        self.refusal: str | None = None
-        self.is_closed = False
-        self.frozen: list[BatchNorm] = []
 
-        self._ids = frozenset(map(id, self._layers))
-        self._modules = _list_holders(model, self._layers)
-        self._handles: list[Any] = []
-        for level, module in enumerate(self._modules):
-            hook = RecordingCall(partial(self._see, level), _do_nothing)
+        self._holders = _list_holders(model, self.layers)
+        self._modules = [each for each in model.modules() if not is_of_torch(each) and not isinstance(each, BatchNorm)]
+        self._observer = Observer(model, self.layers, self._end_update)
+        self.undo = contextlib.ExitStack()
+        self._attach()
+
+    def _attach(self) -> None:
+        self._observer.attach(self.undo)
+        for level, module in enumerate(self._holders):
             # This hook comes before all others. They may change the inputs, and would do so a second time
             # when the module is called with the copies.
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
-        _KEEPERS.add(self)
-        # One hook for all keepers, which is never removed: torch iterates over its hooks, and fails if one goes in the
-        # middle of a step, as with a keeper that is collected then.
-        if not _HOOK:
-            _HOOK.append(register_optimizer_step_post_hook(torch.compiler.disable(_count_update)))
-
-    @property
-    def layers(self) -> Sequence[BatchNorm]:
-        """The batch norms that are watched."""
-        return self._layers
-
-    def list_replaced(self, model: nn.Module) -> list[str]:
-        """List the names of the layers that are no part of the model any more."""
-        present = {*model.modules()}
-        return [name for name, layer in zip(self._names, self._layers, strict=True) if layer not in present]
+            before = RecordingCall(partial(self._enter, level), _do_nothing)
+            self.undo.callback(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+            after = RecordingCall(partial(self._leave, level), _do_nothing)
+            self.undo.callback(module.register_forward_hook(after, always_call=True).remove)
+        for name, layer in zip(self._names, self.layers, strict=True):
+            before = _HookOfLayer(partial(self._see_layer, name), _do_nothing)
+            self.undo.callback(layer.register_forward_pre_hook(before).remove)
 
     @property
     def batches(self) -> list[Batch]:
@@ -194,168 +164,149 @@ class Keeper:
     @property
     def images(self) -> int:
         """Number of images that are kept."""
-        return sum(kept.images for kept in self._kept)
+        return sum(batch["images"] for batch in self.batches)
 
     @property
     def updates(self) -> int:
-        """Number of updates of the model by torch's optimizers; of training forwards where none was seen."""
-        return self._updates or self._forwards
+        """Number of updates of the model by torch's optimizers; of batches where none was seen."""
+        return self._updates or self._batches
 
-    def call(self, model: nn.Module, batch: Batch) -> Any:
-        """Call the module that was called in training, with a copy of what it was called with."""
-        args = [value for key, value in batch.items() if isinstance(key, int)]
-        kwargs = {key: value for key, value in batch.items() if isinstance(key, str)}
-        # The call goes past wrappers: DistributedDataParallel would broadcast buffers, and compiled code would not see
-        # hooks.
-        return unwrap(self._modules[self._level or 0])(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def paused(self, snapshot: Snapshot | None = None) -> Iterator[Calls]:
-        """Keep nothing in the block, and count the model's calls in it.
-
-        Args:
-            snapshot: what the model's calls in eval mode are to be called with.
-        """
-        calls = Calls(snapshot=snapshot)
-        self._pauses.append(calls)
-        try:
-            yield calls
-        finally:
-            self._pauses.pop()
+    def list_replaced(self, model: nn.Module) -> list[str]:
+        """List the names of the layers that are no part of the model any more."""
+        present = {*model.modules()}
+        return [name for name, layer in zip(self._names, self.layers, strict=True) if layer not in present]
 
     def find_refusal(self) -> str | None:
         """Find out why the model cannot be measured on what is kept; None where nothing speaks against it."""
         if self.is_closed:
             return CLOSED
-        if self.refusal is None and self._kept:
-            dtype = self._find_dtype()
-            if dtype != self._dtype:
-                return _CONVERTED.format(now=dtype, then=self._dtype)
-        return self.refusal
+        if self._kept and self._updates_since > 1:  # one may be of another kind, as of a search for an architecture
+            return _STAND_STILL.format(updates=self._updates_since)
+        if self._passed_by is not None:
+            return _PASSED_BY.format(name=self._passed_by)
+        return self._refusal
+
+    def call(self, model: nn.Module, batch: Batch) -> Any:
+        """Call the module that was called in training, as it was called."""
+        # A loop may set a domain, say, on the model before it calls it. Whoever has borrowed the model puts them back.
+        for module, attributes in zip(self._modules, self._attributes[batch["number"]], strict=True):
+            vars(module).update(attributes)
+        # The call goes past wrappers: DistributedDataParallel would broadcast buffers, and compiled code would not see
+        # hooks.
+        return unwrap(self._holders[self._level or 0])(*batch["args"].values(), **batch["kwargs"])
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[Calls]:
+        """Keep nothing in the block, and count the model's calls in it."""
+        calls = Calls(digest_weights(self._holders[0]))
+        self._pauses.append(calls)
+        try:
+            yield calls
+        finally:
+            self._pauses.remove(calls)
 
     def close(self) -> None:
         """Remove the hooks and the copies."""
-        for handle in self._handles:
-            handle.remove()
-        _KEEPERS.discard(self)
+        self.undo.close()
         self._kept.clear()
         self.is_closed = True
 
-    def count_update(self, optimizer: Optimizer) -> None:
-        """Count an update if it is of one of the model's parameters, and there was a training forward before it."""
-        # A step of an optimizer without a forward since the last one belongs to the same update, as that of a
-        # second optimizer does. If no forward has been seen at all, the model is called past this watch, and
-        # that is found out below.
-        if not self._has_forward and not self._has_eval_forward and self._level is not None:
-            return
-        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if updated.isdisjoint(self._parameters):
-            # Of another model, or load_state_dict(assign=True) has put other parameters in the place of these.
-            self._parameters = {id(parameter) for parameter in self._modules[0].parameters()}
-            if updated.isdisjoint(self._parameters):
-                return
+    def _end_update(self) -> None:
+        # A step of an optimizer without a forward since the last one belongs to the same update, as that of a second
+        # optimizer does.
         if self._has_forward:
             self._updates += 1
-            self._has_forward = False
-            self._has_trained_norms = self._trains_norms
-            self._trains_norms = False
-        elif self._has_eval_forward:
-            # Between two steps there may be a forward in eval mode for a log, or of a search for an architecture. Two
-            # updates without a training forward are training in eval mode.
-            self._eval_updates += 1
-            if self._eval_updates > 1:
-                self.refusal = _IN_EVAL_MODE
-        else:
-            self.refusal = _NOT_CALLED
-        self._has_eval_forward = False
+            self._updates_since += 1
+        self._has_forward = False
 
-    def _see(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep what a module is called with, if this is a training forward; the hook before it."""
-        frozen = [layer for layer in self._layers if not layer.training]
-        are_all_frozen = len(frozen) == len(self._layers)
-        # bnlab's own measurements do not train, and a redirected call has the arguments of another function.
-        if count_loans(self._ids) or _is_redirected(module):
+    def _enter(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what a module is called with; the hook before it."""
+        if not self._observer.is_training() or _is_redirected(module):
             return
-        if self._pauses:
-            for calls in self._pauses:
-                calls.note(level, are_all_frozen)
-            return
-
-        # A validation without gradients trains nothing.
-        if not torch.is_grad_enabled():
-            return
-        # An inner module is called by itself, as where a checkpointed part of the forward is run again.
+        # A module of another one that holds all batch norms, too.
         if self._level is not None and level > self._level:
             return
-        # If all batch norms are frozen, only the mode of the outermost module shows that it is trained.
-        if are_all_frozen and not module.training:
-            # It may be a validation as well. Only updates that follow show that this was training.
-            self._has_eval_forward = True
-            return
-        # This is a training forward, so that calls in eval mode before it count as validations.
-        self._has_eval_forward = False
-        self._eval_updates = 0
-
-        # Where batch norms are trained in one forward and frozen in another one, as with adversarial images or dropout
-        # left on, averages are of the images of the first alone. The forward counts all the same, so that batch norms
-        # that stay frozen are noticed after one update.
-        if are_all_frozen and (self._trains_norms or self._has_trained_norms):
-            self._has_forward = True
-            return
-        self._trains_norms = not are_all_frozen
-
         # This module contains the one that was the outermost so far, whose arguments are of no use to it.
         if level != self._level:
             self._level = level
-            self._kept.clear()
-        self.frozen = frozen
+            self._forget()
+        self._is_inside = True
 
-        batch: Batch = dict(enumerate(args))
-        batch.update(kwargs)
-        self._take(batch)
-
-    def _take(self, batch: Batch) -> None:
-        tensors = list(list_tensors(batch))
-        self._has_forward = True
-        # Earlier refusals end here: this batch may be one that can be kept.
-        self.refusal = None
-        # A forward whose input is refused still counts, so that updates are numbered as without.
-        if not tensors:
-            self.refusal = _NO_TENSOR
-        elif any(tensor.requires_grad for tensor in tensors):
-            self.refusal = _OLDER_WEIGHTS.format(kind=type(self._modules[self._level or 0]).__name__)
-        elif any(kept.is_of(batch, tensors) for kept in self._kept):
+        frozen = [layer for layer in self.layers if not layer.training]
+        are_all_frozen = len(frozen) == len(self.layers)
+        if self._pauses:
+            for calls in self._pauses:
+                calls.note(self._holders[0], are_all_frozen)
             return
+        self._has_forward |= torch.is_grad_enabled() or not are_all_frozen
+        if not are_all_frozen:
+            self.frozen = frozen
+            self._updates_since = -1  # that of this batch is to come
+            self._take(args, kwargs)
 
-        self._forwards += 1
-        if self.refusal is not None or not self.wanted or not count_images(batch):
+    def _leave(self, level: int, *_: Any) -> None:
+        if level == self._level:
+            self._is_inside = False
+
+    def _see_layer(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        """Notice that a batch norm is trained outside of the calls that are kept; the hook before it."""
+        if self._is_inside or self._pauses or not layer.training or not self._observer.is_training():
+            return
+        if not _is_checkpointed():
+            self._forget()
+            self._passed_by = name
+
+    def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = list(list_tensors((args, kwargs)))
+        # A forward that is checkpointed as a whole runs again in the backward pass.
+        if any(kept.is_of(tensors) for kept in self._kept):
+            return
+        self._batches += 1
+        self._refusal = None if tensors else _NO_TENSOR
+        by_place = dict(enumerate(args))
+        images = count_images({**by_place, **kwargs}) if tensors else 0
+        if not images or not self.wanted:
             return
         try:
-            kept = _Kept(batch, tensors, self._keep)
+            device = None if self._keep is None else torch.device(self._keep)
+            batch = copy_batch({"args": by_place, "kwargs": kwargs}, device)
         except Exception as error:  # whatever it is: training goes on
-            self.refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
+            self._refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
             return
-        self._kept.append(kept)
-        self._dtype = self._find_dtype()
+
+        # Weak references do not keep a batch alive, and an id could later belong to another one.
+        sources = [weakref.ref(tensor) for tensor in tensors]
+        self._attributes[self._batches] = [_read_attributes(module) for module in self._modules]
+        self._kept.append(_Kept({**batch, "images": images, "number": self._batches}, sources))
         # Whole batches are dropped, as long as the others have all the images that are wanted.
-        while self.images - self._kept[0].images >= self.wanted:
-            self._kept.popleft()
+        while self.images - self._kept[0].batch["images"] >= self.wanted:
+            dropped = self._kept.popleft()
+            del self._attributes[dropped.batch["number"]]
+        if self.images >= self.wanted:
+            self._passed_by = None
 
         if self._is_speaking:
             self._is_speaking = False
             self._print_size()
 
-    def _find_dtype(self) -> torch.dtype | None:
-        """Find the type of the model's parameters: of the first one, or None where it has none."""
-        return next((parameter.dtype for parameter in self._modules[0].parameters()), None)
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._attributes.clear()
 
     def _print_size(self) -> None:
         first = self._kept[0]
         # At the first batch the total is not known yet; it is estimated from batches of this size.
-        batches = math.ceil(self.wanted / first.images)
-        images = batches * first.images
+        batches = math.ceil(self.wanted / first.batch["images"])
+        images = batches * first.batch["images"]
         megabytes = batches * count_bytes(first.batch) / 1e6
         print(f"bnlab.watch keeps the latest {images:,} training images: {megabytes:,.1f} MB", file=sys.stderr)
+
+
+class _HookOfLayer(RecordingCall):
+    """A hook that is no part of compiled code, which it would cut in two at each layer."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return None if torch.compiler.is_compiling() else super().__call__(*args, **kwargs)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -386,6 +337,12 @@ def _list_holders(model: nn.Module, layers: Sequence[BatchNorm]) -> list[nn.Modu
     return holders
 
 
+def _read_attributes(module: nn.Module) -> Mapping[str, Any]:
+    """Read the numbers, words and switches that are set on a module."""
+    own = vars(module).items()
+    return {name: value for name, value in own if isinstance(value, _PLAIN) and name not in OF_EVERY_MODULE}
+
+
 def _is_redirected(module: nn.Module) -> bool:
     """Return whether a call does not run the module's own forward, but one of Lightning's.
 
@@ -395,10 +352,14 @@ def _is_redirected(module: nn.Module) -> bool:
     return source.startswith(("lightning.pytorch.strategies.", "pytorch_lightning.strategies."))
 
 
-def _count_update(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Let all keepers count an update of an optimizer; the hook behind each step."""
-    for keeper in list(_KEEPERS):  # a copy, as one may be collected meanwhile
-        keeper.count_update(optimizer)
+def _is_checkpointed() -> bool:
+    """Return whether a checkpoint runs a part of the model, which happens once more in the backward pass."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _do_nothing(*_: object) -> None:

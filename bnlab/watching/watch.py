@@ -7,24 +7,23 @@ import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Number
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from bnlab.doctor.backup import write_statistics
 from bnlab.exact.population import population_statistics
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count
-from bnlab.model.batches import count_images, find_device, require_batches
+from bnlab.model.batches import find_device, require_batches
 from bnlab.model.borrow import restored
 from bnlab.model.layers import batch_norm_layers, get_weight, join_names, list_instance_norms
 from bnlab.model.warn import warn
-from bnlab.statistics.network import Statistics
+from bnlab.statistics.network import Lending, Statistics
 from bnlab.watching.comparison import Comparison, compare_metrics, read_metrics
 from bnlab.watching.keeper import CLOSED, Calls, Keeper, unwrap
-from bnlab.watching.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +31,10 @@ if TYPE_CHECKING:
 _CALLER = "watch"
 _OF_BATCHES = ("forward", "max_images", "tolerance")  # keywords that say how given batches are read and called
 _NOT_EVALUATED = "; evaluate was not seen to call the model in eval mode; does it evaluate a copy, or another model?"
-_OTHER_CALLS = (
-    "; evaluate called the model {before:,} times under exact statistics and {after:,} times under running averages: "
-    "were these the same images, or is an iterator or a cache used up?"
+_NOTHING_YET = (
+    "watch: no call of the model with a batch norm in train mode has been seen; call model.train() and train first, "
+    "or pass batches="
 )
-_NOTHING_YET = "watch: no training batch has been seen yet; train first, or pass batches="
 
 
 def watch(
@@ -54,26 +52,26 @@ def watch(
     The inputs of the latest training batches are kept. Under the weights of the moment they give exact statistics, of
     images as training shows them. Training goes on bit for bit as without.
 
-    What is kept are the arguments of the outermost module that is called and holds all batch norms: the model itself,
-    or, in a LightningModule whose `training_step` calls `self.net`, that. They are copied in their own type; a batch
-    that gradient checkpointing runs twice is kept once. Exact statistics are measured in eval mode, under the autocast
-    that holds where they are asked for, and outside of compiled code. Forwards in eval mode, without gradients, and in
-    bnlab's own measurements are not kept, nor are those with all batch norms frozen where others train them. Layers
-    that training keeps in eval mode, or whose weight takes no gradient while others do, are frozen and stay as they
-    are.
+    Kept is what the running averages are of: the arguments of each call with a batch norm in train mode, of the
+    outermost module that is called and holds all batch norms (the model itself, or, in a LightningModule whose
+    `training_step` calls `self.net`, that). They are copied in their own type, with the numbers, words and switches
+    that the model's modules had as attributes. Exact statistics are measured in eval mode, under the autocast that
+    holds where they are asked for, and outside of compiled code. Layers that training keeps in eval mode, or whose
+    weight takes no gradient while others do, are frozen and stay as they are.
+
+    Inputs that come from trainable parts outside of the module are those of their time.
 
     Args:
         model: any module with batch norms that keep running statistics; compile it before.
         images: how many are kept, or a few more: batches are not cut. More images give more exact statistics, and
             take more memory and time. In a group each process keeps so many.
-        batches: measured in place of the batches that are trained on, as `population_statistics` takes them. Needed
-            where the model's inputs require a gradient.
+        batches: measured in place of the batches that are trained on, as `population_statistics` takes them.
         keep: "cpu" keeps the copies in main memory; default on their device.
         optimizer: whose learning rate (of its first group) the history is to have.
         group: a torch.distributed process group: its ranks' batches are measured together, and all ranks call
             `measure`, `exact` and `compare`. Default that of a model in DistributedDataParallel.
-        options: further keywords of `population_statistics`: `layers`, `inputs`, `memory`, and for `batches` `forward`
-            and `max_images`.
+        options: further keywords of `population_statistics`: `layers`, `inputs`, and for `batches` `forward` and
+            `max_images`.
 
     Returns:
         A `Watch`. Keep it: when it is dropped, it is closed.
@@ -112,7 +110,7 @@ def watch(
     training = Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
     # The model's hooks hold the keeper, so that its images would stay where nobody can ask for them any more, as where
     # a cell of a notebook is run again.
-    weakref.finalize(training, keeper.close).atexit = False
+    weakref.finalize(training, keeper.undo.close).atexit = False
     return training
 
 
@@ -167,8 +165,7 @@ class Watch:
         self._optimizer = optimizer
         self._options = options
         self._rows: list[dict[str, Any]] = []
-        self._is_exact = False  # whether the model has exact statistics now, in a block of `exact`
-        self._is_comparing = False  # whether `evaluate` is being called
+        self._is_exact = False  # whether the model has exact statistics now
 
     def measure(self) -> Statistics:
         """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
@@ -186,7 +183,7 @@ class Watch:
         else:
             # The kept arguments are passed to the module that was called in training.
             self._require_kept()
-            options = {**self._options, "forward": self._keeper.call, "images": count_images}
+            options = {**self._options, "forward": self._keeper.call, "images": itemgetter("images")}
             batches = self._keeper.batches
 
         options = {**options, "layers": names, "group": self._ranks.group}
@@ -212,18 +209,14 @@ class Watch:
 
         Raises:
             TypeError: these are no statistics.
-            ValueError: as `measure`, or this is called within `evaluate` of `compare`; nothing has been changed then.
+            ValueError: as `measure`, or within another such block or `compare`; nothing has been changed then.
         """
-        if self._is_comparing:
-            raise ValueError(
-                f"{_CALLER}: exact() in the function that compare calls, which it calls under exact statistics itself; "
-                "take it out of there"
-            )
         if statistics is not None and not isinstance(statistics, Statistics):
             raise TypeError(
                 f"{_CALLER}: exact() was given a {type(statistics).__name__}; pass what measure() has returned, or "
                 "nothing"
             )
+        self._require_running_averages("exact")
         with self._written(self.measure() if statistics is None else statistics) as calls:
             yield self.model
         if calls.in_train_mode:
@@ -235,22 +228,20 @@ class Watch:
 
     @contextlib.contextmanager
     def _written(self, statistics: Statistics) -> Iterator[Calls]:
-        """Write statistics for the block, and count the calls of the model in it."""
-        # They have been measured before anything is written, so that a failure leaves the model as it was.
-        written = write_statistics(self.model, statistics, for_block=True)
-        # Blocks may lie in one another: when an inner one ends, the outer one still has exact statistics.
-        was_exact = self._is_exact
-        self._is_exact = True
-        try:
-            with self._keeper.paused() as calls:
-                yield calls
-        finally:
-            self._is_exact = was_exact
+        """Lend statistics to the model for the block, and count its calls in it."""
+        with self._keeper.paused() as calls, Lending(self.model, statistics, _CALLER):
+            self._is_exact = True
             try:
-                written.put_back()
-            except BaseException:  # Ctrl-C in the middle of it
-                written.put_back()
-                raise
+                yield calls
+            finally:
+                self._is_exact = False
+
+    def _require_running_averages(self, call: str) -> None:
+        if self._is_exact:
+            raise ValueError(
+                f"{_CALLER}: {call}() where the model has exact statistics already, in a block of exact() or in the "
+                "function that compare() calls; take it out of there"
+            )
 
     def compare(self, evaluate: Callable[[], Any], *, lower: bool | Collection[str] = False) -> str:
         """Evaluate under exact statistics and under running averages, and add the outcome to the history.
@@ -270,21 +261,15 @@ class Watch:
             layers; and if `evaluate` has not called the model, as where it evaluates a copy.
 
         Raises:
-            TypeError, ValueError: `evaluate` returned something else; or it changed a parameter, called the model in
-                train mode, or, at its first call, with other weights or running averages than the model has outside,
-                after the model has been put back; or this is called in a block of `exact`, or in `evaluate`.
+            TypeError, ValueError: `evaluate` returned something else; or it called the model in train mode, or, at its
+                first call, with other weights than the model has outside; or this is called in a block of `exact`, or
+                in `evaluate`.
         """
         if not callable(evaluate):
             raise TypeError(f"{_CALLER}: evaluate is a {type(evaluate).__name__}; pass a function without arguments")
         if not isinstance(lower, (bool, Collection)) or isinstance(lower, (str, Mapping)):
             raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
-        if self._is_comparing:
-            raise ValueError(f"{_CALLER}: compare() in the function that compare calls; take it out of there")
-        if self._is_exact:
-            raise ValueError(
-                f"{_CALLER}: compare() in a block of exact(), where the model has no running averages to compare with; "
-                "call it outside of the block"
-            )
+        self._require_running_averages("compare")
         # These two raise, where errors of `measure` are only reported: in such a model neither values nor
         # modes could be read while `evaluate` runs.
         find_device(self.model, None, _CALLER)  # raises where the model has no values
@@ -301,13 +286,13 @@ class Watch:
         # been the only one.
         # Each outcome is read at once, as the second call may fill the same dictionary or array.
         exact = None
-        calls_before = None
         if statistics is not None:
-            with restored(self.model), self._written(statistics):
-                returned, calls_before = self._evaluate(evaluate)
-                exact = read_metrics(returned)
-        returned, calls = self._evaluate(evaluate)
-        running = read_metrics(returned)
+            with restored(self.model), self._written(statistics) as calls:
+                exact = read_metrics(evaluate())
+            _require_evaluation(calls)
+        with self._keeper.paused() as calls:
+            running = read_metrics(evaluate())
+        _require_evaluation(calls)
 
         comparisons = compare_metrics(running, exact, lower)
         images = self._count_images(statistics)
@@ -321,8 +306,6 @@ class Watch:
         # Where values differ, the model was evaluated, also if only its parts were called, which nothing counts.
         if statistics is not None and not calls.in_eval_mode and all(each.are_equal for each in comparisons):
             line += _NOT_EVALUATED
-        elif calls_before is not None and calls_before.in_eval_mode != calls.in_eval_mode:
-            line += _OTHER_CALLS.format(before=calls_before.in_eval_mode, after=calls.in_eval_mode)
         return line + self._describe_limits(statistics, reason)
 
     @property
@@ -434,25 +417,6 @@ class Watch:
         if not any(self._ranks.gather(self._keeper.images)):
             raise ValueError(_NOTHING_YET)
 
-    def _evaluate(self, evaluate: Callable[[], Any]) -> tuple[Any, Calls]:
-        """Call the caller's function, and count the calls of the model in it.
-
-        ValueError if it changes the model, or evaluates another one than is measured; the model is put back then.
-        """
-        snapshot = Snapshot(self.model, self._keeper.layers)
-        self._is_comparing = True
-        try:
-            with self._keeper.paused(snapshot) as calls:
-                returned = evaluate()
-        finally:
-            self._is_comparing = False
-
-        mistake = _find_mistake(snapshot, calls)
-        if mistake:
-            snapshot.put_back()
-            raise ValueError(f"{_CALLER}: {mistake}")
-        return returned, calls
-
     def _count_images(self, statistics: Statistics | None) -> int:
         """Count the images that are kept, or those of `batches` that were measured."""
         if self._batches is None:
@@ -496,31 +460,19 @@ class Watch:
         return described
 
 
-def _find_mistake(snapshot: Snapshot, calls: Calls) -> str:
-    """Find out what an evaluation has done that makes its outcome say nothing; empty: nothing."""
-    changed = snapshot.list_changed()
-    if changed:
-        return (
-            f"evaluate changed {join_names(changed)}, which were put back; pass a function that does not train the "
-            "model"
-        )
+def _require_evaluation(calls: Calls) -> None:
+    """Raise ValueError if the model was in train mode, or had other weights than those that were measured."""
     if calls.in_train_mode:
-        return (
-            "evaluate called the model in train mode, in which batch norm uses each batch's own statistics; call "
-            "model.eval() in it"
+        raise ValueError(
+            f"{_CALLER}: evaluate called the model in train mode, in which batch norm uses each batch's own "
+            "statistics; call model.eval() in it"
         )
-    if calls.other_weights:
-        return (
-            f"evaluate called the model with other values of {join_names(calls.other_weights)} than it has outside "
-            "(averaged weights, or a checkpoint?), but the statistics are of those outside; put these weights in place "
-            "before compare, and take them out after it"
+    if calls.has_other_weights:
+        raise ValueError(
+            f"{_CALLER}: evaluate called the model with other weights than it has outside (averaged ones, or a "
+            "checkpoint?), of which the statistics are; put these weights in place before compare, and take them out "
+            "after it"
         )
-    if calls.has_other_averages:
-        return (
-            "evaluate called the model with other running averages than it has outside (load_state_dict?), which took "
-            "the place of those that are compared; take that out of it"
-        )
-    return ""
 
 
 def _require_options(options: dict[str, Any], has_batches: bool) -> None:

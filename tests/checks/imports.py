@@ -45,11 +45,11 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches layers calls borrow reading",
-    "common": "files precision pages storage names vision printing",
+    "common": "files precision pages storage names vision printing scores",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "state self_tuned",
-    "recording": "trace steps recorders block frozen",
+    "recording": "trace observer steps recorders block frozen",
     "exact": "task source fixed_point operations walk check measure population",
     "doctor": "codes thresholds undo evidence words cause causes catalogue interventions verdict report diagnose "
     "backup recalibrate gallery",
@@ -61,7 +61,7 @@ FOLDERS = {
     "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
     "reproduction report runs new",
     "doctor.gallery": "patterns network store specimen faults table",
-    "watching": "snapshot keeper comparison watch",
+    "watching": "keeper comparison watch",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
     "harness.artifacts": "seeding data corruptions norms models optimizers tasks training job_settings run live "
     "training_runner",

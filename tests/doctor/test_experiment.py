@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.common.scores import estimate_mean
 from bnlab.doctor import Undo
 from bnlab.doctor.evidence.sample import MOST_IMAGES, split_halves, take_sample
-from bnlab.doctor.evidence.scores import estimate_mean, measure_likelihood
+from bnlab.doctor.evidence.scores import measure_likelihood
 from bnlab.doctor.evidence.scoring import Judged
 from bnlab.doctor.evidence.setup import measure, measure_under, set_up
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment

@@ -11,16 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnlab
+from bnlab.common.scores import bound_unchanged, estimate_mean, read_values
 from bnlab.doctor.evidence.labels import describe_misfit, find_labels
-from bnlab.doctor.evidence.scores import (
-    Scores,
-    bound_unchanged,
-    estimate_mean,
-    find_reading,
-    measure_likelihood,
-    read_values,
-    score_batch,
-)
+from bnlab.doctor.evidence.scores import Scores, find_reading, measure_likelihood, score_batch
 from tests.references import chance_of_no_change, mean_by_class
 
 LABELS = torch.tensor([1, 0, 2])

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnlab import diagnose, recalibrate
+from bnlab.common.scores import Difference
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.scores import Difference
 from bnlab.doctor.report.diagnosis import Diagnosis
 from bnlab.doctor.verdict.findings import Finding
 from bnlab.doctor.verdict.verdict import Verdict

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics
+from bnlab.common.scores import Difference
 from bnlab.doctor import Cause, Undo
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.evidence.scores import Scores
 from bnlab.doctor.evidence.scoring import Judged
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import WORTH

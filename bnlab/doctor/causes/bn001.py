@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case, has_bad_values
 from bnlab.doctor.evidence.setup import has_overflown
-from bnlab.doctor.words import count_things, describe_number
+from bnlab.doctor.words import count_things
 from bnlab.model.layers import BatchNorm, get_momentum, get_running_buffers
 
 

@@ -6,10 +6,10 @@ import math
 
 import torch
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import SAME_BATCH
-from bnlab.doctor.words import describe_number
 from bnlab.model.layers import match_names
 from bnlab.recording.trace import LayerTrace
 

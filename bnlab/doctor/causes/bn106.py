@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.history import LayerChange
 from bnlab.doctor.thresholds import COLLAPSE_FALLS, COLLAPSED, NOT_COLLAPSED, WEIGHTS_MOVED
 from bnlab.doctor.undo import EXACT, RESCALED
-from bnlab.doctor.words import count_things, describe_number
+from bnlab.doctor.words import count_things
 
 
 class WeightsMovedAlone(Cause):

@@ -8,11 +8,12 @@ from statistics import median_high
 
 import torch
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.lag import compare_with_drift
 from bnlab.doctor.undo import EXACT, Undo, write_averages
-from bnlab.doctor.words import describe_number, describe_ratio
+from bnlab.doctor.words import describe_ratio
 
 
 class OtherWeights(Cause):

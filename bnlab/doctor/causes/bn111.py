@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import EXPLAINED, FILL_EXPLAINS, FILL_SHOWS
 from bnlab.doctor.undo import EXACT, Undo, write_averages
-from bnlab.doctor.words import count_things, describe_number
+from bnlab.doctor.words import count_things
 from bnlab.model.layers import AveragesByItself, get_momentum
 
 _LEAST_LEFT = 1e-3  # of the images' own share, below which rounding decides what is left once the rest is taken out

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_moments
 from bnlab.doctor.undo import EXACT
-from bnlab.doctor.words import describe_number
 
 
 class OtherData(Cause):

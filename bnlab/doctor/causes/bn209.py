@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.first_layer import FirstLayer, Response
 from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undo import RESCALED, Change, Undo, change_images
-from bnlab.doctor.words import describe_number
 from bnlab.statistics.moments import Moments
 
 _ROUNDS = 3

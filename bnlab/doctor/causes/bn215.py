@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import EXPLAINS_ALL, FACTOR_SHOWS
 from bnlab.doctor.undo import Undo, write_averages
-from bnlab.doctor.words import describe_number
 
 
 class Multiplied(Cause):

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from bnlab.common.scores import describe_number
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import RANKS_DIFFER, RANKS_DIFFER_MUCH
-from bnlab.doctor.words import describe_number
 
 
 class RanksDiffer(Cause):

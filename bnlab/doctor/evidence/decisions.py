@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.common.scores import Difference, average_by_image, bound_unchanged, estimate_mean
 from bnlab.doctor.evidence.case import read_all_buffers, read_moments
 from bnlab.doctor.evidence.labels import find_logits
 from bnlab.doctor.evidence.sample import split_halves, take_sample
-from bnlab.doctor.evidence.scores import Decisions, Difference, average_by_image, bound_unchanged, estimate_mean
+from bnlab.doctor.evidence.scores import Decisions
 from bnlab.doctor.evidence.setup import measure
 from bnlab.doctor.thresholds import NAMES_CLASSES, WORTH
 from bnlab.doctor.undo import write_averages

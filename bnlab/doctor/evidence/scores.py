@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
-from statistics import NormalDist
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bnlab.common.scores import Difference, average_by_image, compare_scores
 from bnlab.doctor.evidence.labels import find_counted, find_logits, has_only_shares
 from bnlab.doctor.thresholds import LEAST_LIKELIHOOD, NEAR_CHANCE
 
-_ADVICE = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
 _OF_SHARES = 1e-3  # by which shares of classes may miss 1, as half precision rounds them
 _MANY = 8  # outputs: so many logits are hardly ever all between 0 and 1
 
@@ -27,22 +24,6 @@ def require_evaluate(evaluate: object, caller: str) -> None:
     """TypeError unless it is None or can be called."""
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"{caller}: evaluate is a {type(evaluate).__name__}; pass a function of the model")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean difference of two scores of the same images, with its 95% interval over images.
-
-    Attributes:
-        value: the mean.
-        low, high: the interval's ends.
-        images: number of images.
-    """
-
-    value: float
-    low: float
-    high: float
-    images: int
 
 
 @dataclass(frozen=True)
@@ -105,69 +86,8 @@ class Scores:
         return self.chance is not None and self.best < self.chance
 
     def compare(self, kind: str, other: str) -> Difference:
-        """Estimate how much better `kind` scores than `other`, paired over images.
-
-        Equal predictions of few images are no proof. So values of 0 and 1 get two further pairs, one of each sign
-        (Bonett & Price 2012), and of other values that are all equal see `bound_unchanged`.
-        """
-        values = self.values[kind]
-        others = self.values[other]
-        differences = values - others
-        both = torch.cat((values, others))
-        are_right_or_wrong = (both == 0) | (both == 1)
-        are_signs = bool(are_right_or_wrong.all())
-
-        if len(differences) < 2 or are_signs or differences.any():
-            estimate = estimate_mean(differences, are_signs)
-            # Of few images an interval leaves what shares can differ by; that of one image says that nothing is known.
-            if self.are_shares and math.isfinite(estimate.low):
-                estimate = replace(estimate, low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
-            return estimate
-        # All differences are 0, and their standard deviation would make an interval of no width.
-        spread = 1.0
-        if not self.are_shares:
-            spread = float(values.max() - values.min())
-        return bound_unchanged(len(differences), spread)
-
-
-def estimate_mean(differences: Tensor, are_signs: bool = False, tests: int = 1) -> Difference:
-    """Estimate a mean over images [N] with its 95% interval, as large samples have it.
-
-    Args:
-        differences: float64 [N].
-        are_signs: they are -1, 0 or 1; one of each sign is added for the interval, which is about their mean.
-        tests: how many means the 95% are of, all at once (Bonferroni).
-    """
-    images = len(differences)
-    value = float(differences.mean())
-    sample = differences
-    if are_signs:
-        one_of_each = differences.new_tensor([1.0, -1.0])
-        sample = torch.cat((differences, one_of_each))
-    if len(sample) < 2:
-        return Difference(value, -math.inf, math.inf, images)
-
-    error = float(sample.std()) / math.sqrt(len(sample))
-    half = NormalDist().inv_cdf(1 - 0.025 / tests) * error
-    center = float(sample.mean())
-    # The two further pairs move the interval towards 0, so that it may leave the mean outside.
-    low = min(value, center - half)
-    high = max(value, center + half)
-    return Difference(value, low, high, images)
-
-
-def bound_unchanged(images: int, spread: float) -> Difference:
-    """Bound a mean difference of which all images have shown 0, at 95%.
-
-    Were more than 1 − .05^(1/images) of all images to differ, some of these would have, with a probability of 95% (for
-    many images that is 3/images, the rule of three: Hanley & Lippman-Hand 1983).
-
-    Args:
-        images: number of images.
-        spread: how far a single image may differ at most.
-    """
-    half = (1 - 0.05 ** (1 / images)) * spread
-    return Difference(0.0, -half, half, images)
+        """Estimate how much better `kind` scores than `other`, paired over images."""
+        return compare_scores(self.values[kind], self.values[other], self.are_shares)
 
 
 @dataclass(frozen=True)
@@ -380,35 +300,3 @@ def are_mixed(labels: Tensor) -> bool:
         return False
     rest = labels.sort(1).values[:, :-1]  # without the largest
     return bool((rest.amax(1) - rest.amin(1) > _OF_SHARES).any())
-
-
-def average_by_image(values: Tensor) -> Tensor:
-    """Average [N, ...] to float64 [N]."""
-    return values.double().reshape(len(values), -1).mean(1)
-
-
-def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice: str = _ADVICE) -> Tensor:
-    """Turn what a caller's `evaluate` has returned into float64 [images].
-
-    Raises:
-        TypeError: it is no sequence of numbers.
-        ValueError: there are none, or one is not finite and must be.
-    """
-    if isinstance(returned, Real):
-        raise TypeError(f"{caller}: evaluate returned one number, {returned}; {advice}")
-    try:
-        values = torch.as_tensor(returned, device="cpu").detach()
-        if values.is_complex():
-            # It is caught below, where the message is made.
-            raise TypeError
-        values = values.double()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{caller}: evaluate returned a {type(returned).__name__}; {advice}") from error
-    if not values.dim() or not values.numel():
-        raise ValueError(f"{caller}: evaluate returned {values.numel()} value(s) without an axis of images; {advice}")
-    if must_be_finite and not values.isfinite().all():
-        raise ValueError(f"{caller}: evaluate returned values that are not finite; {advice}")
-    # Scores [images, ...] of pixels or labels are averaged, because intervals are over images. A single row holds the
-    # scores of images, and so does each of several lists, one for each batch.
-    is_by_image = hasattr(returned, "shape") and len(values) > 1
-    return average_by_image(values) if is_by_image else values.flatten()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bnlab.common.precision import widen
+from bnlab.common.scores import read_values
 from bnlab.doctor.evidence.case import has_bad_values, measure_distance, read_all_buffers
 from bnlab.doctor.evidence.labels import has_only_shares
 from bnlab.doctor.evidence.scores import (
@@ -22,7 +23,6 @@ from bnlab.doctor.evidence.scores import (
     are_mixed,
     find_reading,
     measure_likelihood,
-    read_values,
     score_batch,
     score_constants,
 )

@@ -19,11 +19,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.common.scores import Difference, estimate_mean
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.first_layer import FirstLayer
 from bnlab.doctor.evidence.sample import split_halves, take_sample
-from bnlab.doctor.evidence.scores import Difference, Evaluate, estimate_mean
+from bnlab.doctor.evidence.scores import Evaluate
 from bnlab.doctor.evidence.scoring import Judge, Judged, choose_judge
 from bnlab.doctor.evidence.setup import CALLER, measure, measure_under
 from bnlab.doctor.thresholds import EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER, WORTH

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.common.pages import fill_in
+from bnlab.common.scores import describe_number
 from bnlab.doctor.evidence.scores import Scores
 from bnlab.doctor.verdict.labelled import find_best_score
 from bnlab.doctor.verdict.verdict import ELSEWHERE
@@ -16,7 +17,6 @@ from bnlab.doctor.words import (
     KINDS,
     count_things,
     describe_difference,
-    describe_number,
     describe_ratio,
     describe_score,
     describe_training,

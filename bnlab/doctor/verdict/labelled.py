@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from bnlab.common.scores import Difference
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.sample import MOST_IMAGES
-from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.evidence.scores import Scores
 from bnlab.doctor.evidence.setup import CALLER
 from bnlab.doctor.interventions.experiment import Choice, Crossing, Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD

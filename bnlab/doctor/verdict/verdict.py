@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bnlab.doctor.evidence.scores import Difference
+from bnlab.common.scores import Difference, describe_number
 from bnlab.doctor.interventions.experiment import Trial
 from bnlab.doctor.thresholds import NEAR_A_LINE
-from bnlab.doctor.words import describe_number
 
 Word = Literal["averages", "averages or images", "images", "network", "mode", "batches", "healthy", "undecided"]
 
