@@ -37,7 +37,7 @@ from bnlab.model.layers import (
 )
 from bnlab.model.reading import choose_reader
 from bnlab.model.warn import warn
-from bnlab.statistics.network import Statistics, read_weights
+from bnlab.statistics.network import Statistics, digest_weights, read_weights
 
 _FIRST_IMAGES = 256  # max_images="auto" begins with so many
 _LEAST_BATCHES = 8  # and with so many batches: of fewer one cannot see how they scatter
@@ -229,6 +229,7 @@ def _measure(
     cost.images = sum(map(count, task.data))
     statistics.cost = cost
     statistics.check = check
+    statistics.network = digest_weights(task.root)
     return statistics
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
 
-from bnlab.common.files import digest
 from bnlab.model.batches import is_dense, require_values
 from bnlab.model.warn import warn
 
@@ -22,7 +21,6 @@ BatchNorm = _BatchNorm
 # These normalize the input that they are given, and do nothing with buffers and momentum but average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_DIGESTED = 1 << 16  # values of a parameter
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
@@ -250,14 +248,6 @@ def join_names(names: Iterable[str]) -> str:
     if len(quoted) > 6:
         text += f" and {len(quoted) - 6} more"
     return text
-
-
-def digest_weights(model: nn.Module) -> str:
-    """Digest the first and the last parameter of a network, which other weights and almost any update change."""
-    parameters = [*model.parameters()]
-    # An embedding may have a thousand times as many values.
-    read = [parameter.detach().flatten()[:_DIGESTED].cpu() for parameter in parameters[:1] + parameters[-1:]]
-    return digest(*(values.view(torch.uint8).numpy().tobytes() for values in read))
 
 
 def strip_wrappers(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.common.files import digest
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.model.borrow import OF_EVERY_MODULE, borrowed
 from bnlab.model.layers import (
@@ -23,6 +24,7 @@ from bnlab.model.layers import (
     get_weight,
     match_names,
 )
+from bnlab.model.warn import warn
 from bnlab.statistics.moments import Moments
 from bnlab.statistics.provenance import Check, Cost
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMAT = "bnlab.Statistics/1"
+_KIND = 8  # digits of a digest that say which types weights have
+_DIGESTED = 1 << 16  # values of a parameter that are read for it
 
 
 class Statistics(Mapping[str, Moments]):
@@ -50,6 +54,7 @@ class Statistics(Mapping[str, Moments]):
         check: the outcome of an ordinary evaluation after it, see `Check`; None otherwise, and not saved.
         standard_errors: layer → (of the mean, of the variance), float64 [C], if a measurement was asked for them; None
             otherwise, and not saved.
+        network: a digest of the weights under which they were measured; None where that is not known.
 
     `var` is always what `write_to` puts into the buffer, as is.
 
@@ -80,6 +85,7 @@ class Statistics(Mapping[str, Moments]):
         self.cost: Cost | None = None
         self.check: Check | None = None
         self.standard_errors: dict[str, tuple[Tensor, Tensor]] | None = None
+        self.network: str | None = None
 
     def __getitem__(self, layer: str) -> Moments:
         return self._moments[layer]
@@ -107,6 +113,9 @@ class Statistics(Mapping[str, Moments]):
         Layers of the model that these statistics do not have keep theirs; `num_batches_tracked` stays. Names may
         differ by what wrappers add, `module.` and `_orig_mod.`.
 
+        Warns:
+            RuntimeWarning: they were measured under other weights; so do `using` and `Watch.exact`.
+
         Raises:
             TypeError: not a module.
             ValueError: a layer is missing in the model, has other channels, a value is not finite or beyond the type of
@@ -131,6 +140,10 @@ class Statistics(Mapping[str, Moments]):
             if name not in layers:
                 raise ValueError(f"{caller}: the model has no batch-norm layer {name!r}; were these another model's?")
             _require_writable(moments, layers[name], name, caller)
+        # A copy in another type has its own values.
+        of_model = digest_weights(model)
+        if self.network is not None and self.network != of_model and self.network[:_KIND] == of_model[:_KIND]:
+            warn(f"{caller}: these statistics were measured under other weights than the model has now; measure again")
         return layers
 
     def to_frame(self) -> pd.DataFrame:
@@ -167,6 +180,8 @@ class Statistics(Mapping[str, Moments]):
 
         # A count may be a NumPy number, which JSON cannot write without `default`.
         metadata = {"layers": json.dumps(layers, default=float), "unseen": json.dumps(self.unseen)}
+        if self.network is not None:
+            metadata["network"] = self.network
         save_tensors(path, tensors, _FORMAT, metadata)
 
     @staticmethod
@@ -189,7 +204,19 @@ class Statistics(Mapping[str, Moments]):
                 weights[name] = tensors[f"{name}/weight"]
 
         unseen = json.loads(metadata["unseen"])
-        return Statistics(moments, eps, unseen, weights)
+        statistics = Statistics(moments, eps, unseen, weights)
+        statistics.network = metadata.get("network")
+        return statistics
+
+
+def digest_weights(model: nn.Module) -> str:
+    """Digest a network's first and last parameter, which almost any update changes; it begins with their types."""
+    parameters = [*model.parameters()]
+    ends = parameters[:1] + parameters[-1:]
+    types = digest(*(str(parameter.dtype) for parameter in ends), digits=_KIND)
+    # An embedding may have a thousand times as many values.
+    read = [parameter.detach().flatten()[:_DIGESTED].cpu() for parameter in ends]
+    return types + digest(*(values.view(torch.uint8).numpy().tobytes() for values in read), digits=32)
 
 
 def _require_layers(moments: Mapping[str, Moments], eps: Mapping[str, float], weights: Mapping[str, Tensor]) -> None:

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_tensors
+from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_settings, list_tensors
 from bnlab.model.borrow import OF_EVERY_MODULE, is_of_torch
-from bnlab.model.layers import BatchNorm, digest_weights, unwrap_parallel
+from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.observer import Observer
 from bnlab.recording.recorders import RecordingCall
+from bnlab.statistics.network import digest_weights
 
 Batch = dict[str, Any]
 """A call: its "args" by their place, its "kwargs", how many "images", and the "number" of the model's attributes."""
@@ -81,14 +82,16 @@ class _Kept:
     Attributes:
         batch: the copy.
         sources: the tensors that were copied.
+        settings: what else the call was given, and the attributes that the model had.
     """
 
     batch: Batch
     sources: Sequence[weakref.ref[Tensor]]
+    settings: Sequence[Any]
 
-    def is_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether these very tensors were copied, and have not been written since."""
-        if len(tensors) != len(self.sources):
+    def is_of(self, tensors: Sequence[Tensor], settings: Sequence[Any]) -> bool:
+        """Return whether the same call was copied: with these very tensors, which have not been written since."""
+        if len(tensors) != len(self.sources) or settings != self.settings:
             return False
         if any(source() is not tensor for source, tensor in zip(self.sources, tensors, strict=True)):
             return False
@@ -259,7 +262,9 @@ class Keeper:
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = list(list_tensors((args, kwargs)))
         # A forward that is checkpointed as a whole runs again in the backward pass.
-        if any(kept.is_of(tensors) for kept in self._kept):
+        attributes = [_read_attributes(module) for module in self._modules]
+        settings = [*list_settings((args, kwargs)), attributes]
+        if any(kept.is_of(tensors, settings) for kept in self._kept):
             return
         self._batches += 1
         self._refusal = None if tensors else _NO_TENSOR
@@ -276,8 +281,8 @@ class Keeper:
 
         # Weak references do not keep a batch alive, and an id could later belong to another one.
         sources = [weakref.ref(tensor) for tensor in tensors]
-        self._attributes[self._batches] = [_read_attributes(module) for module in self._modules]
-        self._kept.append(_Kept({**batch, "images": images, "number": self._batches}, sources))
+        self._attributes[self._batches] = attributes
+        self._kept.append(_Kept({**batch, "images": images, "number": self._batches}, sources, settings))
         # Whole batches are dropped, as long as the others have all the images that are wanted.
         while self.images - self._kept[0].batch["images"] >= self.wanted:
             dropped = self._kept.popleft()
