@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bnlab.common.names import Look, Named, list_named
 from bnlab.model.arguments import require_count, require_number
-from bnlab.model.borrow import borrowed
+from bnlab.model.borrow import Loan
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
@@ -215,8 +215,7 @@ def list_test_time_statistics() -> dict[str, type[TestTimeStatistics]]:
     return list_named(TestTimeStatistics)
 
 
-@contextlib.contextmanager
-def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.Module]:
+def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> contextlib.AbstractContextManager[nn.Module]:
     """Let batch norms normalize with this kind of statistics: inside the block `model` is in eval mode.
 
     After the block it is as it was before. Buffers that are written in the block are the source from then on. Copies
@@ -242,17 +241,22 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
     if overriding:
         names = join_names(overriding)
         raise ValueError(f"{_CALLER}: {names}: with a forward of their own, which takes no other statistics")
-    with borrowed(model, for_caller=True), contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            given = vars(layer).get("forward")
-            if given is None:
-                stack.callback(delattr, layer, "forward")
-            else:
-                stack.callback(setattr, layer, "forward", given)
+    return _Applied(model, kind, layers)
+
+
+class _Applied(Loan):
+    def __init__(self, model: nn.Module, kind: TestTimeStatistics, layers: Mapping[str, BatchNorm]) -> None:
+        super().__init__(model, False, is_counted=True)
+        self.lent = model
+        self._kind = kind
+        self._layers = layers
+
+    def change(self) -> None:
+        super().change()
+        for name, layer in self._layers.items():
             # A partial is copied and pickled together with the model; a closure would still point at the original
             # layer.
-            layer.forward = functools.partial(_normalize, kind, name, layer)  # type: ignore[method-assign]
-        yield model
+            layer.forward = functools.partial(_normalize, self._kind, name, layer)  # type: ignore[method-assign]
 
 
 def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Tensor) -> Tensor:

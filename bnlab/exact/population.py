@@ -27,7 +27,7 @@ from bnlab.model.batches import (
     require_batches,
     require_forward,
 )
-from bnlab.model.borrow import keep_random_state
+from bnlab.model.borrow import restored
 from bnlab.model.layers import (
     Extract,
     Inputs,
@@ -142,7 +142,7 @@ def population_statistics(
     task = Task(model, targets, forward or call, device, [], ranks, extracts, reader, checks_all=check == "all")
     measure = partial(_measure, task, count, is_precise, strategy, progress)
 
-    with keep_random_state(model):  # loaders draw their seeds
+    with restored(model):  # loaders draw their seeds, too
         source = Source(batches, count, CALLER)
         if max_images == "auto":
             return _measure_until_exact(task, count, source, measure, is_precise, tolerance or 0.0)

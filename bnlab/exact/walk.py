@@ -34,7 +34,8 @@ class Way:
 
     Attributes:
         index: the batch's number.
-        walker: its interrupted forward; None while it does not wait.
+        latest: its latest forward, which runs, waits, or has ended.
+        walker: that one, while it waits; None else.
         layer: the layer that it has come to last; None at the end of the network.
         moments: of what it was given to normalize at the layers where it was measured. They are kept for batches that
             are checked later; of others None stays, once the layer is finished.
@@ -47,6 +48,7 @@ class Way:
         self.index = index
         self.is_checked = is_checked
         self.layer: str | None = None
+        self.latest: greenlet | None = None
         self.walker: greenlet | None = None
         self.moments: dict[str, Pooled | None] = {}
         self.ahead = set[str]()
@@ -57,9 +59,9 @@ class Way:
         self.walker = None
         self.ahead = set(self.moments)
         self.assumed = []
-        walker = greenlet(evaluate)
-        walker.gr_context = contextvars.copy_context()  # what the caller has set holds in its forwards
-        return walker
+        self.latest = greenlet(evaluate)
+        self.latest.gr_context = contextvars.copy_context()  # what the caller has set holds in its forwards
+        return self.latest
 
     def take_moments(self, layer: str) -> Pooled | None:
         """Return the moments of a layer that is finished now, and keep them where the batch is checked."""
@@ -129,8 +131,8 @@ class Walk:
                 # When an error is raised, forwards may still be waiting. They are ended here, while the model is
                 # borrowed; otherwise the garbage collector would end them at some later time.
                 for way in self.ways:
-                    if way.walker is not None and not way.walker.dead:
-                        _end(way.walker)
+                    if way.latest is not None and not way.latest.dead:
+                        _end(way.latest)
         return self
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------

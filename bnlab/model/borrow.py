@@ -1,11 +1,13 @@
-"""Lend a model to a measurement and take it back as it was: parameters, buffers, modes and random state."""
+"""Lend a model for a block, and take it back as it was: what it holds is known before anything is changed."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import traceback
+import types
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 from bnlab.model.batches import is_dense
 from bnlab.model.layers import BatchNorm
 
+# What torch keeps in every module: the mode, and tables of tensors, modules and hooks.
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, list, set)
 _WITH_GENERATORS = ("cuda", "mps", "xpu")  # types of devices that draw random numbers of their own
 
 _measurements = 0  # loans in which bnlab alone calls models
-_blocks: list[frozenset[int]] = []  # of each loan in which the caller may call any model: the modules that are lent
+_blocks: dict[int, frozenset[int]] = {}  # by loan in which the caller may call any model: the modules that are lent
 
 
 def is_lent(layer: nn.Module) -> bool:
@@ -36,102 +41,220 @@ def count_loans(layers: frozenset[int]) -> int:
     images a discriminator is measured on. A block of the caller's is about the model that is lent: a student may be
     trained in one that evaluates its teacher.
     """
-    return _measurements + sum(layers <= lent for lent in _blocks)
+    return _measurements + sum(layers <= lent for lent in _blocks.values())
 
 
-@contextlib.contextmanager
-def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = False) -> Iterator[None]:
-    """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
+class Block(contextlib.AbstractContextManager[Any]):
+    """A `with` block after which all is as before.
 
-    What `restored` puts back is put back; and, unless the caller's code runs in the block, all weights, and what
-    forwards have set on modules, such as a mask that is made of the first batch. What was compiled runs as it is
-    written, because compiled code sees no hooks.
+    A class knows what it changes once it is made, and changes it when the block begins. What is given back may be given
+    back again, so that a Ctrl-C in the middle of it, or of the change, leaves nothing.
+
+    Attributes:
+        lent: what the block gets, as `with ... as lent`.
+    """
+
+    lent: Any = None
+    _is_given_back = False
+
+    def change(self) -> None:
+        """Make the change."""
+
+    def give_back(self) -> None:
+        """Undo it, also if it was made in part, or undone before."""
+
+    def __enter__(self) -> Any:
+        try:
+            self.change()
+            return self.lent
+        except BaseException:
+            self.give_back()
+            raise
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        try:
+            # What was interrupted in the middle, such as a mode of torch's that was about to end, would do so only once
+            # the traceback is gone.
+            if isinstance(error, KeyboardInterrupt):
+                traceback.clear_frames(trace)
+            self.give_back()
+            self._is_given_back = True
+        finally:
+            if not self._is_given_back:
+                self.give_back()
+
+
+class RandomState(Block):
+    """A block that draws no random numbers of torch's, numpy's and Python's generators.
 
     Args:
-        model: the model.
-        training: whether it is in train mode.
-        for_caller: whether the caller's code runs in the block, which may train other models.
+        model: of accelerators the generators of those that it is on are kept; None: none.
     """
-    global _measurements
-    with restored(model, training=training), contextlib.ExitStack() as undo:
-        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes longer than measuring
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
 
-        if for_caller:
-            lent = frozenset(id(module) for module in model.modules())
-            _blocks.append(lent)
-            # Not `pop`: blocks may end in another order than they began.
-            undo.callback(_blocks.remove, lent)
-            yield
-            return
+    def __init__(self, model: nn.Module | None = None) -> None:
+        held = [] if model is None else [*model.parameters(), *model.buffers()]  # a norm of inputs has buffers alone
+        devices = dict.fromkeys(tensor.device for tensor in held if tensor.device.type in _WITH_GENERATORS)
+        self._states = [(device, _find_module(device).get_rng_state(*_list_index(device))) for device in devices]
+        self._state = torch.get_rng_state()
+        self._state_of_numpy = np.random.get_state()
+        self._state_of_python = random.getstate()
 
-        undo.callback(_give_back_values, _copy_values(model.parameters()))
-        undo.callback(_give_back_attributes, _copy_attributes(model))
-        _measurements += 1
-        try:
-            yield
-        finally:
-            _measurements -= 1
+    def give_back(self) -> None:
+        """Put all states back."""
+        for device, state in self._states:
+            _find_module(device).set_rng_state(state, *_list_index(device))
+        torch.set_rng_state(self._state)
+        np.random.set_state(self._state_of_numpy)
+        random.setstate(self._state_of_python)
 
 
-@contextlib.contextmanager
-def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None]:
-    """The model and the random state are as they were before, after the block.
+def _find_module(device: torch.device) -> Any:
+    return getattr(torch, device.type)
 
-    Parameters and buffers (the tensors, and the values of buffers and of frozen parameters), modes and the random
-    state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays.
+
+def _list_index(device: torch.device) -> list[torch.device]:
+    """List what its module's functions want to know of a device: of the only one there can be, nothing."""
+    return [] if device.type == "mps" else [device]
+
+
+class Loan(Block):
+    """A block after which a model is as it was before it.
+
+    Each module gets back what it held: the mode, the tensors and hooks in its tables, and the values of the tensors;
+    after a measurement also all weights, and what forwards have set on it, such as a mask that is made of the first
+    batch. The random state and grad mode come back as well. What a forward writes elsewhere stays.
 
     Args:
         model: the model.
         training: the mode that it has in the block; None: the one that it has.
+        is_measurement: whether bnlab alone calls models in the block, which is no training then.
+        is_counted: whether calls of this model in the block are no training. What was compiled runs as it is written
+            then, because compiled code sees no hooks.
+        has_gradients: whether forwards in the block may take gradients.
     """
-    with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
+
+    def __init__(
+        self,
+        model: nn.Module,
+        training: bool | None,
+        *,
+        is_measurement: bool = False,
+        is_counted: bool = False,
+        has_gradients: bool = True,
+    ) -> None:
+        self._model = model
+        self._training = training
+        self._is_measurement = is_measurement
+        self._has_gradients = has_gradients
         modules = list(model.modules())
-        # The attribute is set directly: `train` also changes submodules, and a class may override it.
-        for module in modules:
-            undo.callback(setattr, module, "training", module.training)
+        self._ids = frozenset(map(id, modules)) if is_counted and not is_measurement else None
+        self._stance: Any = None
+        self._is_eager = is_counted or is_measurement
 
-        # Layers such as LoRA's merge weights into others when their mode changes, so that they have a `train` of their
-        # own.
-        merging = [module for module in modules if type(module).train is not nn.Module.train]
-        for module in merging:
-            undo.callback(_tell_mode, module, module.training)
-
-        # Only a module of somebody's own may register a buffer in its forward.
-        attributes = {id(module): {*dir(module)} for module in modules if not is_of_torch(module)}
-        undo.callback(_give_back_tensors, modules, _list_tensors(modules), attributes)
-        # Weights are copied before the mode changes, because changing it may merge them.
-        merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
-        if training is not None:
-            model.train(training)
-        # Self-tuned layers bring their buffers up to date before values are taken: otherwise the block may do it, and
-        # the layers would find other values in them afterwards, and begin new averages.
+        # Self-tuned layers bring their buffers up to date before these are read; otherwise the block may do it.
         for module in modules:
             if isinstance(module, BatchNorm):
                 module.state_dict()
 
-        undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_frozen_parameters(model)]))
-        # An ExitStack undoes in reverse order: first the random state, then weights and values, then the tensors
-        # themselves. Modules are told their modes when all of these are back, because self-tuned layers then
-        # read their buffers. At last modes are set.
-        for module, mode, weights in merged:
-            undo.callback(_give_back_weights, module, mode, weights)
+        self._measurements = _measurements
+        self._grad_mode = torch.is_grad_enabled()
+        self._random_state = RandomState(model)
+        self._modes = [(module, module.training) for module in modules]
+        # Layers such as LoRA's merge weights into others when their mode changes, so that they have a `train` of their
+        # own.
+        merging = [module for module in modules if type(module).train is not nn.Module.train]
+        whole = {*modules} if is_measurement else {*merging}
+        self._held = [_Held(module, all_attributes=module in whole) for module in modules]
+        weights = [parameter for module in modules if module in whole for parameter in module.parameters(recurse=False)]
+        self._values = _copy_values([*weights, *model.buffers(), *_list_frozen_parameters(model)])
 
-        undo.enter_context(keep_random_state(model))
-        yield
+    def change(self) -> None:
+        """Set the mode, and count the loan."""
+        global _measurements
+        if self._is_eager and "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes seconds
+            self._stance = torch.compiler.set_stance("force_eager")
+        if self._is_measurement:
+            _measurements = self._measurements + 1
+        if self._ids is not None:
+            _blocks[id(self)] = self._ids
+        if self._training is not None:
+            self._model.train(self._training)
+        if not self._has_gradients:
+            torch.set_grad_enabled(False)
+
+    def give_back(self) -> None:
+        """Give everything back."""
+        global _measurements
+        torch.set_grad_enabled(self._grad_mode)
+        self._random_state.give_back()
+        for held in self._held:
+            held.give_back()
+        for tensor, value in self._values:
+            _give_back_value(tensor, value)
+        # Set directly: `train` also changes submodules, and a class may override it.
+        for module, mode in self._modes:
+            if module.training != mode:
+                module.training = mode
+        _blocks.pop(id(self), None)
+        _measurements = self._measurements
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+
+
+class _Held:
+    """What a module holds: its attributes, and what is in its tables and other containers.
+
+    Args:
+        module: the module.
+        all_attributes: whether its own attributes come back, too, and not only what every module has, and a forward
+            that is set on it.
+    """
+
+    def __init__(self, module: nn.Module, all_attributes: bool) -> None:
+        self._attributes = vars(module)
+        self._is_whole = all_attributes
+        self._before = {name: self._attributes[name] for name in self._list_names()}
+        self._contents = [(value, value.copy()) for value in self._before.values() if isinstance(value, _CONTAINERS)]
+
+    def _list_names(self) -> set[str]:
+        names = {*self._attributes}
+        return names if self._is_whole else names & {*OF_EVERY_MODULE, "forward"}
+
+    def give_back(self) -> None:
+        """Give all of it back, in the very containers that it was in."""
+        for name in self._list_names() - self._before.keys():
+            del self._attributes[name]
+        self._attributes.update(self._before)
+        for container, content in self._contents:
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+
+
+def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = False) -> Loan:
+    """Lend a model, in eval mode (`training`: in train mode); `for_caller`: the caller's code runs in the block."""
+    return Loan(model, training, is_measurement=not for_caller, is_counted=True)
+
+
+def measured(model: nn.Module, *, training: bool = False) -> Loan:
+    """Lend a model whose forwards take no gradients."""
+    return Loan(model, training, is_measurement=True, is_counted=True, has_gradients=False)
+
+
+def restored(model: nn.Module, *, training: bool | None = None) -> Loan:
+    """Give a model back as it was after a block of the caller's, which may train other models."""
+    return Loan(model, training)
+
+
+def keep_random_state(model: nn.Module | None = None) -> RandomState:
+    """Put the generators of torch, numpy and Python back at the end of the block, as if nothing had been drawn."""
+    return RandomState(model)
 
 
 Values = Sequence[tuple[Tensor, Tensor]]
 """Tensors, and the values that they held."""
-
-
-def _list_tensors(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
-    """List each module's own parameters and buffers, with their names in it."""
-    tensors: list[tuple[nn.Module, str, Tensor]] = []
-    for module in modules:
-        for named in (module.named_parameters, module.named_buffers):
-            tensors += [(module, name, tensor) for name, tensor in named(recurse=False, remove_duplicate=False)]
-    return tensors
 
 
 def _list_frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -143,120 +266,25 @@ def _list_frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _copy_values(tensors: Iterable[Tensor]) -> Values:
-    return [(tensor, tensor.detach().clone()) for tensor in tensors]
+    by_identity = {id(tensor): tensor for tensor in tensors}
+    return [(tensor, tensor.detach().clone()) for tensor in by_identity.values()]
 
 
-# What torch keeps in every module: tables of tensors, modules and hooks, and the mode.
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+def _give_back_value(tensor: Tensor, value: Tensor) -> None:
+    if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
+        tensor.data = value
+        return
 
+    if not is_dense(tensor):  # of which torch has no comparison
+        tensor.data.copy_(value)
+        return
 
-def _copy_attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Copy what modules hold beside tensors and modules: the attributes themselves, and what they are now.
-
-    Self-tuned norms bring theirs up to date by themselves.
-    """
-    copied = []
-    for module in model.modules():
-        if not isinstance(module, BatchNorm):
-            attributes = vars(module)
-            copied.append((attributes, {name: attributes[name] for name in attributes.keys() - OF_EVERY_MODULE}))
-    return copied
-
-
-def _give_back_attributes(copied: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    for attributes, before in copied:
-        for name in attributes.keys() - OF_EVERY_MODULE - before.keys():
-            del attributes[name]
-        attributes.update(before)
-
-
-def _give_back_weights(module: nn.Module, mode: bool, weights: Values) -> None:
-    """Give a layer its weights back that it has merged with others in eval mode, as LoRA's layers do."""
-    # `train(mode)` lets the layer undo its own merge; the copies then remove what rounding has left.
-    if any(not torch.equal(weight, value) for weight, value in weights):
-        module.train(mode)
-    _give_back_values(weights)
-
-
-def _tell_mode(module: nn.Module, mode: bool) -> None:
-    """Tell a module with a `train` of its own its mode: it may have to forget what it has computed in the other one."""
-    if module.training != mode:
-        module.train(mode)
-
-
-def _give_back_values(values: Values) -> None:
-    for tensor, value in values:
-        if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
-            tensor.data = value
-            continue
-
-        if not is_dense(tensor):  # of which torch has no comparison
-            tensor.data.copy_(value)
-            continue
-
-        # An expanded tensor cannot be written, so that nothing can have changed it.
-        is_expanded = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
-        if is_expanded:
-            continue
-        # On CUDA a comparison would wait for the device, so tensors are written without one.
-        if tensor.is_cuda or not torch.equal(tensor, value):
-            tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
-
-
-def _give_back_tensors(
-    modules: Iterable[nn.Module],
-    tensors: Sequence[tuple[nn.Module, str, Tensor]],
-    attributes: Mapping[int, Collection[str]],
-) -> None:
-    # Of a buffer that the first forward fills or registers the list has nothing.
-    known = {(id(module), name) for module, name, _ in tensors}
-    for module in modules:
-        for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]:
-            if (id(module), name) not in known:
-                # One that was registered as None is among the attributes.
-                if name in attributes.get(id(module), (name,)):
-                    setattr(module, name, None)
-                else:
-                    delattr(module, name)
-
-    for module, name, tensor in tensors:
-        # Identity matters: a forward that replaces a tensor by an equal one must not leave its own behind.
-        if getattr(module, name, None) is not tensor:
-            setattr(module, name, tensor)
-
-
-@contextlib.contextmanager
-def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """The model is borrowed, and its forwards take no gradients."""
-    with borrowed(model, training=training), torch.no_grad():
-        yield
-
-
-@contextlib.contextmanager
-def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
-    """Put the generators of torch, numpy and Python back at the end of the block, as if nothing had been drawn.
-
-    Of accelerators only the generators of those that a model is on.
-    """
-    held = [] if model is None else [*model.parameters(), *model.buffers()]  # a norm of inputs has buffers alone
-    found = [tensor.device for tensor in held if tensor.device.type in _WITH_GENERATORS]
-    kind = found[0].type if found else "cuda"
-    devices = [*dict.fromkeys(device for device in found if device.type == kind)]  # hardly ever are there several types
-    state = random.getstate()
-    numpy_state = np.random.get_state()
-    try:
-        # Without a list, torch would save the generators of every accelerator in the machine.
-        with torch.random.fork_rng(devices=devices, device_type=kind):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
-
-
-def are_equal(tensor: Tensor, values: Tensor) -> bool:
-    """Return whether a tensor has these values; where both are NaN they are equal."""
-    # The quick comparison first: it is enough wherever nothing is NaN.
-    return torch.equal(tensor, values) or torch.allclose(tensor, values, rtol=0.0, atol=0.0, equal_nan=True)
+    # An expanded tensor cannot be written, so that nothing can have changed it.
+    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return
+    # On CUDA a comparison would wait for the device, so tensors are written without one.
+    if tensor.is_cuda or not torch.equal(tensor, value):
+        tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 
 def is_of_torch(module: nn.Module) -> bool:

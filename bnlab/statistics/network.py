@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.common.files import digest
 from bnlab.common.storage import load_tensors, save_tensors
-from bnlab.model.borrow import OF_EVERY_MODULE, borrowed
+from bnlab.model.borrow import OF_EVERY_MODULE, Block, Loan
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
@@ -315,10 +315,8 @@ def read_buffers(layer: BatchNorm) -> Tensor:
     return torch.stack(get_running_buffers(layer)).detach()
 
 
-class Lending:
+class Lending(Block):
     """A block in which a model has other statistics; then its running averages are as they were, whatever was written.
-
-    What is changed is known before it is changed, and is given back twice: a Ctrl-C in the middle of it leaves nothing.
 
     Args:
         model: the model.
@@ -343,29 +341,20 @@ class Lending:
             for buffer in (*get_running_buffers(layer), *([] if count is None else [count])):
                 self._values.append((buffer, buffer.clone()))
 
-    def __enter__(self) -> None:
-        try:
-            for name, layer in self._layers.items():
-                write_buffers(layer, self._statistics[name])
-        except BaseException:
-            self._give_back()
-            raise
+    def change(self) -> None:
+        """Write the statistics."""
+        for name, layer in self._layers.items():
+            write_buffers(layer, self._statistics[name])
 
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._give_back()
-        finally:
-            self._give_back()
-
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Write what was there."""
         for buffer, value in self._values:
             buffer.data.copy_(value)  # .data: a backward pass still to come may have saved the buffer
         for own, before in self._attributes:
             own.update(before)
 
 
-@contextlib.contextmanager
-def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
+def using(model: nn.Module, statistics: Statistics) -> contextlib.AbstractContextManager[nn.Module]:
     """Evaluate under `statistics`: the model is in eval mode with them inside the block, then as it was before.
 
     The random state is restored as well: what is drawn in the block is drawn again after it. What is written into the
@@ -385,13 +374,21 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     if not isinstance(statistics, Statistics):
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
 
-    # This comes before the model is borrowed, so that a mistake changes nothing.
-    layers = statistics.find_layers(model, "using")
-    with borrowed(model, for_caller=True):
-        for name, layer in layers.items():
+    return _Using(model, statistics)
+
+
+class _Using(Loan):
+    def __init__(self, model: nn.Module, statistics: Statistics) -> None:
+        self._layers = statistics.find_layers(model, "using")  # raises before anything is changed
+        super().__init__(model, False, is_counted=True)
+        self.lent = model
+        self._statistics = statistics
+
+    def change(self) -> None:
+        super().change()
+        for name, layer in self._layers.items():
             # Clones: the graphs of the block save these, and not the model's own tensors, which come back.
             mean, var = get_running_buffers(layer)
             layer.running_mean = mean.clone()
             layer.running_var = var.clone()
-            write_buffers(layer, statistics[name])
-        yield model
+            write_buffers(layer, self._statistics[name])

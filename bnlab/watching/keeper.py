@@ -14,7 +14,7 @@ import math
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_settings, list_tensors
-from bnlab.model.borrow import OF_EVERY_MODULE, is_of_torch
+from bnlab.model.borrow import OF_EVERY_MODULE, Block, is_of_torch
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.observer import Observer
 from bnlab.recording.recorders import RecordingCall
@@ -100,6 +100,22 @@ class _Kept:
         return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in pairs if is_dense(tensor))
 
 
+class Pause(Block):
+    """A block in which calls are counted, and nothing is kept."""
+
+    def __init__(self, pauses: dict[int, Calls], calls: Calls) -> None:
+        self._pauses = pauses
+        self.lent = self.calls = calls
+
+    def change(self) -> None:
+        """Begin to count."""
+        self._pauses[id(self)] = self.calls
+
+    def give_back(self) -> None:
+        """Go on keeping."""
+        self._pauses.pop(id(self), None)
+
+
 class Keeper:
     """Keeps what a model was called with while its running averages moved, and counts its updates.
 
@@ -132,7 +148,7 @@ class Keeper:
         self._attributes: dict[int, list[Mapping[str, Any]]] = {}  # by the number of the batch, of each module
         self._refusal: str | None = None  # why the latest batch cannot be kept
         self._passed_by: str | None = None  # a layer that was trained by another call since what is kept began
-        self._pauses: list[Calls] = []  # a block inside of another one counts for both
+        self._pauses: dict[int, Calls] = {}  # by block; one inside of another one counts for both
         self._level: int | None = None  # of the outermost module that was called; 0 is the model itself
         self._is_inside = False  # whether this module runs
         self._batches = 0
@@ -198,15 +214,9 @@ class Keeper:
         # hooks.
         return unwrap(self._holders[self._level or 0])(*batch["args"].values(), **batch["kwargs"])
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[Calls]:
+    def paused(self) -> Pause:
         """Keep nothing in the block, and count the model's calls in it."""
-        calls = Calls(digest_weights(self._holders[0]))
-        self._pauses.append(calls)
-        try:
-            yield calls
-        finally:
-            self._pauses.remove(calls)
+        return Pause(self._pauses, Calls(digest_weights(self._holders[0])))
 
     def close(self) -> None:
         """Remove the hooks and the copies."""
@@ -238,7 +248,7 @@ class Keeper:
         frozen = [layer for layer in self.layers if not layer.training]
         are_all_frozen = len(frozen) == len(self.layers)
         if self._pauses:
-            for calls in self._pauses:
+            for calls in self._pauses.values():
                 calls.note(self._holders[0], are_all_frozen)
             return
         self._has_forward |= torch.is_grad_enabled() or not are_all_frozen

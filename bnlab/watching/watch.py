@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import types
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Number
@@ -18,12 +19,12 @@ from bnlab.exact.population import population_statistics
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count
 from bnlab.model.batches import find_device, require_batches
-from bnlab.model.borrow import restored
+from bnlab.model.borrow import Block, restored
 from bnlab.model.layers import batch_norm_layers, get_weight, join_names, list_instance_norms
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Lending, Statistics
 from bnlab.watching.comparison import Comparison, compare_metrics, read_metrics
-from bnlab.watching.keeper import CLOSED, Calls, Keeper, unwrap
+from bnlab.watching.keeper import CLOSED, Calls, Keeper, Pause, unwrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,6 +139,7 @@ class Watch:
 
     Attributes:
         model: the model, without wrappers.
+        is_exact: whether it has exact statistics now.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
     >>> training = watch(model)
@@ -165,7 +167,7 @@ class Watch:
         self._optimizer = optimizer
         self._options = options
         self._rows: list[dict[str, Any]] = []
-        self._is_exact = False  # whether the model has exact statistics now
+        self.is_exact = False
 
     def measure(self) -> Statistics:
         """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
@@ -196,8 +198,7 @@ class Watch:
             )
         return statistics
 
-    @contextlib.contextmanager
-    def exact(self, statistics: Statistics | None = None) -> Iterator[nn.Module]:
+    def exact(self, statistics: Statistics | None = None) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the model exact statistics in the block, to choose a checkpoint and to save it.
 
         The running averages come back after it, bit for bit, also after an exception. Nothing else is changed: the
@@ -217,27 +218,10 @@ class Watch:
                 "nothing"
             )
         self._require_running_averages("exact")
-        with self._written(self.measure() if statistics is None else statistics) as calls:
-            yield self.model
-        if calls.in_train_mode:
-            warn(
-                f"{_CALLER}: the model was called in train mode in a block of exact(): each batch has used its own "
-                "statistics, and the running averages were not updated; call model.eval() to evaluate, and train "
-                "outside of the block"
-            )
-
-    @contextlib.contextmanager
-    def _written(self, statistics: Statistics) -> Iterator[Calls]:
-        """Lend statistics to the model for the block, and count its calls in it."""
-        with self._keeper.paused() as calls, Lending(self.model, statistics, _CALLER):
-            self._is_exact = True
-            try:
-                yield calls
-            finally:
-                self._is_exact = False
+        return _Exact(self, self._keeper.paused(), self.measure() if statistics is None else statistics)
 
     def _require_running_averages(self, call: str) -> None:
-        if self._is_exact:
+        if self.is_exact:
             raise ValueError(
                 f"{_CALLER}: {call}() where the model has exact statistics already, in a block of exact() or in the "
                 "function that compare() calls; take it out of there"
@@ -287,9 +271,10 @@ class Watch:
         # Each outcome is read at once, as the second call may fill the same dictionary or array.
         exact = None
         if statistics is not None:
-            with restored(self.model), self._written(statistics) as calls:
+            pause = self._keeper.paused()
+            with restored(self.model), _Exact(self, pause, statistics):
                 exact = read_metrics(evaluate())
-            _require_evaluation(calls)
+                _require_evaluation(pause.calls)
         with self._keeper.paused() as calls:
             running = read_metrics(evaluate())
         _require_evaluation(calls)
@@ -458,6 +443,35 @@ class Watch:
         if instance_norms:
             described += f"; instance norms keep running averages: {join_names(instance_norms)}"
         return described
+
+
+class _Exact(Block):
+    """A block in which a watched model has exact statistics, and its calls are counted."""
+
+    def __init__(self, training: Watch, pause: Pause, statistics: Statistics) -> None:
+        self._training = training
+        self._pause = pause
+        self._lending = Lending(training.model, statistics, _CALLER)
+        self.lent = training.model
+
+    def change(self) -> None:
+        self._pause.change()
+        self._training.is_exact = True
+        self._lending.change()
+
+    def give_back(self) -> None:
+        self._lending.give_back()
+        self._training.is_exact = False
+        self._pause.give_back()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        super().__exit__(kind, error, trace)
+        if self._pause.calls.in_train_mode and error is None:
+            warn(
+                f"{_CALLER}: the model was called in train mode in a block of exact(): each batch has used its own "
+                "statistics, and the running averages were not updated; call model.eval() to evaluate, and train "
+                "outside of the block"
+            )
 
 
 def _require_evaluation(calls: Calls) -> None:

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bnlab.model.borrow import are_equal
 from bnlab.model.layers import BatchNorm, get_batch_count, join_names, strip_wrappers
 from bnlab.model.warn import warn
 from bnlab.statistics.network import read_buffers
@@ -171,7 +170,7 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
         value = value_now.cpu()
         earlier = value_then.cpu()
         # A model of half precision holds what its checkpoint was rounded to.
-        if not are_equal(value, earlier.to(value.dtype)):
+        if not _are_equal(value, earlier.to(value.dtype)):
             moved[name] = earlier
         if value.dim() > 1:
             # Where both are NaN nothing has moved.
@@ -294,3 +293,9 @@ def _list_layers(names: Iterable[str]) -> list[str]:
     """List the layers that have these tensors, each once; not counts of updates, which old checkpoints lack."""
     layers = [name.rpartition(".")[0] or name for name in names if not name.endswith("num_batches_tracked")]
     return list(dict.fromkeys(layers))
+
+
+def _are_equal(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same values; where both are NaN they are equal."""
+    # The quick comparison first: it is enough wherever nothing is NaN.
+    return torch.equal(tensor, other) or torch.allclose(tensor, other, rtol=0.0, atol=0.0, equal_nan=True)
