@@ -44,7 +44,7 @@ def count_loans(layers: frozenset[int]) -> int:
     return _measurements + sum(layers <= lent for lent in _blocks.values())
 
 
-class Block(contextlib.AbstractContextManager[Any]):
+class Reverted(contextlib.AbstractContextManager[Any]):
     """A `with` block after which all is as before.
 
     A class knows what it changes once it is made, and changes it when the block begins. What is given back may be given
@@ -84,8 +84,8 @@ class Block(contextlib.AbstractContextManager[Any]):
                 self.give_back()
 
 
-class RandomState(Block):
-    """A block that draws no random numbers of torch's, numpy's and Python's generators.
+class RandomState(Reverted):
+    """A block after which the generators of torch, numpy and Python are as before, as if nothing had been drawn.
 
     Args:
         model: of accelerators the generators of those that it is on are kept; None: none.
@@ -117,7 +117,7 @@ def _list_index(device: torch.device) -> list[torch.device]:
     return [] if device.type == "mps" else [device]
 
 
-class Loan(Block):
+class Loan(Reverted):
     """A block after which a model is as it was before it.
 
     Each module gets back what it held: the mode, the tensors and hooks in its tables, and the values of the tensors;

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.common.files import digest
 from bnlab.common.storage import load_tensors, save_tensors
-from bnlab.model.borrow import OF_EVERY_MODULE, Block, Loan
+from bnlab.model.borrow import OF_EVERY_MODULE, Loan, Reverted
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
@@ -315,7 +315,7 @@ def read_buffers(layer: BatchNorm) -> Tensor:
     return torch.stack(get_running_buffers(layer)).detach()
 
 
-class Lending(Block):
+class Lending(Reverted):
     """A block in which a model has other statistics; then its running averages are as they were, whatever was written.
 
     Args:

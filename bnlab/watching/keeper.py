@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense, list_settings, list_tensors
-from bnlab.model.borrow import OF_EVERY_MODULE, Block, is_of_torch
+from bnlab.model.borrow import OF_EVERY_MODULE, Reverted, is_of_torch
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.observer import Observer
 from bnlab.recording.recorders import RecordingCall
@@ -100,7 +100,7 @@ class _Kept:
         return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in pairs if is_dense(tensor))
 
 
-class Pause(Block):
+class Pause(Reverted):
     """A block in which calls are counted, and nothing is kept."""
 
     def __init__(self, pauses: dict[int, Calls], calls: Calls) -> None:

@@ -19,7 +19,7 @@ from bnlab.exact.population import population_statistics
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count
 from bnlab.model.batches import find_device, require_batches
-from bnlab.model.borrow import Block, restored
+from bnlab.model.borrow import Reverted, restored
 from bnlab.model.layers import batch_norm_layers, get_weight, join_names, list_instance_norms
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Lending, Statistics
@@ -445,7 +445,7 @@ class Watch:
         return described
 
 
-class _Exact(Block):
+class _Exact(Reverted):
     """A block in which a watched model has exact statistics, and its calls are counted."""
 
     def __init__(self, training: Watch, pause: Pause, statistics: Statistics) -> None:
