@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bnlab.exact.fixed_point import settle
@@ -120,6 +121,8 @@ def _evaluate(
 
     with contextlib.ExitStack() as stack:
         for name, layer in task.layers.items():
+            if isinstance(layer, torch.jit.ScriptModule):  # which takes no hooks
+                continue
             # Only whether it has rows: a layer for a kind of node that a batch has none of runs no operation.
             stack.callback(layer.register_forward_pre_hook(partial(_note_call, called, name)).remove)
         stack.enter_context(watched(task, told, look))

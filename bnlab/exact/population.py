@@ -131,7 +131,14 @@ def population_statistics(
     require_amount(max_images, tolerance, CALLER)
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
-    targets = batch_norm_layers(model, layers, caller=CALLER)
+    targets = batch_norm_layers(model, layers, caller=CALLER, takes_scripts=not is_precise)
+    scripted = [name for name, layer in targets.items() if isinstance(layer, torch.jit.ScriptModule)]
+    if scripted and strategy == "breadth":
+        strategy = "layerwise"
+        warn(
+            f"{CALLER}: {join_names(scripted)} are TorchScript, whose forwards cannot be interrupted; measured layer "
+            f"by layer, with forwards of all data for each of {len(targets)} layers"
+        )
     warn_of_others(model, CALLER)
     extracts = Inputs(targets, inputs, CALLER)
     count = check_counter(images, CALLER)

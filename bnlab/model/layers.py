@@ -40,15 +40,17 @@ def require_module(model: object, caller: str) -> None:
         raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
 
 
-def require_watchable(model: nn.Module, caller: str) -> None:
+def require_watchable(model: nn.Module, caller: str, takes_scripts: bool = False) -> None:
     """Raise TypeError unless it is a module, and ValueError if a part of it cannot be measured.
 
-    There are no hooks in TorchScript and exported graphs, and of what FSDP has sharded no process has all weights.
+    There are no hooks in TorchScript and exported graphs, and of what FSDP has sharded no process has all weights. What
+    `torch.jit.script` has made is taken with `takes_scripts`: its layers say their eps, which those of a trace do not.
     """
     require_module(model, caller)
     for name, module in model.named_modules():
         part = repr(name) if name else "the model"
-        if isinstance(module, torch.jit.ScriptModule) and (module is model or _has_running_averages(module)):
+        is_scripted = isinstance(module, torch.jit.ScriptModule) and (module is model or _has_running_averages(module))
+        if is_scripted and not (takes_scripts and _says_eps(module)):
             raise ValueError(
                 f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
                 "pass the model before torch.jit.script or trace"
@@ -69,13 +71,21 @@ def _has_running_averages(module: nn.Module) -> bool:
     return any(name.endswith(("running_mean", "running_var")) for name, _ in module.named_buffers())
 
 
+def _says_eps(module: nn.Module) -> bool:
+    """Return whether all parts that have running averages of their own have an eps as well."""
+    norms = [part for part in module.modules() if "running_mean" in dict(part.named_buffers(recurse=False))]
+    return all(is_batch_norm(norm) for norm in norms)
+
+
 def _is_sharded(module: nn.Module) -> bool:
     # Of a module that nobody has imported there are no instances, and the import takes seconds.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule))
 
 
-def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
+def batch_norm_layers(
+    model: nn.Module, layers: Sequence[str] | None = None, *, caller: str, takes_scripts: bool = False
+) -> dict[str, BatchNorm]:
     """Find the batch-norm layers with running statistics, by their name in `model.named_modules()`, in that order.
 
     Norms of other classes than torch's count, see `is_batch_norm`.
@@ -84,12 +94,13 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
         model: the model that is searched.
         layers: names to restrict to; None takes all.
         caller: the public call that searches, for the message.
+        takes_scripts: whether layers in TorchScript are taken, on which there are no hooks.
 
     Raises:
         TypeError: `model` is not a module.
         ValueError: there is no such layer, or one that cannot be watched or has no values.
     """
-    require_watchable(model, caller)
+    require_watchable(model, caller, takes_scripts)
     known: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
     # A layer with several names comes once, under the first of them.

@@ -131,7 +131,7 @@ class Statistics(Mapping[str, Moments]):
 
     def find_layers(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         """Find the layer of `model` for each name here, and check that the values can be written into its buffers."""
-        known = batch_norm_layers(model, caller=caller)
+        known = batch_norm_layers(model, caller=caller, takes_scripts=True)
         pairs = match_names(self, known)
         layers = {name: known[other] for name, other in pairs.items()}
 
