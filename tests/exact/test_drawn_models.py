@@ -7,6 +7,7 @@ of all batches, writes these moments, and begins again until nothing changes.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -215,7 +216,8 @@ def check(model: nn.Module, sizes: list[int], seed: int, strategy: str, refills:
 
 
 def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    assert {*found} == {*expected}
+    if {*found} != {*expected}:
+        return math.inf
     return max(max(compare_moments(found[name], moments)) for name, moments in expected.items())
 
 
