@@ -27,7 +27,7 @@ from bnlab.statistics.provenance import Check
 
 
 def find_read(task: Task, unseen: Collection[str]) -> list[str]:
-    """List the layers that no batch has reached, and whose averages the first or the last batch's forward reads."""
+    """List the layers that no batch has reached, and whose averages a forward reads."""
     read: dict[str, None] = {}
 
     def look(name: str, x: Tensor) -> None:
@@ -37,7 +37,7 @@ def find_read(task: Task, unseen: Collection[str]) -> list[str]:
     def run() -> None:
         if unseen and task.data:
             with measured(task.root):
-                _evaluate(task, [task.data[0], task.data[-1]], look)
+                _evaluate(task, task.data, look)
 
     task.ranks.run_together(run)
     return [*dict.fromkeys(name for of_rank in task.ranks.gather([*read]) for name in of_rank)]

@@ -195,3 +195,15 @@ def test_a_batch_without_rows_is_no_entry(order: tuple[int, ...]) -> None:
     assert len(trace.layers["0"]) == 2
     means = torch.stack([x.mean((0, 2, 3)) for x in kept])
     torch.testing.assert_close(trace.layers["0"].moments[:, 0], means)
+
+
+def test_averages_that_a_middle_batch_reads_are_measured() -> None:
+    model = Net(
+        lambda net, x: net.b(net.n.forward(x)) if x.mean() > 1 else net.b(x), n=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3)
+    )
+    batches = [DATA[0], DATA[0] + 5, DATA[0]]
+    with pytest.warns(RuntimeWarning, match="reads 'n' without calling"):
+        found = population_statistics(model, batches)
+
+    assert {*found} == {"n", "b"}
+    assert found["n"].mean.allclose(batches[1].double().mean((0, 2, 3)))
