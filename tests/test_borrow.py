@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab import population_statistics, running_statistics, using
 from tests.helpers import images, residual, unchanged
@@ -140,3 +141,64 @@ def test_what_a_forward_keeps_of_a_measurement_is_taken_away_again(strategy: Any
     assert model.calls == 0
     assert model.latest is None
     model(batches[0])
+
+
+class NotWritten(dict[str, int]):
+    """As of settings that may not change."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError
+
+    def clear(self) -> None:
+        raise TypeError
+
+
+class Grows(nn.Module):
+    """Registers a longer buffer when it is given more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.length = 0
+        self.settings = NotWritten(a=1)
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[2] > self.length:
+            self.length = x.shape[2]
+            self.register_buffer("scale", torch.ones(self.length), persistent=False)
+        return self.norm(x * self.get_buffer("scale")[: x.shape[2]])
+
+
+def test_a_buffer_and_the_number_beside_it_come_back_together() -> None:
+    model = Grows().eval()
+    statistics = population_statistics(model, [torch.randn(4, 3, 2)])
+    model(torch.randn(4, 3, 2))
+    with unchanged(model), using(model, statistics):
+        model(torch.randn(4, 3, 5))
+    assert model.length == 2
+    model(torch.randn(4, 3, 5))
+    assert model.settings == {"a": 1}
+
+
+def test_a_block_begins_when_it_is_entered() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).train()
+    data = torch.randn(8, 3)
+    block = using(model, population_statistics(model, [data]))
+    model(data)
+    with unchanged(model), block:
+        pass
+    model(data)
+    with unchanged(model), block:
+        pass
+
+
+def test_a_layer_in_torchscript_gets_its_averages_back() -> None:
+    data = torch.randn(8, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+        statistics = population_statistics(model, [data])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with using(model, statistics):
+        assert torch.allclose(model.state_dict()["1.running_var"].double(), statistics["1"].var)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

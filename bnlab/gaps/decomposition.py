@@ -227,14 +227,9 @@ def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) ->
         raise ValueError(f"decompose: weights({step}) is no state dict of the model ({mismatch})")
     _warn_of_present_weights(present, weights)
 
-    # `borrowed` puts back which tensors a model has, but not the values of parameters that are trained.
-    values = {name: tensor.clone() for name, tensor in present.items()}
     with borrowed(model):
-        try:
-            _write(present, weights)
-            yield
-        finally:
-            _write(present, values)
+        _write(present, weights)
+        yield
 
 
 def _write(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

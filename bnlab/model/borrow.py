@@ -7,6 +7,7 @@ import random
 import sys
 import traceback
 import types
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from bnlab.model.layers import BatchNorm
 
 # What torch keeps in every module: the mode, and tables of tensors, modules and hooks.
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_CONTAINERS = (dict, list, set)
+_CONTAINERS = (dict, OrderedDict, list, set)  # and no classes below them, which may refuse to be written
 _WITH_GENERATORS = ("cuda", "mps", "xpu")  # types of devices that draw random numbers of their own
 
 _measurements = 0  # loans in which bnlab alone calls models
@@ -47,8 +48,8 @@ def count_loans(layers: frozenset[int]) -> int:
 class Reverted(contextlib.AbstractContextManager[Any]):
     """A `with` block after which all is as before.
 
-    A class knows what it changes once it is made, and changes it when the block begins. What is given back may be given
-    back again, so that a Ctrl-C in the middle of it, or of the change, leaves nothing.
+    What is changed is known before it is changed. What is given back may be given back again, so that a Ctrl-C in the
+    middle of it, or of the change, leaves nothing.
 
     Attributes:
         lent: what the block gets, as `with ... as lent`.
@@ -57,6 +58,9 @@ class Reverted(contextlib.AbstractContextManager[Any]):
     lent: Any = None
     _is_given_back = False
 
+    def note(self) -> None:
+        """Note what is about to be changed, as it is when the block begins."""
+
     def change(self) -> None:
         """Make the change."""
 
@@ -64,6 +68,8 @@ class Reverted(contextlib.AbstractContextManager[Any]):
         """Undo it, also if it was made in part, or undone before."""
 
     def __enter__(self) -> Any:
+        self._is_given_back = False
+        self.note()
         try:
             self.change()
             return self.lent
@@ -92,6 +98,11 @@ class RandomState(Reverted):
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
+        self._model = model
+
+    def note(self) -> None:
+        """Read all states."""
+        model = self._model
         held = [] if model is None else [*model.parameters(), *model.buffers()]  # a norm of inputs has buffers alone
         devices = dict.fromkeys(tensor.device for tensor in held if tensor.device.type in _WITH_GENERATORS)
         self._states = [(device, _find_module(device).get_rng_state(*_list_index(device))) for device in devices]
@@ -145,37 +156,41 @@ class Loan(Reverted):
         self._model = model
         self._training = training
         self._is_measurement = is_measurement
+        self._is_counted = is_counted
         self._has_gradients = has_gradients
-        modules = list(model.modules())
-        self._ids = frozenset(map(id, modules)) if is_counted and not is_measurement else None
-        self._stance: Any = None
-        self._is_eager = is_counted or is_measurement
+        self._random_state = RandomState(model)
 
+    def note(self) -> None:
+        """Note what the model holds."""
+        modules = list(self._model.modules())
         # Self-tuned layers bring their buffers up to date before these are read; otherwise the block may do it.
         for module in modules:
             if isinstance(module, BatchNorm):
                 module.state_dict()
 
+        self._ids = frozenset(map(id, modules))
+        self._stance: Any = None
         self._measurements = _measurements
         self._grad_mode = torch.is_grad_enabled()
-        self._random_state = RandomState(model)
+        self._random_state.note()
         self._modes = [(module, module.training) for module in modules]
         # Layers such as LoRA's merge weights into others when their mode changes, so that they have a `train` of their
         # own.
         merging = [module for module in modules if type(module).train is not nn.Module.train]
-        whole = {*modules} if is_measurement else {*merging}
+        whole = {*modules} if self._is_measurement else {*merging}
         self._held = [_Held(module, all_attributes=module in whole) for module in modules]
         weights = [parameter for module in modules if module in whole for parameter in module.parameters(recurse=False)]
-        self._values = _copy_values([*weights, *model.buffers(), *_list_frozen_parameters(model)])
+        self._values = _copy_values([*weights, *self._model.buffers(), *_list_frozen_parameters(self._model)])
 
     def change(self) -> None:
         """Set the mode, and count the loan."""
         global _measurements
-        if self._is_eager and "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes seconds
+        is_eager = self._is_counted or self._is_measurement
+        if is_eager and "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes seconds
             self._stance = torch.compiler.set_stance("force_eager")
         if self._is_measurement:
             _measurements = self._measurements + 1
-        if self._ids is not None:
+        elif self._is_counted:
             _blocks[id(self)] = self._ids
         if self._training is not None:
             self._model.train(self._training)
@@ -213,8 +228,19 @@ class _Held:
     def __init__(self, module: nn.Module, all_attributes: bool) -> None:
         self._attributes = vars(module)
         self._is_whole = all_attributes
+        self._all = dict(self._attributes)
         self._before = {name: self._attributes[name] for name in self._list_names()}
-        self._contents = [(value, value.copy()) for value in self._before.values() if isinstance(value, _CONTAINERS)]
+        self._contents = [(value, value.copy()) for value in self._before.values() if type(value) in _CONTAINERS]
+
+    def _has_other_tables(self) -> bool:
+        """Return whether a table has got other tensors, modules or hooks."""
+        for container, content in self._contents:
+            if isinstance(container, dict) and isinstance(content, dict):
+                if container.keys() != content.keys():
+                    return True
+                if any(container[name] is not value for name, value in content.items()):
+                    return True
+        return False
 
     def _list_names(self) -> set[str]:
         names = {*self._attributes}
@@ -222,6 +248,9 @@ class _Held:
 
     def give_back(self) -> None:
         """Give all of it back, in the very containers that it was in."""
+        if self._has_other_tables():  # a flag beside a buffer that is registered late says that it is there
+            self._is_whole = True
+            self._before = self._all
         for name in self._list_names() - self._before.keys():
             del self._attributes[name]
         self._attributes.update(self._before)
@@ -273,6 +302,9 @@ def _copy_values(tensors: Iterable[Tensor]) -> Values:
 def _give_back_value(tensor: Tensor, value: Tensor) -> None:
     if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
         tensor.data = value
+        return
+
+    if tensor.is_meta:  # which has no values
         return
 
     if not is_dense(tensor):  # of which torch has no comparison

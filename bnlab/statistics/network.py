@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.common.files import digest
 from bnlab.common.storage import load_tensors, save_tensors
+from bnlab.model.batches import is_dense
 from bnlab.model.borrow import OF_EVERY_MODULE, Loan, Reverted
 from bnlab.model.layers import (
     BatchNorm,
@@ -211,7 +212,10 @@ class Statistics(Mapping[str, Moments]):
 
 def digest_weights(model: nn.Module) -> str:
     """Digest a network's first and last parameter, which almost any update changes; it begins with their types."""
-    parameters = [*model.parameters()]
+    # Modules with a `train` of their own, such as LoRA's, have other weights in each mode.
+    plain = [module for module in model.modules() if type(module).train is nn.Module.train]
+    parameters = [parameter for module in plain for parameter in module.parameters(recurse=False)]
+    parameters = [parameter for parameter in parameters if is_dense(parameter) and not parameter.is_meta]
     ends = parameters[:1] + parameters[-1:]
     types = digest(*(str(parameter.dtype) for parameter in ends), digits=_KIND)
     # An embedding may have a thousand times as many values.
@@ -330,6 +334,9 @@ class Lending(Reverted):
     def __init__(self, model: nn.Module, statistics: Statistics, caller: str) -> None:
         self._statistics = statistics
         self._layers = statistics.find_layers(model, caller)
+
+    def note(self) -> None:
+        """Note the running averages."""
         self._values: list[tuple[Tensor, Tensor]] = []
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for layer in self._layers.values():
@@ -387,8 +394,10 @@ class _Using(Loan):
     def change(self) -> None:
         super().change()
         for name, layer in self._layers.items():
-            # Clones: the graphs of the block save these, and not the model's own tensors, which come back.
-            mean, var = get_running_buffers(layer)
-            layer.running_mean = mean.clone()
-            layer.running_var = var.clone()
+            # Clones: the graphs of the block save these, and not the model's own tensors, which come back. A layer in
+            # TorchScript would keep the clones.
+            if not isinstance(layer, torch.jit.ScriptModule):
+                mean, var = get_running_buffers(layer)
+                layer.running_mean = mean.clone()
+                layer.running_var = var.clone()
             write_buffers(layer, self._statistics[name])

@@ -45,7 +45,7 @@ _STAND_STILL = (
 )
 CLOSED = "this watch is closed; bnlab.watch(model) begins another one"
 
-_PLAIN = (bool, int, float, str, type(None))  # types of attributes that are kept
+_PLAIN = (bool, int, float, str)  # types of attributes that are kept
 
 
 @dataclass
@@ -207,9 +207,13 @@ class Keeper:
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
         """Call the module that was called in training, as it was called."""
-        # A loop may set a domain, say, on the model before it calls it. Whoever has borrowed the model puts them back.
-        for module, attributes in zip(self._modules, self._attributes[batch["number"]], strict=True):
-            vars(module).update(attributes)
+        # A loop may set a domain, say, on the model before each call. What it has not changed between calls stays as it
+        # is in eval mode. Whoever has borrowed the model puts all of it back.
+        attributes = self._attributes[batch["number"]]
+        by_module = zip(*self._attributes.values(), strict=True)
+        for module, own, others in zip(self._modules, attributes, by_module, strict=True):
+            changed = {name: value for name, value in own.items() if any(other.get(name) != value for other in others)}
+            vars(module).update(changed)
         # The call goes past wrappers: DistributedDataParallel would broadcast buffers, and compiled code would not see
         # hooks.
         return unwrap(self._holders[self._level or 0])(*batch["args"].values(), **batch["kwargs"])
@@ -245,12 +249,13 @@ class Keeper:
             self._forget()
         self._is_inside = True
 
-        frozen = [layer for layer in self.layers if not layer.training]
-        are_all_frozen = len(frozen) == len(self.layers)
         if self._pauses:
+            is_in_eval_mode = not any(layer.training for layer in self.layers)
             for calls in self._pauses.values():
-                calls.note(self._holders[0], are_all_frozen)
+                calls.note(self._holders[0], is_in_eval_mode)
             return
+        frozen = [layer for layer in self.layers if not _averages(layer)]
+        are_all_frozen = len(frozen) == len(self.layers)
         self._has_forward |= torch.is_grad_enabled() or not are_all_frozen
         if not are_all_frozen:
             self.frozen = frozen
@@ -263,7 +268,7 @@ class Keeper:
 
     def _see_layer(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Notice that a batch norm is trained outside of the calls that are kept; the hook before it."""
-        if self._is_inside or self._pauses or not layer.training or not self._observer.is_training():
+        if self._is_inside or self._pauses or not _averages(layer) or not self._observer.is_training():
             return
         if not _is_checkpointed():
             self._forget()
@@ -350,6 +355,11 @@ def _list_holders(model: nn.Module, layers: Sequence[BatchNorm]) -> list[nn.Modu
             if _is_compiled(module):
                 break
     return holders
+
+
+def _averages(layer: nn.Module) -> bool:
+    """Return whether a call of a layer moves its averages; second passes, as of adversarial images, switch that off."""
+    return layer.training and getattr(layer, "track_running_stats", True) and getattr(layer, "momentum", None) != 0
 
 
 def _read_attributes(module: nn.Module) -> Mapping[str, Any]:

@@ -454,6 +454,9 @@ class _Exact(Reverted):
         self._lending = Lending(training.model, statistics, _CALLER)
         self.lent = training.model
 
+    def note(self) -> None:
+        self._lending.note()
+
     def change(self) -> None:
         self._pause.change()
         self._training.is_exact = True

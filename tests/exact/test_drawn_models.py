@@ -26,6 +26,7 @@ from bnlab.statistics.moments import Moments, compare_moments
 from tests import references
 
 CHANNELS = 4
+EPS = 1e-5  # of each layer
 ROUNDS = 200  # of the twin; what does not settle in so many has no statistics
 SETTLED = 1e-9
 
@@ -218,7 +219,8 @@ def check(model: nn.Module, sizes: list[int], seed: int, strategy: str, refills:
 def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     if {*found} != {*expected}:
         return math.inf
-    return max(max(compare_moments(found[name], moments)) for name, moments in expected.items())
+    # By what the layer divides by: two rows may be as good as the same, and rounding decides about their variance.
+    return max(max(compare_moments(found[name], moments, moments.var + EPS)) for name, moments in expected.items())
 
 
 DRAWN = {

@@ -384,6 +384,51 @@ def test_nothing_is_measured_while_averages_are_moved_by_other_calls(
     assert_exact(watch, [batches[0], batches[2]], model.network)
 
 
+@pytest.mark.parametrize("switch", [{"track_running_stats": False}, {"momentum": 0.0}])
+def test_second_passes_that_move_no_average_are_not_kept(switch: dict[str, Any]) -> None:
+    """As of virtual adversarial training."""
+    model = make_model().train()
+    watch = bnlab.watch(model, 12)
+    batches = make_batches(6, 7)
+    for batch in batches:
+        model(batch)
+        before = [{name: getattr(layer, name) for name in switch} for layer in (model[1], model[4])]
+        for layer in (model[1], model[4]):
+            vars(layer).update(switch)
+        model(10 * batch)
+        for layer, values in zip((model[1], model[4]), before, strict=True):
+            vars(layer).update(values)
+
+    assert_exact(watch, batches)
+
+
+class OfModes(nn.Module):
+    """Keeps its mode in a flag, by a `train` of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.mixes = True
+
+    def train(self, mode: bool = True) -> Any:
+        self.mixes = mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(x + x.flip(0) if self.mixes else x)
+
+
+def test_a_flag_of_the_mode_is_that_of_eval_mode() -> None:
+    model = OfModes().double().train()
+    watch = bnlab.watch(model)
+    batches = make_batches(6, 7)
+    for batch in batches:
+        model(batch)
+
+    assert torch.allclose(watch.measure()["norm"].mean, torch.cat(batches).mean((0, 2, 3)))
+    assert model.mixes
+
+
 class OfDomains(nn.Module):
     """Has a norm for each domain, and its loop sets which."""
 
