@@ -12,29 +12,24 @@ import importlib
 import importlib.util
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnlab.model.batches import call, require_batches
-from bnlab.model.borrow import restored
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
 from bnlab.watching.watch import Watch, require_image_count, require_rereadable, watch
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs
-_RUNNING = "_running"  # what follows the name of a metric under running averages
 _METHODS = ("evaluate", "predict", "save_model")  # of a Trainer of Transformers, those that see exact statistics
 _RECALIBRATED: weakref.WeakSet[Any] = weakref.WeakSet()  # trainers whose methods were replaced
-_TIMES = ("runtime", "per_second", "compilation_time")  # ends of what Transformers logs beside metrics
 
 
-def make_lightning_callback(
-    batches: Iterable[Any] | None = None, *, images: int = 512, both: bool = False, **options: Any
-) -> Any:
+def make_lightning_callback(batches: Iterable[Any] | None = None, *, images: int = 512, **options: Any) -> Any:
     """Make a callback of Lightning: exact statistics in validations, tests, predictions and their checkpoints.
 
     They are of the latest training batches, as `bnlab.watch` keeps them; before there are any (the sanity check, a
@@ -49,8 +44,6 @@ def make_lightning_callback(
         batches: measured in place of the latest training batches: what the model's forward takes, such as a list of
             batches or a DataLoader; read at each validation, and kept in memory meanwhile.
         images: how many training images are kept.
-        both: whether validations and tests run a second time, under running averages, without callbacks. Their metrics
-            are logged as `<name>_running`.
         options: further ones of `bnlab.watch`: `keep="cpu"`, `layers=[...]`; with batches `max_images=2000`, and
             `forward=` if the LightningModule has no forward of its own.
 
@@ -58,15 +51,14 @@ def make_lightning_callback(
         A `Callback` of the package that is installed, `lightning` or `pytorch_lightning`.
 
     Raises:
-        TypeError, ValueError: the batches cannot be iterated over, or are one batch; `images` is no number of images,
-            or `both` not True or False.
+        TypeError, ValueError: the batches cannot be iterated over, or are one batch; `images` is no number of images.
         ValueError: when training begins, if the model has no batch norm with running statistics.
 
     >>> from lightning import Trainer  # doctest: +SKIP
     >>> from bnlab.callbacks import make_lightning_callback
     >>> trainer = Trainer(callbacks=[make_lightning_callback()])  # doctest: +SKIP
     """
-    _require_arguments("make_lightning_callback", batches, images, both)
+    _require_arguments("make_lightning_callback", batches, images)
     # Lightning is published as two packages, and their classes are not interchangeable.
     package = "lightning.pytorch" if importlib.util.find_spec("lightning") else "pytorch_lightning"
     callback_class: Any = importlib.import_module(package).Callback
@@ -75,15 +67,6 @@ def make_lightning_callback(
         def __init__(self) -> None:
             self._block = _Block("make_lightning_callback")
             self._watch: Watch | None = None
-            self._running: dict[str, Any] = {}  # metrics of the validation that ran under running averages
-
-        def setup(self, trainer: Any, module: nn.Module, stage: str) -> None:
-            if not both:
-                return
-            for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
-                # Lightning calls `setup` for each stage, but the loop must be wrapped only once.
-                if "run" not in vars(loop):
-                    loop.run = functools.partial(self._run_twice, trainer, loop.run)
 
         def on_fit_start(self, trainer: Any, module: nn.Module) -> None:
             self._require_watch(trainer, module)
@@ -95,8 +78,6 @@ def make_lightning_callback(
             seconds = self._enter_block(trainer, module)
             # Without `sync_dist` Lightning warns where several processes log a value at the end of an epoch.
             module.log(_SECONDS, seconds, batch_size=1, sync_dist=True)
-            for name, value in self._running.items():
-                module.log(f"{name}{_RUNNING}", value, batch_size=1, sync_dist=True)
 
         # Predictions have their own method, because Lightning does not log there.
         on_test_start = on_validation_start
@@ -147,39 +128,11 @@ def make_lightning_callback(
                 self._watch = watch(module, images, batches=batches, group=group, **chosen)
             return self._watch
 
-        def _run_twice(self, trainer: Any, run: Callable[[], Any]) -> Any:
-            """Run a validation under running averages, with no callback, and then as Lightning does."""
-            # Lightning discards the metrics of its sanity check, so that there is nothing to compare.
-            if trainer.sanity_checking:
-                return run()
-
-            # The exact statistics of the last validation may still be in place, for its checkpoint.
-            self._block.leave()
-            # Without callbacks and loggers this run saves no checkpoint, stops no training and logs nothing twice.
-            callbacks = trainer.callbacks
-            loggers = trainer.loggers
-            trainer.callbacks = []
-            trainer.loggers = []
-            try:
-                # Buffers, modes and random state are put back: training goes on as after a single run.
-                with restored(trainer.lightning_module):
-                    outputs = run()
-            finally:
-                trainer.callbacks = callbacks
-                trainer.loggers = loggers
-
-            # The second run logs them, because Lightning accepts values only inside its hooks.
-            self._running = {name: value for output in outputs for name, value in output.items()}
-            try:
-                return run()
-            finally:
-                self._running = {}
-
     return ExactStatisticsCallback()
 
 
 def recalibrate_in_transformers(
-    trainer: Any, batches: Iterable[Any] | None = None, *, images: int = 512, both: bool = False, **options: Any
+    trainer: Any, batches: Iterable[Any] | None = None, *, images: int = 512, **options: Any
 ) -> None:
     """Let a Trainer of Transformers evaluate, predict and save its model under exact statistics.
 
@@ -195,14 +148,12 @@ def recalibrate_in_transformers(
         batches: measured in place of the latest training batches: what the model takes as its first argument, such as a
             list of batches or a DataLoader; read at each evaluation, and kept in memory meanwhile.
         images: how many training images are kept.
-        both: whether `evaluate` runs a second time, under running averages, without callbacks. Its metrics are logged
-            and returned as `<name>_running`.
         options: further ones of `bnlab.watch`: `keep="cpu"`, `layers=[...]`; with batches `max_images=2000`, and for
             batches that are dictionaries `forward=lambda model, batch: model(**batch)`.
 
     Raises:
         TypeError, ValueError: `trainer` is no Trainer of Transformers; the batches cannot be iterated over, or only
-            once, or are one batch; `images` is no number of images, or `both` not True or False.
+            once, or are one batch; `images` is no number of images.
         ValueError: the model has no batch norm with running statistics, or this was called for this trainer before.
 
     >>> from transformers import Trainer  # doctest: +SKIP
@@ -215,7 +166,7 @@ def recalibrate_in_transformers(
         raise TypeError(
             f"recalibrate_in_transformers: trainer is a {type(trainer).__name__}; pass a Trainer of transformers"
         )
-    _require_arguments("recalibrate_in_transformers", batches, images, both)
+    _require_arguments("recalibrate_in_transformers", batches, images)
     if trainer in _RECALIBRATED:
         raise ValueError(
             "recalibrate_in_transformers: this trainer evaluates under exact statistics already; make a new trainer to "
@@ -255,7 +206,7 @@ def recalibrate_in_transformers(
         measured_at = state.global_step
         trainer.log({_SECONDS: seconds})
 
-    def wrap(method: Callable[..., Any], is_compared: bool) -> Callable[..., Any]:
+    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def run_exactly(*arguments: Any, **keywords: Any) -> Any:
             nonlocal is_inside
@@ -263,23 +214,12 @@ def recalibrate_in_transformers(
                 return method(*arguments, **keywords)
 
             is_inside = True
-            running: Mapping[str, float] = {}
             try:
-                if is_compared:
-                    # This evaluation leaves no trace. The second one counts: it logs, calls callbacks and
-                    # draws random numbers.
-                    with _silenced(trainer), restored(trainer.model):
-                        running = _name_running(method(*arguments, **keywords))
                 measure()
-                returned = method(*arguments, **keywords)
+                return method(*arguments, **keywords)
             finally:
                 block.leave()
                 is_inside = False
-            if is_compared:
-                # A copy, because Transformers adds the epoch to the dictionary that it is given.
-                trainer.log(dict(running))
-                returned.update(running)
-            return returned
 
         return run_exactly
 
@@ -287,36 +227,15 @@ def recalibrate_in_transformers(
     if make_model is not None:
         trainer.call_model_init = watch_new_model
     for name in _METHODS:
-        setattr(trainer, name, wrap(getattr(trainer, name), both and name == "evaluate"))
+        setattr(trainer, name, wrap(getattr(trainer, name)))
 
 
-def _require_arguments(caller: str, batches: Iterable[Any] | None, images: Any, both: Any) -> None:
-    """Raise at once for what `watch` would refuse only when the fit begins, and for a `both` that is no bool."""
+def _require_arguments(caller: str, batches: Iterable[Any] | None, images: Any) -> None:
+    """Raise at once for what `watch` would refuse only when the fit begins."""
     require_image_count(images, caller)
-    if not isinstance(both, bool):
-        raise TypeError(f"{caller}: both={both!r}; pass True or False")
     if batches is not None:
         require_batches(batches, caller)
         require_rereadable(batches, caller)
-
-
-@contextlib.contextmanager
-def _silenced(trainer: Any) -> Iterator[None]:
-    """A Trainer of Transformers logs nothing in the block, and calls no callback."""
-    log = trainer.log
-    callbacks = trainer.callback_handler.callbacks
-    trainer.log = lambda *_, **__: None
-    trainer.callback_handler.callbacks = []
-    try:
-        yield
-    finally:
-        trainer.log = log
-        trainer.callback_handler.callbacks = callbacks
-
-
-def _name_running(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Name metrics as those under running averages, without what is about time."""
-    return {f"{name}{_RUNNING}": value for name, value in metrics.items() if not name.endswith((*_TIMES, "epoch"))}
 
 
 class _Block:

@@ -163,9 +163,8 @@ def test_lightning_validates_and_saves_exactly_and_trains_as_without(
 
 @slow
 @pytest.mark.parametrize("calls_itself", [False, True])
-@pytest.mark.parametrize("both", [False, True])
 def test_lightning_validates_under_the_latest_training_batches(
-    make_module: Any, make_trainer: Any, both: bool, calls_itself: bool
+    make_module: Any, make_trainer: Any, calls_itself: bool
 ) -> None:
     class Measuring(make_module):  # type: ignore[misc, valid-type]
         def training_step(self, batch: Any) -> Tensor:
@@ -174,26 +173,19 @@ def test_lightning_validates_under_the_latest_training_batches(
 
         def validation_step(self, batch: Any) -> None:
             super().validation_step(batch)
-            if not self.trainer.sanity_checking:
-                self.log("mean", self.network[1].running_mean[0] + torch.rand(()))
+            torch.rand(())
 
     torch.manual_seed(1)
     plain = Measuring(make_network())
     make_trainer().fit(plain, LOADER, HELD_OUT_LOADER)
     module = Measuring(make_network())
-    trainer = make_trainer(make_lightning_callback(images=32, both=both))
+    trainer = make_trainer(make_lightning_callback(images=32))
     with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no call of the model"):
         trainer.fit(module, LOADER, HELD_OUT_LOADER)
 
     assert are_equal(copy_state(module.network), copy_state(plain.network))
     assert_exact(module.states[-1], module.network, IMAGES[-2:])
-    assert len(module.states) == 1 + 3 * (1 + both)  # the sanity check, and three epochs
-    assert ("mean_running" in trainer.callback_metrics) == both
-    if both:
-        running = trainer.callback_metrics["mean_running"] - trainer.callback_metrics["mean"]
-        exact = module.states[-1]["1.running_mean"][0]
-        torch.testing.assert_close(running, module.network[1].running_mean[0] - exact)
-        assert are_equal(module.states[-2], copy_state(module.network))
+    assert len(module.states) == 1 + 3  # the sanity check, and three epochs
 
     trainer.test(module, HELD_OUT_LOADER)
     assert_exact(module.states[-1], module.network, IMAGES[-2:])
@@ -328,8 +320,6 @@ def test_what_is_refused_at_once() -> None:
         recalibrate_in_transformers(twice, IMAGES)
     with pytest.raises(TypeError, match="recalibrate_in_transformers: trainer is a int; pass a Trainer"):
         recalibrate_in_transformers(3)
-    with pytest.raises(TypeError, match="make_lightning_callback: both='x'; pass True or False"):
-        make_lightning_callback(both="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="make_lightning_callback: images=0; pass how many"):
         make_lightning_callback(images=0)
 
@@ -351,10 +341,9 @@ class Measuring(StubTrainer):
         return metrics
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_the_latest_training_batches_are_measured_where_none_are_given(both: bool) -> None:
+def test_the_latest_training_batches_are_measured_where_none_are_given() -> None:
     trainer = Measuring(make_network())
-    recalibrate_in_transformers(trainer, images=32, both=both)
+    recalibrate_in_transformers(trainer, images=32)
     for images in IMAGES:
         trainer.train_on(images)
     running = copy_state(trainer.model)
@@ -368,15 +357,10 @@ def test_the_latest_training_batches_are_measured_where_none_are_given(both: boo
     assert are_equal(copy_state(trainer.model), running)
     assert metrics["eval_mean"] == trainer.states[-1]["1.running_mean"][0].item()
     assert trainer.callback_handler.callbacks == ["a callback", "called"]
-    added = {"eval_mean_running": running["1.running_mean"][0].item()} if both else {}
-    assert {name: value for name, value in metrics.items() if name.endswith("_running")} == added
     assert [list(values) for values in trainer.logged] == [
         ["recalibration_seconds"],
-        ["eval_mean", "eval_runtime", "epoch", *added],
-        *([[*added]] if both else []),
+        ["eval_mean", "eval_runtime", "epoch"],
     ]
-    if both:
-        assert are_equal(trainer.states[0], running)
 
 
 def test_before_the_first_batch_running_averages_are_evaluated_and_that_is_said_once() -> None:
@@ -529,19 +513,14 @@ def test_transformers_evaluates_under_the_latest_training_batches(make_hugging_f
     plain = make_hugging_face(make_network())
     plain.train()
     trainer = make_hugging_face(make_network())
-    recalibrate_in_transformers(trainer, images=96, both=True)  # all of an epoch, so that its order does not matter
+    recalibrate_in_transformers(trainer, images=96)  # all of an epoch, so that its order does not matter
 
     trainer.train()
 
     assert are_equal(copy_state(trainer.model), copy_state(plain.model))
-    assert len(trainer.states) == 2 * len(plain.states) == 6
-    for running, exact, without in zip(trainer.states[::2], trainer.states[1::2], plain.states, strict=True):
-        assert are_equal(running, without)
-        assert_exact(exact, trainer.model.network)
-    logged = trainer.state.log_history
-    plainly = [entry["eval_accuracy"] for entry in plain.state.log_history if "eval_accuracy" in entry]
-    assert [entry["eval_accuracy_running"] for entry in logged if "eval_accuracy_running" in entry] == plainly
-    assert len([entry for entry in logged if "eval_accuracy" in entry]) == 3
+    assert len(trainer.states) == len(plain.states) == 3
+    for state in trainer.states:
+        assert_exact(state, trainer.model.network)
 
 
 @slow

@@ -213,7 +213,13 @@ def check(model: nn.Module, sizes: list[int], seed: int, strategy: str, refills:
     expected = [iterate(model, batches, goes_on) for goes_on in ((False, True) if keeps_state else (False,))]
     if None in expected:  # smaller steps may find a fixed point from which iteration runs away
         return
-    assert min(find_difference(found, moments) for moments in expected if moments is not None) < 1e-3
+    # What a model that keeps state reaches in later evaluations only is said to be left out.
+    left_out = {*found.unseen} if keeps_state and caught else set()
+    assert min(find_difference(found, without(moments, left_out)) for moments in expected if moments is not None) < 1e-3
+
+
+def without(moments: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: each for name, each in moments.items() if name not in names}
 
 
 def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
