@@ -17,7 +17,7 @@ from bnlab.model.layers import batch_norm_layers, join_names
 from bnlab.model.warn import warn
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
-from bnlab.recording.trace import ChunkStore, LayerTrace, MomentTrace
+from bnlab.recording.trace import LayerTrace, MomentTrace
 from bnlab.statistics.network import read_buffers
 
 
@@ -36,6 +36,9 @@ def record(
     A step ends with an update of the model's parameters by a torch optimizer, or with a call of `trace.step()`. All
     train-mode forwards since the update before belong to it; updates without a forward between them are one. Until
     there is an update, each forward of the model is a step.
+
+    A call takes eight bytes of main memory a channel: a ResNet-50 takes 2 GB in 10,000 steps. Record a long training in
+    several blocks, save each, and put them together by `MomentTrace.join`.
 
     Activation checkpointing leaves two entries for a call, as torch updates the buffers twice; with selective policies
     (`context_fn`) it writes wrong values into buffers and trace. `nn.DataParallel` on several devices is not supported.
@@ -65,10 +68,7 @@ def record(
     layers = batch_norm_layers(model, caller="record")
     require_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
 
-    store = ChunkStore()
-    entries = {
-        name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps, store) for name, layer in layers.items()
-    }
+    entries = {name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps) for name, layer in layers.items()}
     trace = MomentTrace(entries, int(step))
     counter = StepCounter(trace, model, layers.values())
     recorders = {name: make_recorder(layer, entries[name], counter) for name, layer in layers.items()}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -24,34 +21,6 @@ from bnlab.statistics.network import Statistics
 _FORMAT = "bnlab.MomentTrace/1"
 _CHUNK = 256  # entries of one layer that are allocated at a time
 NOT_WRITTEN = -1.0  # the variance of a place that torch has not written yet; none that it writes is negative
-SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; later ones are in files of a temporary folder
-
-
-class ChunkStore:
-    """Store of a trace's full chunks: in memory, and in files once SPILL_BYTES are there."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-
-    def keep(self, chunk: Tensor) -> Tensor:
-        """Put a full chunk where it is kept; return it there."""
-        self._bytes += chunk.nbytes
-        # Windows cannot open a temporary file a second time, as the mapping below does.
-        if self._bytes <= SPILL_BYTES or sys.platform == "win32":
-            # A full chunk leaves the accelerator, whose memory the training needs.
-            return chunk.cpu()
-        # The file's memory stays when its name is gone.
-        with tempfile.NamedTemporaryFile(prefix="bnlab-trace-") as file:
-            # Without its place on the disk reserved, writing into the mapping of a full disk would end the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, chunk.nbytes)
-            else:  # macOS
-                file.write(bytes(chunk.nbytes))
-                file.flush()
-            # The mapping is shared, so that the system can write its pages to the file when memory runs short.
-            flat = torch.from_file(file.name, True, chunk.numel(), dtype=chunk.dtype)
-            stored = flat.view_as(chunk)
-            return stored.copy_(chunk)
 
 
 class LayerTrace:
@@ -67,12 +36,11 @@ class LayerTrace:
         momenta: the weight of each call in the layer's own average; only of calls recorded in this process.
     """
 
-    def __init__(self, start: Tensor, updates: int, eps: float, store: ChunkStore | None = None) -> None:
+    def __init__(self, start: Tensor, updates: int, eps: float) -> None:
         self.start = start
         self.updates = updates
         self.eps = eps
         self.end: Tensor | None = None
-        self._store = store or ChunkStore()
         self.set_calls(start.new_empty(0, *start.shape), [], [], [])
 
     def __len__(self) -> int:
@@ -113,7 +81,8 @@ class LayerTrace:
     def _open_chunk(self, like: Tensor) -> None:
         written = len(self) - self._stored
         if self._open is not None and written:
-            self._full.append(self._store.keep(self._open[:written]))
+            # A full chunk leaves the accelerator, whose memory the training needs.
+            self._full.append(self._open[:written].cpu())
         with torch.inference_mode(False):  # tensors made in it cannot be written by later steps outside of it
             self._open = like.new_zeros(_CHUNK, *self.start.shape)
         self._open[:, 1] = NOT_WRITTEN

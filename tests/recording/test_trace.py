@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import errno
 import math
-import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -40,34 +37,6 @@ def test_replays_at_each_step(recorded: MomentTrace) -> None:
     some = replay(recorded, EMA(0.1), steps=[7, 3])
     assert list(some) == [7, 3]
     assert_equal_statistics(some[7], replayed[7], tolerance=1e-12)
-
-
-@pytest.mark.parametrize("limit", [0, 500, 10**9])
-def test_long_traces_spill_to_disk(limit: int, recorded: MomentTrace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.recording.trace._CHUNK", 3)
-    monkeypatch.setattr("bnlab.recording.trace.SPILL_BYTES", limit)
-    from_file = Mock(wraps=torch.from_file)
-    monkeypatch.setattr(torch, "from_file", from_file)
-    model = without_dropout(plain())
-    with record(model) as spilled:
-        train(model, DATA)
-        assert same_traces(spilled, recorded)
-
-    assert same_traces(spilled, recorded)
-    assert same_traces(copy.deepcopy(spilled), recorded)
-    assert from_file.call_count == {0: 6, 500: 4, 10**9: 0}[limit]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="places on a disk are reserved on Linux alone")
-def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.recording.trace._CHUNK", 3)
-    monkeypatch.setattr("bnlab.recording.trace.SPILL_BYTES", 0)
-    full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr("os.posix_fallocate", Mock(side_effect=full))
-    model = without_dropout(plain())
-
-    with pytest.raises(OSError, match="No space left"), record(model):
-        train(model, DATA)
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 7, 11])
