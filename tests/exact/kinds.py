@@ -38,13 +38,11 @@ class Kind(NamedTuple):
         model: one of this kind.
         batches: what its forward takes.
         options: keyword arguments of population_statistics.
-        afterwards: what is planned as the answer: "measured", "layer by layer", "not covered" or "refused".
     """
 
     model: nn.Module
     batches: Iterable[Any]
     options: dict[str, Any]
-    afterwards: str
 
 
 class Answer(NamedTuple):
@@ -351,20 +349,19 @@ def _call_with_all(model: nn.Module, batch: Any) -> Any:
 
 def _of(
     make: Callable[[], nn.Module],
-    afterwards: str = "measured",
     make_batches: Callable[[], Iterable[Any]] = lambda: images(8, 8, 5),
     **options: Any,
 ) -> Callable[[], Kind]:
     """Describe a kind by what makes its model and batches, in this order."""
-    return lambda: Kind(make(), make_batches(), options, afterwards)
+    return lambda: Kind(make(), make_batches(), options)
 
 
-def _of_zoo(name: str, afterwards: str = "measured") -> Callable[[], Kind]:
+def _of_zoo(name: str) -> Callable[[], Kind]:
     """Describe a kind of which the zoo has a model."""
 
     def make() -> Kind:
         case = CASES[name]()
-        return Kind(case.model, case.batches, {"forward": case.forward}, afterwards)
+        return Kind(case.model, case.batches, {"forward": case.forward})
 
     return make
 
@@ -387,12 +384,12 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "half precision": _of(
         lambda: plain().bfloat16(), make_batches=lambda: [batch.bfloat16() for batch in images(8, 8, 5)]
     ),
-    "a layer that no data reach": _of_zoo("not reached", "not covered"),
-    "a layer in a plain Python list": _of(_make_hidden, "not covered"),
+    "a layer that no data reach": _of_zoo("not reached"),
+    "a layer in a plain Python list": _of(_make_hidden),
     "instance norm with running statistics beside a batch norm": _of(
         lambda: around(nn.InstanceNorm2d(4, track_running_stats=True))
     ),
-    "no batch norm": _of(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), "refused"),
+    "no batch norm": _of(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))),
     # Norms with a forward of their own
     "a norm with an activation behind": _of(lambda: around(OwnForward(4))),
     "a norm of masked rows": _of(lambda: MaskedRows(4), make_batches=_make_masked, forward=_call_with_all),
@@ -403,34 +400,29 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "ghost norm that averages by itself": _of(lambda: around(GhostAverages(4))),
     "a norm of 2x + 1": _of(lambda: around(Doubled(4))),
     "a norm that never averages": _of(lambda: around(NeverAverages(4))),
-    "own arithmetic in a subclass": _of(lambda: around(OwnArithmetic(4)), "not covered"),
-    "own arithmetic that writes into its input, as InPlaceABN": _of(lambda: around(WritesItsInput(4)), "not covered"),
+    "own arithmetic in a subclass": _of(lambda: around(OwnArithmetic(4))),
+    "own arithmetic that writes into its input, as InPlaceABN": _of(lambda: around(WritesItsInput(4))),
     "F.batch_norm in a module of another class": _of(lambda: around(OtherClass(4))),
     "F.batch_norm of a filtered input in a module of another class": _of(lambda: around(OtherFiltered(4))),
     "a norm whose forward takes a tuple": _of(
         lambda: between(lambda net, x: net.b(net.pair((net.bn(net.c(x)), torch.ones(1)))), pair=OfPair(4))
     ),
-    "a layer called as bn.forward(x)": _of(
-        lambda: between(lambda net, x: net.b(net.bn.forward(net.c(x)))), "layer by layer"
-    ),
-    "F.batch_norm by hand with a layer's buffers": _of(lambda: between(_normalize_by_hand), "layer by layer"),
+    "a layer called as bn.forward(x)": _of(lambda: between(lambda net, x: net.b(net.bn.forward(net.c(x))))),
+    "F.batch_norm by hand with a layer's buffers": _of(lambda: between(_normalize_by_hand)),
     # Wrapped, compiled and translated models
     "DataParallel": _of_zoo("data parallel"),
     "DistributedDataParallel, a group of one process": _of(_make_distributed),
     "torch.compile": _of_zoo("compiled"),
     "fx-traced": _of(lambda: torch.fx.symbolic_trace(residual())),
-    "TorchScript by script": _of(lambda: torch.jit.script(plain().eval()), "layer by layer"),
-    "TorchScript by trace": _of(lambda: torch.jit.trace(plain().eval(), images(8)[0]), "refused"),
-    "a part in TorchScript": _of(
-        lambda: nn.Sequential(torch.jit.script(conv(3, 4).eval()), conv(4, 5)), "layer by layer"
-    ),
+    "TorchScript by script": _of(lambda: torch.jit.script(plain().eval())),
+    "TorchScript by trace": _of(lambda: torch.jit.trace(plain().eval(), images(8)[0])),
+    "a part in TorchScript": _of(lambda: nn.Sequential(torch.jit.script(conv(3, 4).eval()), conv(4, 5))),
     "torch.export": _of(
         lambda: torch.export.export(
             plain().eval(), (images(8)[0],), dynamic_shapes=({0: torch.export.Dim.AUTO},)
         ).module(),
-        "layer by layer",
     ),
-    "prepared for quantization-aware training": _of(_make_quantized, "layer by layer"),
+    "prepared for quantization-aware training": _of(_make_quantized),
     # What a forward does
     "autocast inside of the forward": _of_zoo("autocast"),
     "gradient checkpointing": _of_zoo("checkpointed"),
@@ -438,49 +430,45 @@ KINDS: dict[str, Callable[[], Kind]] = {
         lambda: Net(lambda net, x: checkpoint(net.a, x.clone().requires_grad_(), use_reentrant=True), a=plain())
     ),
     "functional_call with other parameters": _of_zoo("averaged weights"),
-    "functional_call with other parameters inside of the forward": _of_zoo("other weights", "layer by layer"),
-    "functional_call with other buffers": _of(plain, "refused", forward=replace_buffers),
-    "inference_mode inside of the forward": _of_zoo("inference mode", "layer by layer"),
+    "functional_call with other parameters inside of the forward": _of_zoo("other weights"),
+    "functional_call with other buffers": _of(plain, forward=replace_buffers),
+    "inference_mode inside of the forward": _of_zoo("inference mode"),
     "weights merged in eval mode, as LoRA": _of(
         _make_merged, make_batches=lambda: [torch.randn(n, 6) + n for n in (9, 7)]
     ),
     "an attribute changed during the forward": _of(_make_changing),
-    "weights swapped during the forward": _of(_make_swapping, "layer by layer"),
-    "vmap inside of the forward": _of(
-        lambda: Net(lambda net, x: torch.vmap(net.a)(x[None]), a=nn.BatchNorm2d(3)), "refused"
-    ),
-    "a lock held across layers": _of(_make_locked, "layer by layer"),
-    "a forward in another thread": _of(lambda: Net(run_in_a_thread, a=plain()), "refused"),
-    "a forward that calls train()": _of(plain, "refused", forward=_train_in_forward),
+    "weights swapped during the forward": _of(_make_swapping),
+    "vmap inside of the forward": _of(lambda: Net(lambda net, x: torch.vmap(net.a)(x[None]), a=nn.BatchNorm2d(3))),
+    "a lock held across layers": _of(_make_locked),
+    "a forward in another thread": _of(lambda: Net(run_in_a_thread, a=plain())),
+    "a forward that calls train()": _of(plain, forward=_train_in_forward),
     "a forward that copies each batch into one tensor": _of(
         lambda: nn.Sequential(nn.BatchNorm1d(5)),
-        "layer by layer",
         make_batches=lambda: [torch.randn(16, 5) * (1 + i) + 50 + 3 * i for i in range(8)],
         forward=_make_reused_memory(),
     ),
-    "features kept by a hook": _of_zoo("features in a hook", "layer by layer"),
+    "features kept by a hook": _of_zoo("features in a hook"),
     "a counter that each forward begins again": _of(
         lambda: Net(_count_in_a_forward, a=conv(3, 4), b=conv(4, 5)),
     ),
-    "a counter that goes on from batch to batch": _of(lambda: nn.Sequential(AddsItsCalls(), plain()), "layer by layer"),
+    "a counter that goes on from batch to batch": _of(lambda: nn.Sequential(AddsItsCalls(), plain())),
     "a mask that a forward keeps, and few batches fill": _of(
-        _make_keeping, "layer by layer with check='all'", make_batches=_make_few_masks, forward=_call_with_all
+        _make_keeping, make_batches=_make_few_masks, forward=_call_with_all
     ),
     "the same, and all batches are checked": _of(
-        _make_keeping, "layer by layer", make_batches=_make_few_masks, forward=_call_with_all, check="all"
+        _make_keeping, make_batches=_make_few_masks, forward=_call_with_all, check="all"
     ),
     "random: dropout in eval mode too": _of(
         lambda: Net(lambda net, x: net.b(F.dropout(net.a(x), 0.5, training=True)), a=conv(3, 4), b=conv(4, 5)),
-        "layer by layer",
     ),
     # Batches
     "batches as dictionaries": _of_zoo("dictionaries"),
     "batches as nested lists": _of_zoo("lists of images"),
     "a loader that refills its memory": _of(plain, make_batches=Refilling),
-    "a loader that refills its memory, and is read once": _of(plain, "refused", make_batches=lambda: iter(Refilling())),
+    "a loader that refills its memory, and is read once": _of(plain, make_batches=lambda: iter(Refilling())),
     "one batch of one image": _of(plain, make_batches=lambda: images(1)),
-    "NaN in the data": _of(plain, "refused", make_batches=lambda: [batch * torch.nan for batch in images(8, 5)]),
-    "an empty batch": _of(plain, "refused", make_batches=lambda: [*images(8, 5), torch.zeros(0, 3, 8, 8)]),
+    "NaN in the data": _of(plain, make_batches=lambda: [batch * torch.nan for batch in images(8, 5)]),
+    "an empty batch": _of(plain, make_batches=lambda: [*images(8, 5), torch.zeros(0, 3, 8, 8)]),
 }
 """What makes each kind, by name."""
 
@@ -615,16 +603,16 @@ def _shorten(message: str) -> str:
 
 
 def format_page(answers: dict[str, Answer]) -> str:
-    """Format the table: each kind, what is answered to it today, and what is planned."""
+    """Format the table: each kind, and what is answered to it."""
     lines = [
         "# What population_statistics answers to kinds of models\n",
-        "`python -m tests.exact.kinds` writes this page: what each kind of `kinds.py` is answered today, and how the\n"
-        "warning or error begins. *Afterwards* is what is planned once torch's operations are seen, not the modules.\n",
-        "| kind | today | message | afterwards |",
-        "| --- | --- | --- | --- |",
+        "`python -m tests.exact.kinds` writes this page: what each kind of `kinds.py` is answered, and how the\n"
+        "warning or error begins.\n",
+        "| kind | answer | message |",
+        "| --- | --- | --- |",
     ]
     for name, (today, message) in answers.items():
-        cells = (name, today, message.replace("|", r"\|"), _make(name).afterwards)
+        cells = (name, today, message.replace("|", r"\|"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -634,7 +622,7 @@ def read_page() -> dict[str, Answer]:
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][2:]
     answers = {}
     for row in rows:
-        name, today, message, _ = [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        name, today, message = [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
         answers[name] = Answer(today, message)
     return answers
 
