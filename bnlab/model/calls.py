@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ _OPERATIONS = frozenset(
     }
 )
 # Places of their arguments, the same in all of them.
-_MEAN, _VAR, _TRAINING = 3, 4, 5
+_X, _WEIGHT, _BIAS, _MEAN, _VAR, _TRAINING = range(6)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class NormCall:
         x: what it normalizes, [N, C, ...].
         mean, var: the running averages [C]; None: it was given none.
         uses_batch: whether it normalizes by mean and variance of `x`, as in train mode.
+        weight, bias: [C], by which it scales and shifts what is normalized; None: by 1 and 0.
     """
 
     name: str | None
@@ -59,18 +60,24 @@ class NormCall:
     mean: Tensor | None
     var: Tensor | None
     uses_batch: bool
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def normalize_by(self, mean: Tensor, var: Tensor) -> NormCall:
+        """Return the call that normalizes by these [C], as in eval mode."""
+        return replace(self, mean=mean, var=var, uses_batch=False)
 
 
-Answer = Callable[[NormCall], tuple[Tensor, Tensor] | None]
-"""Called with each operation before it runs; returns mean and variance [C] to normalize by, or None to let it be."""
+Answer = Callable[[NormCall], NormCall | None]
+"""Called with each operation before it runs; returns what is to run in its place, or None to let it be."""
 
 
 class NormCallMode(TorchDispatchMode):
     """In the block `answer` is called with each batch-norm operation, before it runs.
 
-    Nothing is written into the model. Operations run under the answer's mean and variance, in place of their own, as in
-    eval mode. A forward that waits, in a greenlet or a thread, must not do so in the block: torch keeps one stack of
-    modes, and others would run under this one.
+    Nothing is written into the model. In place of an operation the answer runs, as in eval mode: what is normalized, by
+    which mean and variance, weight and bias. A forward that waits, in a greenlet or a thread, must not do so in the
+    block: torch keeps one stack of modes, and others would run under this one.
 
     Args:
         layers: the layers by which operations are named.
@@ -108,13 +115,14 @@ class NormCallMode(TorchDispatchMode):
         says_mode = isinstance(args[_TRAINING], bool)
         uses_batch = args[_TRAINING] if says_mode else "with_update" in operation
         name = None if mean is None else self._names.get((mean.data_ptr(), mean.numel()))
-        given = self._answer(NormCall(name, args[0], mean, var, uses_batch))
-        if given is None:
+        given = self._answer(NormCall(name, args[_X], mean, var, uses_batch, args[_WEIGHT], args[_BIAS]))
+        if given is None or given.mean is None or given.var is None:
             return args
 
         changed = list(args)
-        dtype = given[0].dtype if mean is None else mean.dtype
-        changed[_MEAN], changed[_VAR] = [values.to(args[0].device, dtype) for values in given]
+        changed[_X], changed[_WEIGHT], changed[_BIAS] = given.x, given.weight, given.bias
+        dtype = given.mean.dtype if mean is None else mean.dtype
+        changed[_MEAN], changed[_VAR] = [values.to(given.x.device, dtype) for values in (given.mean, given.var)]
         if says_mode:
             changed[_TRAINING] = False
         return tuple(changed)
@@ -133,10 +141,10 @@ def read_normalized(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, A
     values: list[Tensor] = []
     by_batch: list[Tensor] = []
 
-    def note(call: NormCall) -> tuple[Tensor, Tensor] | None:
+    def note(call: NormCall) -> NormCall | None:
         if call.name is not None and call.mean is not None and call.var is not None:
             values.append(call.x.detach().clone())  # the forward may write into it afterwards, as InPlaceABN's does
-            return call.mean, call.var  # in train mode, too, so that it does not average
+            return call.normalize_by(call.mean, call.var)  # in train mode, too, so that it does not average
         # A layer may normalize by each batch, without averages, in eval mode too.
         if call.mean is None and call.x.shape[1] == count_channels(layer):
             by_batch.append(call.x.detach().clone())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -154,7 +155,7 @@ def test_an_operation_is_changed_and_nothing_written(kind: str) -> None:
     mean, var = torch.full((CHANNELS,), 0.25), torch.full((CHANNELS,), 4.0)
     before = layer.running_mean.clone()
 
-    _, output = list_calls(model, images(), lambda call: (mean, var))
+    _, output = list_calls(model, images(), lambda call: call.normalize_by(mean, var))
 
     assert torch.equal(layer.running_mean, before)
     with torch.no_grad():
@@ -174,9 +175,9 @@ def test_an_operation_in_train_mode_says_so(grad: Any) -> None:
     layer.train()
     calls: list[NormCall] = []
 
-    def answer(call: NormCall) -> tuple[Tensor, Tensor]:
+    def answer(call: NormCall) -> NormCall:
         calls.append(call)
-        return averages
+        return call.normalize_by(*averages)
 
     with grad(), NormCallMode({"norm": layer}, answer):
         output = layer(x)
@@ -185,6 +186,15 @@ def test_an_operation_in_train_mode_says_so(grad: Any) -> None:
     assert call.uses_batch
     torch.testing.assert_close(output.detach(), expected)
     assert torch.equal(layer.running_mean, averages[0])
+
+
+def test_an_operation_gets_another_weight_bias_and_input() -> None:
+    layer = make_layer(nn.BatchNorm2d)
+    _, output = list_calls(layer, images(), lambda call: replace(call, x=2 * call.x, weight=None, bias=None))
+
+    with torch.no_grad():
+        expected = F.batch_norm(2 * images(), layer.running_mean, layer.running_var, eps=layer.eps)
+    assert torch.equal(output, expected)
 
 
 def test_an_operation_of_no_layer_has_no_name() -> None:
