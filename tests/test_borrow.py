@@ -71,6 +71,25 @@ def test_layers_that_do_something_in_eval_mode_undo_it() -> None:
     assert torch.equal(model.get_parameter("0.weight"), inside)  # once, not twice
 
 
+class Momentum(nn.Module):
+    """Moves a frozen teacher in each forward, in eval mode too, as MoCo's model does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        self.teacher = nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Any:
+        self.teacher.weight.lerp_(self.student[0].weight.detach(), 0.1)
+        return self.teacher(x) * self.student(x)
+
+
+def test_a_teacher_that_a_callers_forward_moves_comes_back() -> None:
+    model = Momentum()
+    with unchanged(model), lend(model):
+        model(torch.randn(4, 3))
+
+
 def test_a_buffer_that_cannot_be_written() -> None:
     model = residual()
     model.register_buffer("table", torch.ones(1, 4).expand(8, 4))

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -193,7 +193,9 @@ def check(model: nn.Module, sizes: list[int], seed: int, strategy: str, refills:
     torch.manual_seed(seed)
     for parameter in model.parameters():
         nn.init.normal_(parameter)
-    batches = [torch.randn(size, CHANNELS) for size in sizes]
+    # In float64: where rows are as good as the same, float32's rounding decides what they are divided by.
+    model.double()
+    batches = [torch.randn(size, CHANNELS).double() for size in sizes]
     keeps_state = any(isinstance(module, Stateful) for module in model.modules())
     # Of a model that keeps state all batches are checked, as the documentation says.
     checks = "all" if keeps_state else "some"
@@ -245,7 +247,7 @@ def test_what_is_called_exact_is_what_iteration_finds(**drawn: Any) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(**DRAWN)
 def test_ten_thousand_models(**drawn: Any) -> None:
     check(**drawn)
