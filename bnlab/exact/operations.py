@@ -26,8 +26,8 @@ from bnlab.statistics.moments import Moments
 from bnlab.statistics.provenance import Check
 
 
-def find_read(task: Task, unseen: Collection[str]) -> list[str]:
-    """List the layers that no batch has reached, and whose averages a forward reads."""
+def find_read(task: Task, unseen: Collection[str], given: Mapping[str, Moments]) -> list[str]:
+    """List the layers that no batch has reached, and whose averages a forward reads under these statistics."""
     read: dict[str, None] = {}
 
     def look(name: str, x: Tensor) -> None:
@@ -37,6 +37,9 @@ def find_read(task: Task, unseen: Collection[str]) -> list[str]:
     def run() -> None:
         if unseen and task.data:
             with measured(task.root):
+                # Which way a forward takes may depend on what was normalized.
+                for name, moments in given.items():
+                    task.write(name, moments)
                 _evaluate(task, task.data, look)
 
     task.ranks.run_together(run)

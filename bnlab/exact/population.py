@@ -211,7 +211,7 @@ def _measure(
 
     unseen = [name for name in task.layers if name not in moments]
     # This comes before the general error below, because it can say why a layer was not reached.
-    read = find_read(task, [name for name in unseen if name not in task.not_seen])
+    read = find_read(task, [name for name in unseen if name not in task.not_seen], moments)
     if read:
         called = f"a forward reads {join_names(read)} without calling them, as layer.forward(x) does"
         if is_precise:

@@ -207,3 +207,18 @@ def test_averages_that_a_middle_batch_reads_are_measured() -> None:
 
     assert {*found} == {"n", "b"}
     assert found["n"].mean.allclose(batches[1].double().mean((0, 2, 3)))
+
+
+def test_averages_that_are_read_under_the_result_alone_are_measured() -> None:
+    """Under running averages a forward goes another way, on which it does not read them."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.n(x)
+        if y.mean() > 1:
+            return y
+        return F.batch_norm(y + 1, net.b.running_mean, net.b.running_var)
+
+    model = make(nn.BatchNorm2d, run)
+    with pytest.warns(RuntimeWarning, match="a forward reads 'b' without calling them"):
+        found = population_statistics(model, [batch + 5 for batch in DATA])
+    torch.testing.assert_close(found["b"].mean, 1 + model.get_parameter("n.bias").double(), atol=1e-5, rtol=0)
