@@ -80,7 +80,7 @@ class Momentum(nn.Module):
         self.teacher = nn.Linear(3, 3).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Any:
-        self.teacher.weight.lerp_(self.student[0].weight.detach(), 0.1)
+        self.teacher.weight.lerp_(self.get_parameter("student.0.weight").detach(), 0.1)
         return self.teacher(x) * self.student(x)
 
 

@@ -48,7 +48,7 @@ class NormCall:
     """One batch-norm operation.
 
     Attributes:
-        name: of the layer whose running averages it was given; None: they are no layer's, or there are none.
+        name: of the layer whose running mean or variance it was given; None: they are no layer's, or there are none.
         x: what it normalizes, [N, C, ...].
         mean, var: the running averages [C]; None: it was given none.
         uses_batch: whether it normalizes by mean and variance of `x`, as in train mode.
@@ -95,10 +95,10 @@ class NormCallMode(TorchDispatchMode):
         self._answer = answer
         self._names: dict[tuple[int, int], str] = {}
         for name, layer in layers.items():
-            mean, _ = get_running_buffers(layer)
             # By its address: what reaches an operation is another Python object for the same memory. A part of it, of
-            # some channels, is none of the layer's own.
-            self._names.setdefault((mean.data_ptr(), mean.numel()), name)
+            # some channels, is none of the layer's own. By the variance too, as a forward may subtract no mean.
+            for buffer in get_running_buffers(layer):
+                self._names.setdefault((buffer.data_ptr(), buffer.numel()), name)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -114,15 +114,16 @@ class NormCallMode(TorchDispatchMode):
         # Some operations are of one mode, and say so by their name in place of an argument.
         says_mode = isinstance(args[_TRAINING], bool)
         uses_batch = args[_TRAINING] if says_mode else "with_update" in operation
-        name = None if mean is None else self._names.get((mean.data_ptr(), mean.numel()))
-        given = self._answer(NormCall(name, args[_X], mean, var, uses_batch, args[_WEIGHT], args[_BIAS]))
-        if given is None or given.mean is None or given.var is None:
+        given = [self._names.get((buffer.data_ptr(), buffer.numel())) for buffer in (mean, var) if buffer is not None]
+        name = next((name for name in given if name is not None), None)
+        answer = self._answer(NormCall(name, args[_X], mean, var, uses_batch, args[_WEIGHT], args[_BIAS]))
+        if answer is None or answer.mean is None or answer.var is None:
             return args
 
         changed = list(args)
-        changed[_X], changed[_WEIGHT], changed[_BIAS] = given.x, given.weight, given.bias
-        dtype = given.mean.dtype if mean is None else mean.dtype
-        changed[_MEAN], changed[_VAR] = [values.to(given.x.device, dtype) for values in (given.mean, given.var)]
+        changed[_X], changed[_WEIGHT], changed[_BIAS] = answer.x, answer.weight, answer.bias
+        dtype = answer.mean.dtype if mean is None else mean.dtype
+        changed[_MEAN], changed[_VAR] = [values.to(answer.x.device, dtype) for values in (answer.mean, answer.var)]
         if says_mode:
             changed[_TRAINING] = False
         return tuple(changed)

@@ -19,7 +19,7 @@ FLOORS = (
     "model common theory",
     "statistics estimators inference memory",
     "exact recording nn",
-    "gaps doctor",
+    "gaps doctor diagnosis",
     "watching",
     "callbacks",
     "commands",
@@ -61,6 +61,7 @@ FOLDERS = {
     "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
     "reproduction report runs new",
     "doctor.gallery": "patterns network store specimen faults table",
+    "diagnosis": "scores patient fits causes report diagnose",
     "watching": "keeper comparison watch",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
     "harness.artifacts": "seeding data corruptions norms models optimizers tasks training job_settings run live "

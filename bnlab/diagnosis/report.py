@@ -1,0 +1,209 @@
+"""The answer: what, how sure, what it costs, what to do; as text, tables, JSON and a page."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnlab.common.scores import Difference, compare_scores, describe_number
+from bnlab.diagnosis.causes import Cause, Kind, Undo
+from bnlab.diagnosis.scores import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FIRST_LINES = {
+    "healthy": "Healthy: nothing that was tried brings back anything.",
+    "averages": "The averages are at fault",
+    "images": "The images are at fault",
+    "averages or images": "The averages are at fault, or the images are others than in training",
+    "batches": "One set of averages does not do for these batches",
+    "network": "It is not the averages: the network is at fault",
+    "mode": "The model is in train mode",
+    "undecided": "Undecided: these are too few images to tell.",
+    None: "No images were looked at",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A change with the scores under it.
+
+    Attributes:
+        kind: of the fault that it undoes.
+        cause: whose undo it is; None: several causes share it.
+        undo: what was changed.
+        scores: of the same images.
+    """
+
+    kind: Kind
+    cause: Cause | None
+    undo: Undo
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause that was named, or a note.
+
+    Attributes:
+        cause: the row.
+        words: what was found.
+        is_note: whether it costs nothing that was measured.
+    """
+
+    cause: Cause
+    words: str
+    is_note: bool
+
+
+@dataclass
+class Diagnosis:
+    """What was found; print it.
+
+    Attributes:
+        verdict: where the fault is: "healthy", "averages", "images", "averages or images", "batches", "network", "mode"
+            or "undecided"; None where nothing could be scored.
+        found: the cause first, then notes.
+        trials: all changes that were tried, with their scores; the model as it is first.
+        chosen: the change that brings back most with the fewest numbers; None where nothing does.
+        passes: over the images, that were taken.
+        asks: arguments of `diagnose` that would tell more.
+    """
+
+    verdict: str | None
+    found: list[Finding] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    chosen: Trial | None = None
+    passes: float = 0.0
+    asks: list[str] = field(default_factory=list)
+
+    @property
+    def causes(self) -> list[str]:
+        """Codes of the causes that were named."""
+        return [finding.cause.code for finding in self.found if not finding.is_note]
+
+    @property
+    def notes(self) -> list[str]:
+        """Codes of what is mentioned, and costs nothing that was measured."""
+        return [finding.cause.code for finding in self.found if finding.is_note]
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """A row for each finding: code, kind, severity, title, found, meaning, remedy."""
+        import pandas as pd
+
+        columns = ["code", "kind", "severity", "title", "found", "meaning", "remedy"]
+        rows = [
+            [
+                each.cause.code,
+                each.cause.kind,
+                "note" if each.is_note else "warning",
+                each.cause.title,
+                each.words,
+                each.cause.meaning,
+                each.cause.remedy,
+            ]
+            for each in self.found
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each change: what it is, its cause, the score, the gain over the model as it is, an interval."""
+        import pandas as pd
+
+        columns = ["changed", "code", "score", "gain", "low", "high", "degrees"]
+        rows: list[list[Any]] = []
+        for trial in self.trials:
+            gain = self._compare(trial)
+            code = trial.cause.code if trial.cause is not None else ""
+            score = float(trial.scores.values.mean())
+            rows.append([trial.undo.words, code, score, gain.value, gain.low, gain.high, trial.undo.degrees])
+        return pd.DataFrame(rows, columns=columns)
+
+    def _compare(self, trial: Trial) -> Difference:
+        as_is = self.trials[0].scores
+        return compare_scores(trial.scores.values, as_is.values, as_is.are_shares)
+
+    def __str__(self) -> str:
+        return "\n".join(self._write_lines())
+
+    def _write_lines(self) -> list[str]:
+        lines = []
+        named = [finding for finding in self.found if not finding.is_note]
+        first = _FIRST_LINES[self.verdict]
+        lines.append(f"{first}: {named[0].cause.title} ({named[0].cause.code})." if named else f"{first.rstrip('.')}.")
+        for finding in named:
+            lines.append(f"  Found: {finding.words}.")
+            lines.append(f"  {finding.cause.meaning}")
+        lines += [f"  {line}" for line in self._write_scores()]
+        for finding in named[:1]:
+            lines.append(f"  To do: {finding.cause.remedy}")
+        notes = [finding for finding in self.found if finding.is_note]
+        for finding in notes[:2]:
+            lines.append(f"Also: {finding.words} ({finding.cause.code}, {finding.cause.title}).")
+        if self.asks and self.verdict != "healthy":
+            lines.append(f"To tell more, pass {' and '.join(f'{name}=' for name in self.asks)}.")
+        return lines
+
+    def _write_scores(self) -> list[str]:
+        """Write the score as it is, under exact statistics, and with the mistake undone."""
+        if not self.trials:
+            return []
+        as_is = self.trials[0]
+        images = len(as_is.scores.values)
+        written = [f"As it is {_write_score(as_is.scores)}, of {images:,} images."]
+        written += [
+            self._write_gain("Under exact statistics", trial)
+            for trial in self.trials[1:]
+            if trial.undo.words == "under exact statistics"
+        ]
+        if self.chosen is not None and self.chosen.undo.words != "under exact statistics":
+            written.append(self._write_gain("With that undone", self.chosen))
+        return written
+
+    def _write_gain(self, words: str, trial: Trial) -> str:
+        are_shares = self.trials[0].scores.are_shares
+        gain = self._compare(trial)
+        low, value, high = (
+            describe_number((100 if are_shares else 1) * each, 2) for each in (gain.low, gain.value, gain.high)
+        )
+        unit = " points" if are_shares else ""
+        return f"{words} {_write_score(trial.scores)}: {value}{unit} more [{low}, {high}]."
+
+    def to_json(self) -> str:
+        """Write verdict, findings and table as JSON."""
+        return json.dumps(
+            {
+                "verdict": self.verdict,
+                "findings": self.findings.to_dict("records"),
+                "table": self.table.replace({float("inf"): None}).to_dict("records"),
+                "passes": self.passes,
+                "asks": self.asks,
+            }
+        )
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page with the answer and both tables."""
+        parts = [
+            "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+            "<title>Diagnosis</title><style>body{font:16px sans-serif;margin:2em auto;max-width:60em;padding:0 1em}"
+            "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3em .6em;text-align:left;"
+            "border-bottom:1px solid #ccc}pre{white-space:pre-wrap}</style>",
+            f"<h1>Diagnosis</h1><pre>{html.escape(str(self))}</pre>",
+            *(f"<h2>{title}</h2>{frame.to_html(index=False)}" for title, frame in self._list_frames()),
+        ]
+        Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+    def _list_frames(self) -> Sequence[tuple[str, pd.DataFrame]]:
+        return [("Findings", self.findings), ("What was tried", self.table.round(4))]
+
+
+def _write_score(scores: Scores) -> str:
+    mean = float(scores.values.mean())
+    return f"{mean:.1%}" if scores.are_shares else describe_number(mean)

@@ -1,0 +1,129 @@
+"""Scores of images: by a metric of the caller's, by labels, or by another evaluation's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.common.scores import read_values
+
+CALLER = "diagnose"
+_LEAST = -10.0  # log-likelihood of a label: one that is named surely and wrongly is no worse
+
+Metric = Callable[[Any, Any], Any]
+"""`metric(output, batch)` returns a value for each image [N], higher is better."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the same images, float64 [N].
+
+    Attributes:
+        values: what is to be brought back, such as whether an image is named rightly.
+        likelihoods: a finer measure by which changes are compared, such as the log-likelihood of the label; the values
+            where there is none.
+    """
+
+    values: Tensor
+    likelihoods: Tensor
+
+    @staticmethod
+    def of_metric(returned: Any) -> Scores:
+        """Read what a caller's metric has returned."""
+        values = read_values(returned, CALLER, must_be_finite=False)
+        values = values.nan_to_num(nan=-torch.inf).clamp(min=torch.finfo(torch.float32).min)
+        return Scores(values, values)
+
+    of_evaluate = of_metric
+
+    @staticmethod
+    def empty() -> Scores:
+        """Make scores of no images."""
+        none = torch.empty(0, dtype=torch.float64)
+        return Scores(none, none)
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """Put the scores of batches behind each other."""
+        if not parts:
+            return Scores.empty()
+        return Scores(torch.cat([part.values for part in parts]), torch.cat([part.likelihoods for part in parts]))
+
+    @property
+    def are_shares(self) -> bool:
+        """Whether all values lie between 0 and 1, as those of accuracy do."""
+        return bool(((self.values >= 0) & (self.values <= 1)).all())
+
+
+def score_labels(output: Any, batch: Any) -> Scores:
+    """Score by labels: whether they are named, and their log-likelihood; numbers by their squared distance.
+
+    Raises:
+        ValueError: labels and output do not belong together; the message shows a metric to pass.
+    """
+    logits = _find_logits(output)
+    labels = batch["labels"] if isinstance(batch, Mapping) else batch[1]
+    if isinstance(labels, Tensor) and isinstance(logits, Tensor):
+        labels = labels.to(logits.device)
+        if labels.is_floating_point() and labels.numel() == logits.numel():
+            distances = (logits.reshape(labels.shape) - labels).double().square()
+            values = -distances.reshape(len(labels), -1).mean(1).cpu().nan_to_num(nan=torch.finfo(torch.float32).max)
+            return Scores(values, values)
+        if not labels.is_floating_point() and logits.dim() == labels.dim() + 1 and logits.shape[1] > 1:
+            return _score_classes(logits, labels)
+    raise ValueError(
+        f"{CALLER}: labels {_describe(labels)} do not name classes of outputs {_describe(logits)}; pass a metric that "
+        "returns a value for each image, higher is better, such as "
+        "metric=lambda output, batch: (output.argmax(1) == batch[1]).float()"
+    )
+
+
+def _score_classes(logits: Tensor, labels: Tensor) -> Scores:
+    """Score labels [N] or, of pixels, [N, ...], by logits [N, C] or [N, C, ...]."""
+    likelihood = logits.double().log_softmax(1).nan_to_num(nan=_LEAST).clamp(min=_LEAST)
+    known = (labels >= 0) & (labels < logits.shape[1])
+    chosen = labels.where(known, 0)
+    likelihoods = likelihood.gather(1, chosen[:, None]).squeeze(1)
+    right = (logits.argmax(1) == labels).double()
+    if labels.dim() == 1:
+        return Scores(right.cpu(), likelihoods.cpu())
+
+    # Each class in an image counts alike, so that background does not hide a lost foreground.
+    by_class = torch.zeros(*logits.shape[:2], dtype=torch.float64, device=logits.device)
+    members = torch.nn.functional.one_hot(chosen, logits.shape[1]).movedim(-1, 1) * known[:, None]
+    members = members.flatten(2).double()
+    sizes = members.sum(2)
+    present = sizes > 0
+    by_class = (members * right[:, None].flatten(2)).sum(2) / sizes.clamp(min=1)
+    finer = (members * likelihoods[:, None].flatten(2)).sum(2) / sizes.clamp(min=1)
+    classes = present.sum(1).clamp(min=1)
+    return Scores((by_class.sum(1) / classes).cpu(), (finer.sum(1) / classes).cpu())
+
+
+def compare_outputs(output: Any, reference: Any) -> Scores:
+    """Score by how near an output is to another evaluation's: 1 where it is the same, 0 where it is as far as chance.
+
+    Classes that are named count where outputs are [N, C]; of all others the distance, in the spread of the reference.
+    """
+    logits, goal = _find_logits(output).double().cpu(), _find_logits(reference).double().cpu()
+    spread = goal.var(0, correction=0).mean().clamp(min=1e-12)
+    distance = (logits - goal).square().reshape(len(goal), -1).mean(1) / spread
+    values = -distance.nan_to_num(nan=100.0).clamp(max=100.0)
+    return Scores(values, values)
+
+
+def _find_logits(output: Any) -> Any:
+    """Find the tensor that is scored: the output, what a dictionary calls logits, or the first of several."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output.get("out"))
+    if isinstance(output, (tuple, list)):
+        return output[0]
+    return getattr(output, "logits", output)
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
