@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import population_statistics, running_statistics, using
+from bnlab.model.borrow import measured
+from bnlab.statistics.network import Lending
 from tests.helpers import images, residual, unchanged
 
 
@@ -88,6 +90,126 @@ def test_a_teacher_that_a_callers_forward_moves_comes_back() -> None:
     model = Momentum()
     with unchanged(model), lend(model):
         model(torch.randn(4, 3))
+
+
+class Telling(nn.Module):
+    """Tells somebody its mode, as optimizers are told that average weights, and freezes its weights in eval mode."""
+
+    def __init__(self, told: list[bool]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.linear = nn.Linear(3, 3)
+        self._tell = told.append
+
+    def train(self, mode: bool = True) -> Telling:
+        self._tell(mode)
+        self.linear.requires_grad_(mode)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(self.norm(x))
+
+
+@pytest.mark.parametrize("borrow", [lend, lambda model: _Measuring(model)])
+def test_a_module_that_does_something_in_a_mode_is_told_when_it_comes_back(borrow: Any) -> None:
+    told: list[bool] = []
+    model = Telling(told).train()
+    with borrow(model):
+        assert told[-1] is False
+    assert told[-1] is True
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class _Measuring(contextlib.nullcontext[None]):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.lent = measured(model)
+
+    def __enter__(self) -> None:
+        self.lent.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.lent.__exit__(*error)
+
+
+class OwnEval(nn.Module):
+    """Takes another way once eval() was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.is_evaluated = False
+
+    def eval(self) -> OwnEval:
+        self.is_evaluated = True
+        return super().eval()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(x + 5 if self.is_evaluated else x)
+
+
+def test_an_eval_of_a_models_own_is_called() -> None:
+    model = OwnEval().train()
+    data = torch.randn(8, 3)
+    found = population_statistics(model, [data])
+    torch.testing.assert_close(found["norm"].mean, (data + 5).mean(0).double())
+    assert not model.is_evaluated
+
+
+class Merges(nn.Module):
+    """Merges into the weight of another module while it is in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.linear = nn.Linear(3, 3)
+
+    def train(self, mode: bool = True) -> Merges:
+        if mode != self.training:
+            self.linear.weight.data.add_(-0.1 if mode else 0.1)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.linear(x))
+
+
+def test_weights_that_are_merged_into_another_module_come_back() -> None:
+    model = Merges().train()
+    with unchanged(model), lend(model):
+        pass
+    watch_of = population_statistics(model, [torch.randn(8, 3)])
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("error")  # these are the weights that were measured, in both modes
+        with using(model, watch_of):
+            pass
+
+
+def test_gradients_that_a_forward_takes_are_not_added_to_the_callers() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model(torch.randn(8, 3)).sum().backward()
+    before = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    def attribute(model: nn.Module, batch: Tensor) -> None:
+        with torch.enable_grad():
+            model(batch).square().sum().backward()
+
+    population_statistics(model, [torch.randn(8, 3)], forward=attribute)
+    after = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_averages_come_back_into_a_model_that_was_moved() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).train()
+    model(torch.randn(8, 3))
+    before = model[0].get_buffer("running_mean").clone()
+    with exact_of(model):
+        model.double().float()
+    assert torch.equal(model[0].get_buffer("running_mean"), before)
+
+
+def exact_of(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    statistics = population_statistics(model, [torch.randn(8, 3)])
+    return Lending(model, statistics, "test")
 
 
 def test_a_buffer_that_cannot_be_written() -> None:

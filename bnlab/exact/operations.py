@@ -119,6 +119,11 @@ def _evaluate(
         if call.name is None or call.name in told:
             return
         seen[call.name] = None
+        if call.uses_batch and not has_own_forward(task.layers[call.name]):
+            raise ValueError(
+                f"{CALLER}: the forward changes the mode of layer {call.name!r}, by train() or eval(); leave that out: "
+                "a layer in train mode normalizes by its batch"
+            )
         if call.x.numel():
             look(call.name, call.x)
 

@@ -81,7 +81,8 @@ def population_statistics(
         strategy: "breadth", or "layerwise": whole forwards of all batches for each layer in turn, slow and simple. With
             "breadth" a forward waits at a layer while others run, or is ended there by an exception (GreenletExit) and
             begun again where memory is short. Forwards that hold a lock across a layer, or change a setting of the
-            whole process there (the default dtype, say), need "layerwise".
+            whole process there (the default dtype, filters of warnings, a kernel to use), need "layerwise"; with
+            "breadth" the setting stays behind.
         layers: names of the layers to measure; default all. The others normalize with their own buffers.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.

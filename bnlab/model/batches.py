@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 Forward = Callable[[nn.Module, Any], Any]
+_DEPTH = 3  # objects in objects whose tensors are found
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -64,12 +65,12 @@ def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
 
 def list_tensors(batch: Any) -> Iterator[Tensor]:
     """List the tensors that a batch holds, also in the attributes of objects, three objects deep."""
-    return _list_parts(batch, Tensor, 3)
+    return _list_parts(batch, Tensor, _DEPTH)
 
 
 def list_arrays(batch: Any) -> Iterator[np.ndarray]:
     """List the numpy arrays that a batch holds, as `list_tensors` lists tensors."""
-    return _list_parts(batch, np.ndarray, 3)
+    return _list_parts(batch, np.ndarray, _DEPTH)
 
 
 def list_settings(batch: Any) -> Iterator[bool | int | float | str]:
@@ -120,14 +121,14 @@ def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = Fa
         channels_last: images [N, C, H, W] are laid out with the channels innermost.
     """
 
-    def copy_leaf(leaf: Any) -> Any:
+    def copy_leaf(leaf: Any, depth: int = _DEPTH) -> Any:
         if isinstance(leaf, Tensor):
             return _copy_tensor(leaf, device, channels_last)
         if isinstance(leaf, np.ndarray):
             return np.copy(leaf)
         if callable(getattr(leaf, "clone", None)):
             return leaf.clone()
-        return _copy_object(leaf, copy_leaf)
+        return _copy_object(leaf, functools.partial(copy_leaf, depth=depth - 1)) if depth else leaf
 
     return map_batch(copy_leaf, batch)
 
@@ -137,11 +138,15 @@ def _copy_tensor(tensor: Tensor, device: torch.device | None, channels_last: boo
     # Labels may be float64, which a Mac's device does not have.
     if place.type == "mps" and tensor.dtype == torch.float64:
         tensor = tensor.float()
+    # Without its graph, which would keep alive what has made it, such as a generator's forward.
+    requires_gradient = tensor.requires_grad
+    tensor = tensor.detach()
     # Sparse and nested tensors have no strides, and refuse a memory format.
     if not is_dense(tensor):
         return tensor.to(place, copy=True)
     layout = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
-    return tensor.to(place, copy=True, memory_format=layout)
+    copied = tensor.to(place, copy=True, memory_format=layout)
+    return copied.requires_grad_() if requires_gradient else copied
 
 
 def _copy_object(leaf: Any, copy_leaf: Callable[[Any], Any]) -> Any:
@@ -154,7 +159,7 @@ def _copy_object(leaf: Any, copy_leaf: Callable[[Any], Any]) -> Any:
     # `copy.copy` returns immutable objects themselves, and into those nothing can be written.
     if copied is not leaf:
         for name, value in _list_attributes(leaf).items():
-            if isinstance(value, (Tensor, np.ndarray, list, tuple, dict)):
+            if any(True for _ in _list_parts(value, (Tensor, np.ndarray), _DEPTH - 1)):
                 object.__setattr__(copied, name, map_batch(copy_leaf, value))  # also where the class is frozen
     return copied
 

@@ -174,13 +174,14 @@ class Loan(Reverted):
         self._grad_mode = torch.is_grad_enabled()
         self._random_state.note()
         self._modes = [(module, module.training) for module in modules]
-        # Layers such as LoRA's merge weights into others when their mode changes, so that they have a `train` of their
-        # own.
-        merging = [module for module in modules if type(module).train is not nn.Module.train]
-        whole = {*modules} if self._is_measurement else {*merging}
+        self._switching = list_switching(self._model)
+        inside = {part for module in self._switching for part in module.modules()}
+        whole = {*modules} if self._is_measurement else inside
         self._held = [_Held(module, all_attributes=module in whole) for module in modules]
         weights = [parameter for module in modules if module in whole for parameter in module.parameters(recurse=False)]
         self._values = _copy_values([*weights, *self._model.buffers(), *_list_frozen_parameters(self._model)])
+        parameters = [*self._model.parameters()]
+        self._gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
 
     def change(self) -> None:
         """Set the mode, and count the loan."""
@@ -192,28 +193,53 @@ class Loan(Reverted):
             _measurements = self._measurements + 1
         elif self._is_counted:
             _blocks[id(self)] = self._ids
+        if self._is_measurement:
+            # Put away, not copied: a forward may take gradients of its own, which would be added to these.
+            for parameter, _, _ in self._gradients:
+                parameter.grad = None
         if self._training is not None:
-            self._model.train(self._training)
+            # Its class may override either of the two.
+            self._model.train() if self._training else self._model.eval()
         if not self._has_gradients:
             torch.set_grad_enabled(False)
 
     def give_back(self) -> None:
-        """Give everything back."""
+        """Give everything back, each part also if another one raises."""
         global _measurements
         torch.set_grad_enabled(self._grad_mode)
-        self._random_state.give_back()
-        for held in self._held:
-            held.give_back()
-        for tensor, value in self._values:
-            _give_back_value(tensor, value)
+        _blocks.pop(id(self), None)
+        _measurements = self._measurements
+        with contextlib.ExitStack() as parts:  # the last one comes first
+            parts.callback(self._random_state.give_back)
+            parts.callback(self._give_back_modes)
+            parts.callback(self._give_back_gradients)
+            for tensor, value in self._values:
+                parts.callback(_give_back_value, tensor, value)
+            for held in self._held:
+                parts.callback(held.give_back)
+            parts.callback(self._switch_back)
+            if self._stance is not None:
+                parts.callback(self._stance.__exit__, None, None, None)
+
+    def _switch_back(self) -> None:
+        """Tell modules that do something when their mode changes, and were switched."""
+        before = dict(self._modes)
+        for module in self._switching:
+            if module.training != before[module]:
+                module.train(before[module])
+
+    def _give_back_modes(self) -> None:
         # Set directly: `train` also changes submodules, and a class may override it.
         for module, mode in self._modes:
             if module.training != mode:
                 module.training = mode
-        _blocks.pop(id(self), None)
-        _measurements = self._measurements
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
+
+    def _give_back_gradients(self) -> None:
+        for parameter, gradient, requires_gradient in self._gradients:
+            if parameter.requires_grad != requires_gradient:
+                parameter.requires_grad_(requires_gradient)
+            if self._is_measurement:
+                parameter.grad = gradient
 
 
 class _Held:
@@ -282,6 +308,15 @@ def keep_random_state(model: nn.Module | None = None) -> RandomState:
     return RandomState(model)
 
 
+def list_switching(model: nn.Module) -> list[nn.Module]:
+    """List the modules that do more than note their mode when it changes, the outer ones first.
+
+    LoRA's merge weights into others, graphs for both modes exchange them, schedule-free optimizers move weights.
+    """
+    plain = nn.Module.train, nn.Module.eval
+    return [module for module in model.modules() if (type(module).train, type(module).eval) != plain]
+
+
 Values = Sequence[tuple[Tensor, Tensor]]
 """Tensors, and the values that they held."""
 
@@ -321,4 +356,4 @@ def _give_back_value(tensor: Tensor, value: Tensor) -> None:
 
 def is_of_torch(module: nn.Module) -> bool:
     """Return whether a module is of torch's own class, on which forwards set no attributes."""
-    return type(module).__module__.startswith("torch.nn.")
+    return type(module).__module__.startswith("torch.nn.modules.")

@@ -11,7 +11,6 @@ graph as another function. Below it torch has one way in, on which its own count
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnlab.model.batches import list_tensors, map_batch
+from bnlab.model.batches import copy_batch, list_tensors, map_batch
 from bnlab.model.layers import BatchNorm, count_channels, get_running_buffers
 
 # Torch's batch-norm operations that are given running averages. Which of them runs depends on the mode, on gradients
@@ -100,9 +99,8 @@ class NormCallMode(TorchDispatchMode):
             for buffer in get_running_buffers(layer):
                 self._names.setdefault((buffer.data_ptr(), buffer.numel()), name)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def _run(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run any operation of torch's, which calls this for each."""
         operation = func.name()
         if operation in _OPERATIONS:
             args = self._see(operation, args)
@@ -127,6 +125,10 @@ class NormCallMode(TorchDispatchMode):
         if says_mode:
             changed[_TRAINING] = False
         return tuple(changed)
+
+
+# Not in the class: there torch wraps it in what imports the compiler at its first call, which takes more than a second.
+NormCallMode.__torch_dispatch__ = NormCallMode._run  # type: ignore[assignment, method-assign]
 
 
 def read_normalized(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -177,5 +179,5 @@ def join_values(values: Sequence[Tensor]) -> Tensor:
 def _copy(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.detach().clone()
-    # An object that holds the values, whose attributes the forward sets.
-    return copy.copy(leaf) if hasattr(leaf, "__dict__") and not callable(leaf) else leaf
+    # An object that holds the values, into which the forward writes, or whose attributes it sets.
+    return copy_batch(leaf, None) if hasattr(leaf, "__dict__") and not callable(leaf) else leaf

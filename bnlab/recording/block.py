@@ -15,7 +15,7 @@ from torch import nn
 from bnlab.model.arguments import require_number
 from bnlab.model.layers import batch_norm_layers, join_names
 from bnlab.model.warn import warn
-from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
+from bnlab.recording.recorders import DOES_NOTHING, Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import LayerTrace, MomentTrace
 from bnlab.statistics.network import read_buffers
@@ -76,7 +76,7 @@ def record(
     with contextlib.ExitStack() as undo:
         counter.observer.attach(undo)
         # A copy or a pickle of the model outlives the block; in it the hook becomes a function that does nothing.
-        undo.callback(model.register_forward_pre_hook(RecordingCall(counter.begin_forward, _do_nothing)).remove)
+        undo.callback(model.register_forward_pre_hook(RecordingCall(counter.begin_forward, DOES_NOTHING)).remove)
         for recorder in recorders.values():
             recorder.attach(undo)
         # Outside of the block `trace.step()` raises an error, where it would otherwise do nothing without a word.
@@ -130,7 +130,3 @@ def _describe_faults(trace: MomentTrace, counter: StepCounter, recorders: Mappin
             "(call torch.compile inside of the block), or they average by another momentum than theirs, or by "
             "arithmetic of their own"
         )
-
-
-def _do_nothing(*_: object) -> None:
-    """Stand for the hook in copies of a recorded model."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,9 @@ from bnlab.model.layers import (
 )
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
+
+DOES_NOTHING = logging.getLogger("bnlab").debug
+"""What a hook is in copies and pickles of a model: it is found where bnlab is not installed."""
 
 _MOST_ROUNDING = 0.02  # of moments that are added up plainly: beyond it the bound grows, and what is seen does not
 Place = tuple[Tensor, Tensor]

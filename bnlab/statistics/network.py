@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bnlab.common.files import digest
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.model.batches import is_dense
-from bnlab.model.borrow import OF_EVERY_MODULE, Loan, Reverted
+from bnlab.model.borrow import OF_EVERY_MODULE, Loan, Reverted, list_switching
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
@@ -213,13 +213,14 @@ class Statistics(Mapping[str, Moments]):
 def digest_weights(model: nn.Module) -> str:
     """Digest a network's first and last parameter, which almost any update changes; it begins with their types."""
     # Modules with a `train` of their own, such as LoRA's, have other weights in each mode.
-    plain = [module for module in model.modules() if type(module).train is nn.Module.train]
+    switching = {part for module in list_switching(model) for part in module.modules()}
+    plain = [module for module in model.modules() if module not in switching]
     parameters = [parameter for module in plain for parameter in module.parameters(recurse=False)]
     parameters = [parameter for parameter in parameters if is_dense(parameter) and not parameter.is_meta]
     ends = parameters[:1] + parameters[-1:]
     types = digest(*(str(parameter.dtype) for parameter in ends), digits=_KIND)
     # An embedding may have a thousand times as many values.
-    read = [parameter.detach().flatten()[:_DIGESTED].cpu() for parameter in ends]
+    read = [parameter.detach().resolve_conj().flatten()[:_DIGESTED].cpu().contiguous() for parameter in ends]
     return types + digest(*(values.view(torch.uint8).numpy().tobytes() for values in read), digits=32)
 
 
@@ -337,16 +338,14 @@ class Lending(Reverted):
 
     def note(self) -> None:
         """Note the running averages."""
-        self._values: list[tuple[Tensor, Tensor]] = []
+        self._values: list[tuple[BatchNorm, list[Tensor]]] = []
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for layer in self._layers.values():
             read_buffers(layer)  # self-tuned layers write what is pending, and may end their averages
             own = vars(layer)
             # They begin new averages once something else has written their buffers, as here.
             self._attributes.append((own, {name: own[name] for name in own.keys() - OF_EVERY_MODULE}))
-            count = get_batch_count(layer)  # forwards in train mode count batches
-            for buffer in (*get_running_buffers(layer), *([] if count is None else [count])):
-                self._values.append((buffer, buffer.clone()))
+            self._values.append((layer, [buffer.clone() for buffer in _list_averages(layer)]))
 
     def change(self) -> None:
         """Write the statistics."""
@@ -355,10 +354,17 @@ class Lending(Reverted):
 
     def give_back(self) -> None:
         """Write what was there."""
-        for buffer, value in self._values:
-            buffer.data.copy_(value)  # .data: a backward pass still to come may have saved the buffer
+        # Into what the layers have now: a model that is moved, or cast, gets other tensors.
+        for layer, values in self._values:
+            for buffer, value in zip(_list_averages(layer), values, strict=True):
+                buffer.data.copy_(value)  # .data: a backward pass still to come may have saved the buffer
         for own, before in self._attributes:
             own.update(before)
+
+
+def _list_averages(layer: BatchNorm) -> list[Tensor]:
+    count = get_batch_count(layer)  # forwards in train mode count batches
+    return [*get_running_buffers(layer), *([] if count is None else [count])]
 
 
 def using(model: nn.Module, statistics: Statistics) -> contextlib.AbstractContextManager[nn.Module]:

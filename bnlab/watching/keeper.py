@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from bnlab.model.batches import copy_batch, count_bytes, count_images, is_dense,
 from bnlab.model.borrow import OF_EVERY_MODULE, Reverted, is_of_torch
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.observer import Observer
-from bnlab.recording.recorders import RecordingCall
+from bnlab.recording.recorders import DOES_NOTHING, RecordingCall
 from bnlab.statistics.network import digest_weights
 
 Batch = dict[str, Any]
@@ -45,7 +46,7 @@ _STAND_STILL = (
 )
 CLOSED = "this watch is closed; bnlab.watch(model) begins another one"
 
-_PLAIN = (bool, int, float, str)  # types of attributes that are kept
+_PLAIN = (bool, int, float, str, Enum, type(None))  # types of attributes that are kept
 
 
 @dataclass
@@ -157,7 +158,7 @@ class Keeper:
         self._has_forward = False  # since the last update
 
         self._holders = _list_holders(model, self.layers)
-        self._modules = [each for each in model.modules() if not is_of_torch(each) and not isinstance(each, BatchNorm)]
+        self._modules = [each for each in model.modules() if not is_of_torch(each)]
         self._observer = Observer(model, self.layers, self._end_update)
         self.undo = contextlib.ExitStack()
         self._attach()
@@ -167,12 +168,12 @@ class Keeper:
         for level, module in enumerate(self._holders):
             # This hook comes before all others. They may change the inputs, and would do so a second time
             # when the module is called with the copies.
-            before = RecordingCall(partial(self._enter, level), _do_nothing)
+            before = RecordingCall(partial(self._enter, level), DOES_NOTHING)
             self.undo.callback(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
-            after = RecordingCall(partial(self._leave, level), _do_nothing)
+            after = RecordingCall(partial(self._leave, level), DOES_NOTHING)
             self.undo.callback(module.register_forward_hook(after, always_call=True).remove)
         for name, layer in zip(self._names, self.layers, strict=True):
-            before = _HookOfLayer(partial(self._see_layer, name), _do_nothing)
+            before = _HookOfLayer(partial(self._see_layer, name), DOES_NOTHING)
             self.undo.callback(layer.register_forward_pre_hook(before).remove)
 
     @property
@@ -385,7 +386,3 @@ def _is_checkpointed() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _do_nothing(*_: object) -> None:
-    """Stand for the hook in copies of a watched model."""

@@ -201,7 +201,8 @@ class Watch:
     def exact(self, statistics: Statistics | None = None) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the model exact statistics in the block, to choose a checkpoint and to save it.
 
-        The running averages come back after it, bit for bit, also after an exception. Nothing else is changed: the
+        The running averages come back after it, bit for bit, also after an exception; a `state_dict()` that is taken in
+        the block has them, too, unless it is saved or copied there. Nothing else is changed: the
         model has the mode that it has. Forwards in the block are not kept; where some of them were in train mode, a
         warning says so.
 

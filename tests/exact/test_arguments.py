@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_forwards_that_write_into_their_batch_write_into_a_copy() -> None:
     population_statistics(nn.Sequential(nn.BatchNorm1d(3)), data, forward=lambda model, batch: model(batch.mul_(2)))
 
     assert all(map(torch.equal, data, before))
+
+
+def test_forwards_that_write_into_objects_of_objects_write_into_copies() -> None:
+    data = [SimpleNamespace(inner=SimpleNamespace(values=torch.randn(8, 3))) for _ in range(3)]
+    before = [batch.inner.values.clone() for batch in data]
+    population_statistics(
+        nn.Sequential(nn.BatchNorm1d(3)), data, forward=lambda model, batch: model(batch.inner.values.mul_(2))
+    )
+
+    assert all(torch.equal(batch.inner.values, own) for batch, own in zip(data, before, strict=True))
 
 
 def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,3 +222,36 @@ def test_averages_that_are_read_under_the_result_alone_are_measured() -> None:
     with pytest.warns(RuntimeWarning, match="a forward reads 'b' without calling them"):
         found = population_statistics(model, [batch + 5 for batch in DATA])
     torch.testing.assert_close(found["b"].mean, 1 + model.get_parameter("n.bias").double(), atol=1e-5, rtol=0)
+
+
+def test_a_layer_that_is_called_and_read_besides_is_measured_layer_by_layer() -> None:
+    model = make(nn.BatchNorm2d, lambda net, x: net.b(net.n(x) + net.n.forward(2 * x)))
+    with pytest.warns(RuntimeWarning, match="does not call layer 'n' as often"):
+        found = population_statistics(model, DATA)
+    slow = population_statistics(model, DATA, strategy="layerwise")
+    assert measure_difference(found, slow) < 1e-5
+
+
+def test_a_forward_that_puts_a_layer_into_train_mode_is_refused_the_slow_way_too() -> None:
+    model = make(nn.BatchNorm2d, lambda net, x: net.b(net.n.train()(x)))
+    with pytest.raises(ValueError, match="the forward changes the mode of layer 'n'"):
+        population_statistics(model, DATA, strategy="layerwise")
+
+
+class Sparse:
+    """Values in an object, into which forwards write."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+
+class OfObjects(nn.BatchNorm2d):
+    def forward(self, given: Any) -> Any:
+        given.values += 1
+        return super().forward(given.values)
+
+
+def test_a_norm_that_writes_into_an_object_is_read_on_a_copy() -> None:
+    model = make(OfObjects, lambda net, x: net.b(net.n(Sparse(x.clone()))))
+    found = population_statistics(model, DATA)
+    torch.testing.assert_close(found["n"].mean, references.moments(torch.cat([x + 1 for x in DATA])).mean)

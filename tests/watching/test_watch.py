@@ -8,11 +8,13 @@ import gc
 import io
 import math
 import random
+import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -454,6 +456,63 @@ def test_attributes_that_the_loop_sets_are_kept_with_the_batch() -> None:
     assert model.domain == 0
     for name, own in {"norms.0": torch.cat((batches[0], batches[2])), "norms.1": batches[1]}.items():
         assert torch.allclose(found[name].mean, own.mean((0, 2, 3)))
+
+
+class OfKinds(nn.BatchNorm2d):
+    """Adds to its output what the kind of images asks for, which the loop sets: None, or a word."""
+
+    kind: str | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + (0 if self.kind is None else 5)
+
+
+def test_attributes_of_a_norm_that_the_loop_sets_are_kept_with_the_batch() -> None:
+    model = nn.Sequential(OfKinds(3, affine=False), nn.BatchNorm2d(3)).double().train()
+    watch = bnlab.watch(model)
+    for batch, kind in zip(make_batches(8, 8), ("adversarial", None), strict=True):
+        model.get_submodule("0").kind = kind  # type: ignore[assignment]
+        model(batch)
+
+    # Half of the images come with 5 more.
+    assert torch.allclose(watch.measure()["1"].mean, torch.full((3,), 2.5).double())
+
+
+class Makes(torch.autograd.Function):
+    """Makes images, and can be seen to live."""
+
+    alive: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        Makes.alive.add(ctx)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients
+
+
+def test_what_has_made_the_images_is_not_kept() -> None:
+    """A discriminator is watched; each batch would keep the generator's forward."""
+    model = plain().double().train()
+    watch = bnlab.watch(model)
+    (batch,) = make_batches(8)
+    model(Makes.apply(batch.requires_grad_()))  # type: ignore[no-untyped-call]
+    gc.collect()
+    assert not Makes.alive
+    assert watch.measure()
+
+
+def test_a_copy_of_a_watched_model_is_loaded_without_bnlab(tmp_path: Path) -> None:
+    model = plain().train()
+    watch = bnlab.watch(model)
+    with bnlab.record(model):
+        torch.save(copy.deepcopy(model), tmp_path / "model.pt")
+    watch.close()
+    program = f"import torch; torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False)(torch.zeros(2, 3, 8, 8))"
+    blocked = f"import sys; sys.modules['bnlab'] = None; {program}"
+    subprocess.run([sys.executable, "-c", blocked], check=True)
 
 
 def test_a_call_that_lightning_redirects_to_a_training_step_is_none_of_the_model() -> None:
