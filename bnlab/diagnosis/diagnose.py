@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.common.scores import estimate_mean
-from bnlab.diagnosis.causes import CAUSES, Cause, Trace, Undo, find_nothing
+from bnlab.diagnosis.cause import Cause, Trace, Undo, find_nothing
+from bnlab.diagnosis.causes import CAUSES
 from bnlab.diagnosis.fits import NOISE, Left, count_nats, measure_gap, measure_residuals
 from bnlab.diagnosis.patient import CALLER, Patient, normalize_by, normalize_by_batch
 from bnlab.diagnosis.report import Diagnosis, Finding, Trial
@@ -154,11 +155,12 @@ def try_all(patient: Patient, causes: Sequence[Cause]) -> Iterator[Trial]:
         if _gains(exact, as_is, tests=1) and _is_described(patient, causes):
             return  # to the last bit: nothing else can say more
     # Each batch's own statistics can fit anything, so that every other change that brings back as much is preferred.
-    undo = Undo("each batch by its own statistics", math.inf, normalize_by_batch)
-    yield Trial("batches", None, undo, patient.by_batch.scores)
+    if patient.layers:
+        undo = Undo("each batch by its own statistics", math.inf, normalize_by_batch)
+        yield Trial("batches", None, undo, patient.by_batch.scores)
     for cause in causes:
         for undo in patient.ask(cause.undo):
-            ran = patient.run(undo.change, images=undo.images, within=undo.within)
+            ran = undo.run(patient)
             yield Trial(cause.kind, cause, undo, ran.scores)
 
 
@@ -253,7 +255,9 @@ def name_cause(patient: Patient, causes: Sequence[Cause], trial: Trial) -> tuple
     if trial.cause is not None:
         return trial.cause, trial.undo.words
     if trial.kind == "batches":
-        return _name_by_traces(patient, [cause for cause in causes if cause.kind == "batches"])
+        return _name_by_traces(
+            patient, [cause for cause in causes if cause.kind == "batches" and cause.undo is find_nothing]
+        )
     named: list[tuple[float, Cause, str]] = []
     if _is_described(patient, causes):  # no other row can say more
         causes = [cause for cause in causes if cause.is_free]
@@ -276,7 +280,8 @@ def _describe_averages(patient: Patient, cause: Cause) -> Iterator[tuple[float, 
 
 
 def _name_by_traces(patient: Patient, causes: Sequence[Cause]) -> tuple[Cause, str]:
-    """Name the row with a trace, or the one that needs none."""
+    """Name the row about batches that has a trace, or the one that needs none."""
+    causes = [cause for cause in causes if cause.kind == "batches" and cause.undo is find_nothing]
     for cause in causes:
         trace: Trace | None = patient.ask(cause.trace) or None
         if trace is not None:

@@ -110,6 +110,11 @@ def fit_factor(patient: Patient) -> float:
     return float(torch.stack(ratios).median())
 
 
+def unbias(call: Moments) -> Moments:
+    """Return a batch's moments as running averages take them, with the variance that has divisor n − 1."""
+    return Moments(call.count, call.mean, call.var * (call.count / max(call.count - 1, 1)))
+
+
 def replay(patient: Patient) -> dict[str, Moments]:
     """Average the training batches as the layers do, in their order, from exact statistics on."""
     averages = {}
@@ -120,9 +125,8 @@ def replay(patient: Patient) -> dict[str, Moments]:
         mean, var = patient.exact[name].mean, patient.exact[name].var
         for number, call in enumerate(calls, start=1):
             weight = 1 / number if momentum is None else momentum
-            unbiased = call.var * (call.count / max(call.count - 1, 1))
             mean = mean.lerp(call.mean, weight)
-            var = var.lerp(unbiased, weight)
+            var = var.lerp(unbias(call).var, weight)
         averages[name] = Moments(math.nan, mean, var)
     return averages
 
@@ -180,7 +184,7 @@ class FirstLayer:
     def measure(self, change: object) -> Moments | None:
         """Measure it; None where the model takes no such images."""
         try:
-            ran = self._patient.run(keep, images=change, batches=self._few, looks_at=[self.name])  # type: ignore[arg-type]
+            ran = self._patient.run(keep, images=change, others=self._few, looks_at=[self.name])  # type: ignore[arg-type]
         except Exception:  # whatever a model raises that takes no other images
             return None
         return merge(ran.calls[self.name]) if self.name in ran.calls else None

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.diagnosis.scores import Metric, Scores, compare_outputs, score_labels
+from bnlab.diagnosis.scores import Metric, Scores, compare_outputs, find_labels, find_logits, relabel, score_labels
 from bnlab.exact.population import population_statistics
 from bnlab.model.batches import Forward, call, count_images
 from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
-from bnlab.model.layers import BatchNorm, batch_norm_layers, get_running_buffers
+from bnlab.model.layers import BatchNorm, get_running_buffers, is_batch_norm, require_watchable
 from bnlab.statistics.moments import Moments
 
 CALLER = "diagnose"
@@ -110,7 +110,8 @@ class Patient:
     passes: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.layers: dict[str, BatchNorm] = batch_norm_layers(self.model, caller=CALLER)
+        require_watchable(self.model, CALLER)
+        self.layers = {name: module for name, module in self.model.named_modules() if is_batch_norm(module)}
         self.averages = {name: read_averages(layer) for name, layer in self.layers.items()}
         self.modes = {module: module.training for module in self.model.modules()}
         self.batches = _spread(self.batches, _IMAGES)
@@ -131,9 +132,12 @@ class Patient:
         self,
         change: Change = keep,
         *,
+        unnamed: Change = keep,
         images: Callable[[Tensor], Tensor] | None = None,
+        labels: Callable[[Tensor], Tensor] | None = None,
         within: Callable[[nn.Module], contextlib.AbstractContextManager[Any]] | None = None,
-        batches: Sequence[Any] | None = None,
+        regrouped: Sequence[Any] | None = None,
+        others: Sequence[Any] | None = None,
         looks_at: Iterable[str] = (),
         mode: str = "eval",
     ) -> Run:
@@ -141,9 +145,12 @@ class Patient:
 
         Args:
             change: of the layers' batch-norm operations.
+            unnamed: of those that are of no layer that the model knows.
             images: changes the first tensor that the model is called with.
+            labels: changes the labels.
             within: a block in which the model is run, such as one that exchanges its weights.
-            batches: others than the patient's; they are not scored.
+            regrouped: the same images in the same order, in other batches.
+            others: batches of other images; they are not scored.
             looks_at: the layers of which moments are noted.
             mode: "eval"; "given": as the model came, except that nothing is averaged.
         """
@@ -151,11 +158,9 @@ class Patient:
         calls: dict[str, list[Moments]] = {}
 
         def answer(call: NormCall) -> NormCall | None:
-            if call.name is None:
-                return None
             if call.name in wanted and call.x.numel():
-                calls.setdefault(call.name, []).append(Moments.of(call.x))
-            changed = change(call)
+                calls.setdefault(call.name or "", []).append(Moments.of(call.x))
+            changed = unnamed(call) if call.name is None else change(call)
             # A layer in train mode would average otherwise.
             return normalize_by_batch(call) if changed is None and call.uses_batch else changed
 
@@ -171,17 +176,21 @@ class Patient:
             if images is not None:
                 stack.callback(self.model.register_forward_pre_hook(_change_first(images), with_kwargs=True).remove)
             stack.enter_context(NormCallMode(self.layers, answer))
-            if self.evaluate is not None and batches is None:
+            ran = others or regrouped or self.batches
+            if self.evaluate is not None and others is None:
                 scores.append(Scores.of_evaluate(self.evaluate(self.model)))
             else:
-                for number, batch in enumerate(self.batches if batches is None else batches):
+                for number, batch in enumerate(ran):
                     output = self.forward(self.model, batch)
                     outputs.append(output)
-                    if batches is None:
-                        scores.append(self._score(output, batch, number))
-        ran = self.batches if batches is None else batches
+                    if others is None:
+                        scores.append(self._score(output, batch if labels is None else relabel(batch, labels), number))
         self.passes += sum(map(count_images, ran)) / max(self.images, 1)
         return Run(Scores.join(scores), calls, outputs)
+
+    def look(self, batches: Sequence[Any], **how: Any) -> list[Tensor]:
+        """Run batches without scoring them, and find the outputs' tensors."""
+        return [find_logits(output) for output in self.run(others=batches, **how).outputs]
 
     def _score(self, output: Any, batch: Any, number: int) -> Scores:
         if self.metric is not None:
@@ -197,23 +206,31 @@ class Patient:
         """Whether batches have labels, or the caller scores the images."""
         if self.metric is not None or self.evaluate is not None:
             return True
-        if not self.batches:
-            return False
-        first = self.batches[0]
-        return isinstance(first, (tuple, list, Mapping)) and not (isinstance(first, Mapping) and "labels" not in first)
+        return bool(self.batches) and find_labels(self.batches[0]) is not None
 
     @cached_property
     def chance(self) -> float | None:
         """The score of always naming the commonest label; None where labels are not of images."""
-        first = self.batches[0]
         if self.metric is not None or self.evaluate is not None or not self.has_labels:
             return None
-        labels = [batch["labels"] if isinstance(first, Mapping) else batch[1] for batch in self.batches]
+        labels = [find_labels(batch) for batch in self.batches]
         if not all(isinstance(each, Tensor) and each.dim() == 1 and not each.is_floating_point() for each in labels):
             return None
         return float(torch.cat(labels).bincount().max()) / self.images
 
     # -- what is measured, once ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def unreached(self) -> int:
+        """How many batch norms average in train mode, although eval() was called: of the first batch."""
+        seen: set[int] = set()
+
+        def note(call: NormCall) -> None:
+            if call.uses_batch and call.mean is not None:
+                seen.add(call.mean.data_ptr())
+
+        self.run(note, unnamed=note, others=self.batches[:1])
+        return len(seen)
 
     @cached_property
     def exact(self) -> dict[str, Moments]:
@@ -227,6 +244,8 @@ class Patient:
 
     def measure(self, batches: Sequence[Any]) -> dict[str, Moments]:
         """Measure exact statistics of batches; nothing where the model cannot be measured."""
+        if not self.layers or self.unreached:  # measuring would move the averages of what eval() does not reach
+            return {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a model that is random, say, is a finding and no warning
             try:
@@ -264,7 +283,7 @@ class Patient:
         """What layers normalize in each training batch, each by its own statistics; by layer, in order."""
         if not self.training_batches:
             return {}
-        ran = self.run(normalize_by_batch, batches=self.training_batches, looks_at=self.layers)
+        ran = self.run(normalize_by_batch, others=self.training_batches, looks_at=self.layers)
         return {name: list(parts) for name, parts in ran.calls.items()}
 
     @cached_property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnlab.common.scores import Difference, compare_scores, describe_number
-from bnlab.diagnosis.causes import Cause, Kind, Undo
+from bnlab.diagnosis.cause import Cause, Kind, Undo
 from bnlab.diagnosis.scores import Scores
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ _FIRST_LINES = {
     "averages": "The averages are at fault",
     "images": "The images are at fault",
     "averages or images": "The averages are at fault, or the images are others than in training",
+    "labels": "The labels do not mean what the outputs mean",
     "batches": "One set of averages does not do for these batches",
     "network": "It is not the averages: the network is at fault",
-    "mode": "The model is in train mode",
+    "mode": "Layers are in the wrong mode",
     "undecided": "Undecided: these are too few images to tell.",
     None: "No images were looked at",
 }
@@ -174,7 +175,8 @@ class Diagnosis:
             describe_number((100 if are_shares else 1) * each, 2) for each in (gain.low, gain.value, gain.high)
         )
         unit = " points" if are_shares else ""
-        return f"{words} {_write_score(trial.scores)}: {value}{unit} more [{low}, {high}]."
+        sign = "+" if gain.value > 0 else ""
+        return f"{words} {_write_score(trial.scores)}: {sign}{value}{unit} [{low}, {high}]."
 
     def to_json(self) -> str:
         """Write verdict, findings and table as JSON."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from bnlab.common.scores import read_values
 
 CALLER = "diagnose"
+_FARTHEST = 100.0  # an output that is farther off, in variances of the reference, counts as this
 _LEAST = -10.0  # log-likelihood of a label: one that is named surely and wrongly is no worse
 
 Metric = Callable[[Any, Any], Any]
@@ -65,8 +66,8 @@ def score_labels(output: Any, batch: Any) -> Scores:
     Raises:
         ValueError: labels and output do not belong together; the message shows a metric to pass.
     """
-    logits = _find_logits(output)
-    labels = batch["labels"] if isinstance(batch, Mapping) else batch[1]
+    logits = find_logits(output)
+    labels = find_labels(batch)
     if isinstance(labels, Tensor) and isinstance(logits, Tensor):
         labels = labels.to(logits.device)
         if labels.is_floating_point() and labels.numel() == logits.numel():
@@ -105,18 +106,43 @@ def _score_classes(logits: Tensor, labels: Tensor) -> Scores:
 
 
 def compare_outputs(output: Any, reference: Any) -> Scores:
-    """Score by how near an output is to another evaluation's: 1 where it is the same, 0 where it is as far as chance.
+    """Score by how near an output is to another evaluation's, which is taken for right.
 
-    Classes that are named count where outputs are [N, C]; of all others the distance, in the spread of the reference.
+    Of classes [N, C] it is what naming another one costs by the reference's own probabilities, taken from 1; of all
+    others the share of the reference's variance that agrees.
     """
-    logits, goal = _find_logits(output).double().cpu(), _find_logits(reference).double().cpu()
+    logits, goal = find_logits(output).double().cpu(), find_logits(reference).double().cpu()
+    if goal.dim() == 2 and goal.shape[1] > 1:
+        return _compare_classes(logits, goal)
     spread = goal.var(0, correction=0).mean().clamp(min=1e-12)
     distance = (logits - goal).square().reshape(len(goal), -1).mean(1) / spread
-    values = -distance.nan_to_num(nan=100.0).clamp(max=100.0)
-    return Scores(values, values)
+    distance = distance.nan_to_num(nan=_FARTHEST).clamp(max=_FARTHEST)
+    return Scores(1 - distance.clamp(max=1), -distance)
 
 
-def _find_logits(output: Any) -> Any:
+def _compare_classes(logits: Tensor, goal: Tensor) -> Scores:
+    believed = goal.softmax(1).nan_to_num()
+    named = logits.nan_to_num(nan=-torch.inf).argmax(1)
+    cost = believed.amax(1) - believed.gather(1, named[:, None]).squeeze(1)
+    likelihood = logits.log_softmax(1).nan_to_num(nan=_LEAST).clamp(min=_LEAST)
+    return Scores(1 - cost, (believed * likelihood).sum(1))
+
+
+def find_labels(batch: Any) -> Any:
+    """Find labels: the second part of a tuple or list, or what a dictionary calls labels; None without."""
+    if isinstance(batch, Mapping):
+        return batch.get("labels")
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def relabel(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch with other labels."""
+    if isinstance(batch, Mapping):
+        return {**batch, "labels": change(batch["labels"])}
+    return (batch[0], change(batch[1]), *batch[2:])
+
+
+def find_logits(output: Any) -> Any:
     """Find the tensor that is scored: the output, what a dictionary calls logits, or the first of several."""
     if isinstance(output, Mapping):
         return output.get("logits", output.get("out"))

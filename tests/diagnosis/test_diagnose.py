@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.diagnosis.causes import Cause, Undo
+from bnlab.diagnosis.cause import Cause, Undo
 from bnlab.diagnosis.diagnose import choose, diagnose
 from bnlab.diagnosis.patient import Patient
 from bnlab.diagnosis.report import Trial

@@ -50,7 +50,17 @@ def test_labels_that_do_not_belong_to_the_output_show_a_metric_to_pass() -> None
         score_labels(torch.zeros(4, 10), (None, [{"boxes": torch.zeros(2, 4)}] * 4))
 
 
-def test_outputs_are_compared_in_the_spread_of_the_reference() -> None:
+def test_numbers_are_compared_in_the_variance_of_the_reference() -> None:
     reference = torch.tensor([[0.0], [2.0]])  # of variance 1
-    assert compare_outputs(reference, reference).values.tolist() == [0.0, 0.0]
-    assert compare_outputs(reference + 2, reference).values.tolist() == [-4.0, -4.0]
+    assert compare_outputs(reference, reference).values.tolist() == [1.0, 1.0]
+    off = compare_outputs(reference + 0.5, reference)
+    assert (off.values.tolist(), off.likelihoods.tolist()) == ([0.75, 0.75], [-0.25, -0.25])
+    assert compare_outputs(reference + 2, reference).values.tolist() == [0.0, 0.0]
+
+
+def test_naming_another_class_costs_what_the_reference_believes() -> None:
+    reference = torch.tensor([[0.75, 0.25]]).log()
+    assert compare_outputs(reference, reference).values.tolist() == [1.0]
+    other = compare_outputs(torch.tensor([[0.0, 1.0]]), reference)
+    assert other.values.tolist() == pytest.approx([0.5])
+    assert float(other.likelihoods) < float(compare_outputs(reference, reference).likelihoods)

@@ -1,0 +1,108 @@
+"""What a row of the table is: one thing that may be wrong, how it would be undone, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from bnlab.diagnosis.fits import Left
+from bnlab.diagnosis.patient import Change, Patient, Run, keep
+
+Kind = Literal["averages", "images", "labels", "batches", "network", "mode"]
+"""Where the fault is. New averages repair what is wrong with averages, and hide what is wrong with images."""
+
+
+@dataclass(frozen=True)
+class Undo:
+    """A change under which a mistake would be undone.
+
+    Attributes:
+        words: what is changed, in words.
+        degrees: numbers that were free to be chosen, as two for a scale and a shift; inf for what can fit anything.
+        change: of the layers' batch-norm operations.
+        unnamed: of those that are of no layer that the model knows.
+        images: of the images.
+        labels: of the labels.
+        within: a block in which the model is run.
+        regrouped: the same images in the same order, in other batches.
+    """
+
+    words: str
+    degrees: float = 0
+    change: Change = keep
+    unnamed: Change = keep
+    images: Callable[[Tensor], Tensor] | None = None
+    labels: Callable[[Tensor], Tensor] | None = None
+    within: Callable[[nn.Module], contextlib.AbstractContextManager[Any]] | None = None
+    regrouped: Sequence[Any] | None = None
+
+    def run(self, patient: Patient) -> Run:
+        """Run the patient's images under the change."""
+        return patient.run(
+            self.change,
+            unnamed=self.unnamed,
+            images=self.images,
+            labels=self.labels,
+            within=self.within,
+            regrouped=self.regrouped,
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a mistake has left beside the averages, such as a count.
+
+    Attributes:
+        share: of the layers in which it is.
+        words: what was found, in words.
+    """
+
+    share: float
+    words: str
+
+
+def find_nothing(patient: Patient) -> Any:
+    """Find nothing: what a row does not have."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A row: one thing that may be wrong.
+
+    What is undone by exact statistics has averages that it `left`, or a `trace`, or both. Everything else has an
+    `undo` of its own. What neither shows is looked at: a `sign`.
+
+    Attributes:
+        code: stable, such as "BN102".
+        kind: where the fault is.
+        title: in a few words.
+        meaning: one sentence on what it means.
+        remedy: one sentence on what to do.
+        undo: how it would be undone, as changes to try.
+        left: averages that it would have left.
+        trace: what else it leaves; None where there is nothing.
+        sign: words on what is worth a note, whatever is tried; "" where there is nothing.
+        is_free: whether what it leaves is known without running the model again.
+        doubles: how many doublings of the residuals the row is worth by itself: one, of what is named when nothing
+            else explains half.
+        decides: "at once" where a sign makes everything else pointless, "at the end" where it names a network that
+            nothing helps.
+    """
+
+    code: str
+    kind: Kind
+    title: str
+    meaning: str
+    remedy: str
+    undo: Callable[[Patient], Iterable[Undo]] = find_nothing
+    left: Callable[[Patient], Iterable[Left]] = find_nothing
+    trace: Callable[[Patient], Trace | None] = find_nothing
+    sign: Callable[[Patient], str] = find_nothing
+    is_free: bool = False
+    doubles: float = 0.0
+    decides: Literal["", "at once", "at the end"] = ""
