@@ -88,14 +88,16 @@ def test_an_interval_of_networks_that_are_all_right_is_not_certain() -> None:
     assert not math.isclose(low, 1.0)
 
 
-def test_twenty_reports_expect_causes_that_there_are(reports: Any) -> None:
+def test_thirty_reports_expect_causes_that_there_are(reports: Any) -> None:
     problems = reports.REPORTS
     codes = {cause.code for cause in list_causes()}
 
-    parts = (reports.FIRST, reports.SECOND, reports.HEALTHY)
-    assert [sum(problem.part == part for problem in problems) for part in parts] == [10, 10, 2]
+    parts = (reports.FIRST, reports.SECOND, reports.EXAM, reports.HEALTHY)
+    assert [sum(problem.part == part for problem in problems) for part in parts] == [10, 10, 10, 2]
     assert len({(problem.part, problem.name) for problem in problems}) == len(problems)
-    assert all({*problem.codes} <= codes for problem in problems)
+    # What the exam expects goes beyond batch norm, and some of its codes are of causes that this doctor has not.
+    assert all({*problem.codes} <= codes for problem in problems if problem.part != reports.EXAM)
+    assert all(code.startswith("BN") for problem in problems for code in problem.codes)
     assert all(bool(problem.remedy) != problem.is_healthy for problem in problems)
 
 
@@ -106,7 +108,7 @@ def test_networks_of_reports_are_committed_and_small() -> None:
     assert sum(path.stat().st_size for path in networks.folder.iterdir()) <= 1_000_000
 
 
-@pytest.mark.parametrize("word", ["mxnet", "tf-frrn", "transformers#43520", "vision#2079"])
+@pytest.mark.parametrize("word", ["mxnet", "tf-frrn", "transformers#43520", "vision#2079", "places365", "OpenNMT"])
 def test_a_report_is_worse_than_it_should_be(word: str, reports: Any) -> None:
     """By plain PyTorch: what it should be comes first."""
     (problem,) = [problem for problem in reports.REPORTS if word in problem.name]

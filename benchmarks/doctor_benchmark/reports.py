@@ -1,4 +1,4 @@
-"""The twenty public reports, and what is right to say of each: it was committed before a tool was asked."""
+"""The thirty public reports, and what is right to say of each: it was committed before a tool was asked."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from benchmarks.doctor_benchmark import first_reports as first
 from benchmarks.doctor_benchmark import second_reports as second
+from benchmarks.doctor_benchmark import third_reports as third
 from benchmarks.doctor_benchmark.problem import Given, Problem
 
 FIRST, SECOND, HEALTHY = "first ten reports", "second ten reports", "healthy networks"
+EXAM = "exam: ten further reports"
 
 
 def _report(
@@ -208,6 +210,98 @@ REPORTS = [
         ("network", "mode"),
         ("BN304", "BN402"),
         "let the forward follow the mode",
+    ),
+    # Expected as on docs/doctor_exam.md.
+    _report(
+        EXAM,
+        "pytorch/pytorch#90342",
+        "resnet",
+        third.validate_after_an_overflow,
+        AVERAGES,
+        ("BN001",),
+        "put finite averages back, or recalibrate",
+    ),
+    _report(
+        EXAM,
+        "vacancy/Synchronized-BatchNorm-PyTorch#5",
+        "slow averages",
+        third.validate_with_slow_averages,
+        AVERAGES,
+        ("BN101",),
+        "a larger momentum, or recalibrate",
+    ),
+    _report(
+        EXAM,
+        "Cadene/pretrained-models.pytorch#5",
+        "fine-tuned",
+        third.fine_tune_with_a_momentum_of_0,
+        AVERAGES,
+        ("BN102", "BN106"),
+        "a momentum of 0.1, or recalibrate",
+    ),
+    _report(
+        EXAM,
+        "Tencent/ncnn#1339",
+        "separable",
+        third.classify_with_biases_folded_unscaled,
+        ("network",),
+        ("BN305",),
+        "scale the biases too when folding",
+    ),
+    # What differs is the rounding: nothing is to be found.
+    _report(
+        EXAM,
+        "discuss.pytorch.org/t/111796",
+        "resnet",
+        third.classify_images_in_batches_and_alone,
+        ("healthy",),
+        (),
+    ),
+    _report(
+        EXAM,
+        "pytorch/examples#1029",
+        "file of other names",
+        third.classify_from_a_file_of_other_names,
+        ("network",),
+        ("BN306",),
+        "rename what is in the file, and load it strictly",
+    ),
+    _report(
+        EXAM,
+        "deepchem/deepchem#5086",
+        "molecules' scores",
+        third.score_molecules_with_dropout,
+        # Dropout is in a mode of its own, because the forward does not hand the mode on.
+        ("mode", "network"),
+        ("BN211", "BN403"),
+        "hand `self.training` to dropout",
+    ),
+    _report(
+        EXAM,
+        "CSAILVision/places365#22",
+        "folders",
+        third.classify_folders_in_order_of_their_names,
+        ("labels",),
+        ("BN504",),
+        "translate labels by the names of folders",
+    ),
+    _report(
+        EXAM,
+        "OpenNMT/OpenNMT-py#2532",
+        "prompts",
+        third.read_prompts_in_batches,
+        ("batches",),
+        ("BN502", "BN501"),
+        "mask what fills prompts up",
+    ),
+    _report(
+        EXAM,
+        "GoogleCloudPlatform/asl-ml-immersion#424",
+        "scaled twice",
+        third.classify_images_scaled_twice,
+        ("images",),
+        ("BN209",),
+        "scale images once",
     ),
     _report(HEALTHY, "dense", "dense", first.dense_classifier, ("healthy",), ()),
     _report(HEALTHY, "unet", "unet", first.segmenting_unet, ("healthy",), ()),
