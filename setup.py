@@ -8,10 +8,9 @@ setup(
     package_data={
         "bnlab": [
             "py.typed",
+            "commands/demo/networks/*.safetensors",
             "doctor/codes.json",
             "doctor/report/page.html",
-            "doctor/gallery/faults.csv",
-            "doctor/gallery/networks/*.safetensors",
             "harness/reporting/templates/*",
         ],
         "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt", "new/**/*"],

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.gallery import Healthy, Specimen
+from benchmarks.gallery.planters import set_momentum
 from bnlab import MomentTrace, Statistics, population_statistics, record, replay, using
-from bnlab.common.scores import Difference
+from bnlab.commands.demo.network import build_network, choose_images, train
+from bnlab.commands.demo.patterns import draw_patterns
+from bnlab.commands.demo.specimen import Batches, list_norms, measure_accuracy, split
+from bnlab.common.scores import Difference, compare_scores
 from bnlab.common.vision import torchvision
-from bnlab.doctor.evidence.scores import Scores
-from bnlab.doctor.gallery.network import build_network, choose_images, train
-from bnlab.doctor.gallery.patterns import draw_patterns
-from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_accuracy, split
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.rendering import glyphs
 from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
 from bnlab.model.borrow import keep_random_state
-from bnlab.model.layers import BatchNorm
 
 _CLASSES = 10
 _TRAINING_IMAGES = 4096
@@ -120,9 +120,7 @@ def train_network(training: TrainingSettings) -> Trained:
     """Train a network; up to half a minute on one core."""
     images, labels, test_images, test_labels = _load_images(training.architecture)
     model = _build(training, images)
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.momentum = training.momentum
+    set_momentum(model, training.momentum)
 
     before: dict[str, Tensor] = {}
 
@@ -153,23 +151,17 @@ def make_healthy(trained: Trained, batches: Batches) -> Healthy:
     model = copy.deepcopy(trained.model)
     training_batches = [images for images, _ in split(trained.images, trained.labels, trained.training.batch_size)]
     population_statistics(model, training_batches, progress=False).write_to(model)
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            # Whatever the training had, so that the fault that is planted next is the only one.
-            module.momentum = _USUAL_MOMENTUM
-            module.get_buffer("num_batches_tracked").fill_(_MANY_UPDATES)
-    accuracy = measure_accuracy(model, batches)
-    return Healthy(model, trained.images, trained.labels, batches, accuracy, trained.before, trained.trace)
+    # Whatever the training had, so that the fault that is planted next is the only one.
+    set_momentum(model, _USUAL_MOMENTUM)
+    for norm in list_norms(model):
+        norm.get_buffer("num_batches_tracked").fill_(_MANY_UPDATES)
+    return Healthy(model, trained.images, trained.labels, batches, measure_accuracy(model, batches))
 
 
 def measure_lost(healthy: Healthy, specimen: Specimen) -> Difference:
     """Measure what a fault costs: accuracy without it less that with it, of the same images."""
     without = _name_rightly(healthy.model, healthy.batches)
-    return _compare(without, _name_rightly(specimen.model, specimen.batches))
-
-
-def _compare(exact: Tensor, running: Tensor) -> Difference:
-    return Scores({"running": running, "exact": exact}, are_shares=True).compare("exact", "running")
+    return compare_scores(without, _name_rightly(specimen.model, specimen.batches), are_shares=True)
 
 
 def _build(training: TrainingSettings, images: Tensor) -> nn.Module:
@@ -250,7 +242,7 @@ def measure_cost(trained: Trained) -> AccuracyLoss:
     noise = float(under_exact.mean()) - with_noise
     total = float((under_exact - running).mean())
     shares = {"start": start, "noise": noise, "lag": total - start - noise}
-    return AccuracyLoss(_compare(under_exact, running), shares)
+    return AccuracyLoss(compare_scores(under_exact, running, are_shares=True), shares)
 
 
 def _score_under(model: nn.Module, statistics: Statistics, batches: Batches) -> Tensor:

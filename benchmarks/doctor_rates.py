@@ -30,9 +30,9 @@ from benchmarks.doctor_networks import (
     measure_lost,
     train_network,
 )
+from benchmarks.gallery import FAULTS
 from bnlab import diagnose
 from bnlab.common.scores import Difference
-from bnlab.doctor.gallery import FAULTS
 from bnlab.doctor.report.diagnosis import Diagnosis
 from bnlab.memory import keep_freed_memory
 

@@ -10,10 +10,10 @@ import inspect
 import json
 from pathlib import Path
 
+from benchmarks.gallery import FAULTS, Fault
 from bnlab.doctor import Cause, list_causes
 from bnlab.doctor.cause import HIDDEN, NEEDS
 from bnlab.doctor.codes import ALIASES, EXPLANATIONS
-from bnlab.doctor.gallery import FAULTS, UNSHOWN, Fault
 
 PAGE = Path(__file__).with_name("codes.md")
 
@@ -69,10 +69,8 @@ def _write_code(cause: Cause) -> str:
     ]
     examples = [_write_example(fault) for fault in FAULTS.values() if fault.code == cause.code]
     if examples:
-        about = "Networks that were broken on purpose, by name in `bnlab.doctor.gallery.FAULTS`:"
+        about = "Networks that were broken on purpose, by name in `benchmarks.gallery.FAULTS`:"
         parts += [about, "\n".join(examples)]
-    elif cause.code in UNSHOWN:
-        parts.append(UNSHOWN[cause.code])
     return "\n\n".join([*parts, ""])
 
 

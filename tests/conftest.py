@@ -13,7 +13,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from bnlab.doctor.gallery import specimen as gallery
+from benchmarks.gallery import planters
+from bnlab.commands.demo import specimen
 from tests.doctor import digits
 from tests.elsewhere import nudge
 from tests.helpers import SMALL, Config, Run, plan_network, torchvision, train_network
@@ -52,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         nudge.install(seed)
 
     if config.getoption("train_networks"):
-        for networks in (gallery.NETWORKS, digits.NETWORKS):
+        for networks in (specimen.NETWORKS, planters.NETWORKS, digits.NETWORKS):
             networks.trains = True
 
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from benchmarks.fleet import RECIPES, train_alone, train_captured
 from bnlab import Moments, diagnose, population_statistics, recalibrate, record, watch
+from bnlab.commands.demo.specimen import reset
 from bnlab.harness import load
 from bnlab.model.borrow import borrowed
 from bnlab.model.reading import DeviceReader
 from bnlab.nn import SelfTuned
 from tests import references
 from tests.conftest import small_config
-from tests.doctor.digits import draw_batches, make_healthy, reset
+from tests.doctor.digits import draw_batches, make_healthy
 from tests.harness.kills import assert_same, interrupted_at
 from tests.helpers import (
     Run,
@@ -188,7 +189,8 @@ def test_a_borrowed_model_is_given_back_without_waiting() -> None:
 
 
 def test_a_diagnosis_says_on_a_gpu_what_it_says_on_the_cpu_and_its_repair_can_be_undone() -> None:
-    model = reset(make_healthy())
+    model = make_healthy()
+    reset(model)
     batches = draw_batches(8)
     expected = diagnose(model, batches)
 

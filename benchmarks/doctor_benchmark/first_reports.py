@@ -20,19 +20,17 @@ from benchmarks.doctor_benchmark.parts import (
     average_again,
     block,
     build_resnet,
-    cut,
+    divide,
     fit,
     follow,
-    list_norms,
     load_images,
     load_scenes,
     measure,
-    reset,
     score,
-    split,
 )
-from benchmarks.doctor_benchmark.problem import Batches, Given
-from bnlab.doctor.gallery.store import History
+from benchmarks.doctor_benchmark.problem import Given
+from bnlab.commands.demo.specimen import Batches, list_norms, reset, split
+from bnlab.commands.demo.store import History
 from bnlab.harness.artifacts.data.rendering import glyphs
 
 
@@ -46,7 +44,7 @@ def load_resnet() -> nn.Sequential:
 
 def reset_buffers_on_load() -> Given:
     """A pretrained network is loaded whole; then its initialization runs over it, and sets all buffers to 0 and 1."""
-    training, batches = split(*load_images(), 32)
+    training, batches = divide(*load_images(), 32)
     model = load_resnet()
     as_trained = score(model, batches)
     reset(model)
@@ -89,7 +87,7 @@ def overfit_a_regression() -> Given:
                 optimizer.step()
 
     NETWORKS.recall("molecules", model, train)
-    batches = cut(rows, targets, 50)
+    batches = split(rows, targets, 50)
     scores = measure(model, batches, batches, _measure_loss)
     return Given(model, batches, on_request={"training_batches": batches}, scores=scores)
 
@@ -134,8 +132,8 @@ def average_parameters_of_clients() -> Given:
     labels = torch.cat([masks[TRAINING + hospital :: 3] for hospital in range(3)])
     # Mixed, so that each batch has images of all hospitals.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(3))
-    batches = cut(images[order], labels[order], 20)
-    training = cut(torch.cat([_scan(scenes[part], number) for number, part in enumerate(parts)]), masks[:900], 20)
+    batches = split(images[order], labels[order], 20)
+    training = split(torch.cat([_scan(scenes[part], number) for number, part in enumerate(parts)]), masks[:900], 20)
     on_request = {"training_batches": training, "before": history.before}
     return Given(first, batches, on_request=on_request, scores=measure(first, batches, training))
 
@@ -143,7 +141,7 @@ def average_parameters_of_clients() -> Given:
 def average_weights_without_buffers() -> Given:
     """A teacher holds the moving average of a student's parameters; the line that copies buffers was taken out."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
+    training, batches = divide(images, labels, 32)
     student = build_resnet(seed=4, momentum=0.01)
     # It never runs in train mode, so that its buffers stay at 0 and 1.
     teacher = copy.deepcopy(student).eval()
@@ -224,7 +222,7 @@ def learn_to_learn() -> Given:
     # Of 125 of a class the first five adapt the network, as in training, and 120 test it.
     few = torch.arange(625) % 125 < 5
     order = torch.randperm(600)
-    batches = cut(inputs[~few][order], targets[~few][order], 50)
+    batches = split(inputs[~few][order], targets[~few][order], 50)
     in_train_mode = _adapt_in(True, model, inputs[few], targets[few])
     in_eval_mode = _adapt_in(False, model, inputs[few], targets[few])
     scores = {
@@ -297,8 +295,8 @@ def adapt_to_a_darker_domain() -> Given:
     mixed: Batches = []
     for source, target in steps[-50:]:
         mixed += [(scenes[source], masks[source]), (_darken(scenes[target]), masks[target])]
-    light_batches = cut(scenes[TRAINING:], masks[TRAINING:], 20)
-    scores = measure(model, light_batches, cut(scenes[:500], masks[:500], 20))
+    light_batches = split(scenes[TRAINING:], masks[TRAINING:], 20)
+    scores = measure(model, light_batches, split(scenes[:500], masks[:500], 20))
     return Given(model, light_batches, on_request={"training_batches": mixed, "before": history.before}, scores=scores)
 
 
@@ -313,7 +311,7 @@ def _load_dense() -> Dense:
 
 def predict_once_in_train_mode() -> Given:
     """A pretrained network with frozen weights predicts one image of zeros in train mode, and then in eval mode."""
-    training, batches = split(*load_images(), 32)
+    training, batches = divide(*load_images(), 32)
     model = _load_dense()
     model.requires_grad_(False)
     pretrained = copy.deepcopy(model)
@@ -337,20 +335,20 @@ def segment_one_by_one_without_eval() -> Given:
     """A U-Net predicts its test images one by one, and was never put into eval mode."""
     scenes, masks = load_scenes()
     model = _load_unet()
-    batches = cut(scenes[TRAINING : TRAINING + 300], masks[TRAINING : TRAINING + 300], 1)
+    batches = split(scenes[TRAINING : TRAINING + 300], masks[TRAINING : TRAINING + 300], 1)
     scores = {"eval mode": score(model, batches)}
     model.train()
     pretrained = copy.deepcopy(model)
     # In train mode this moves the averages of the model that is asked about; `pretrained` is from before.
     scores["as it is"] = score(model, batches)
-    training = cut(scenes[:TRAINING], masks[:TRAINING], 20)
+    training = split(scenes[:TRAINING], masks[:TRAINING], 20)
     return Given(model, batches, on_request={"training_batches": training, "before": pretrained}, scores=scores)
 
 
 def train_on_with_batches_of_two() -> Given:
     """A pretrained pyramid network is trained on in batches of two images, in which a part of 1 by 1 has two values."""
     scenes, masks = load_scenes()
-    training, batches = split(scenes, masks, 20)
+    training, batches = divide(scenes, masks, 20)
     torch.manual_seed(9)
     model = PyramidNet()
 
@@ -364,7 +362,7 @@ def train_on_with_batches_of_two() -> Given:
     pretrained = copy.deepcopy(model)
     pretrained.load_state_dict(history.before)
     scores = {"as pretrained": score(pretrained, batches), **measure(model, batches, training)}
-    pairs = cut(scenes[:TRAINING], masks[:TRAINING], 2)
+    pairs = split(scenes[:TRAINING], masks[:TRAINING], 2)
     return Given(model, batches, on_request={"training_batches": pairs, "before": pretrained}, scores=scores)
 
 
@@ -377,17 +375,17 @@ def classify_one_by_one_without_eval() -> Given:
         model,
         lambda: fit(model, images[:TRAINING], labels[:TRAINING], epochs=6, size=8, rate=0.02),
     )
-    batches = cut(images[TRAINING : TRAINING + 300], labels[TRAINING : TRAINING + 300], 1)
+    batches = split(images[TRAINING : TRAINING + 300], labels[TRAINING : TRAINING + 300], 1)
     scores = {"eval mode": score(model, batches)}
     model.train()
     scores["as it is"] = score(copy.deepcopy(model), batches)
-    training = cut(images[:TRAINING], labels[:TRAINING], 8)
+    training = split(images[:TRAINING], labels[:TRAINING], 8)
     return Given(model, batches, on_request={"training_batches": training}, scores=scores)
 
 
 def dense_classifier() -> Given:
     """A network for digits, trained until its rate is 0."""
-    training, batches = split(*load_images(), 32)
+    training, batches = divide(*load_images(), 32)
     model = _load_dense()
     scores = {"as it is": score(model, batches), "averaged again": score(average_again(model, training), batches)}
     return Given(model, batches, on_request={"training_batches": training}, scores=scores)
@@ -395,6 +393,6 @@ def dense_classifier() -> Given:
 
 def segmenting_unet() -> Given:
     """A U-Net, trained until its rate is 0."""
-    training, batches = split(*load_scenes(), 20)
+    training, batches = divide(*load_scenes(), 20)
     model = _load_unet()
     return Given(model, batches, on_request={"training_batches": training}, scores=measure(model, batches, training))

@@ -13,9 +13,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.doctor_benchmark.problem import Batches
-from bnlab.doctor.gallery.store import Networks
-from bnlab.model.layers import BatchNorm
+from bnlab.commands.demo.specimen import Batches, list_norms, reset, split
+from bnlab.commands.demo.store import Networks
 
 NETWORKS = Networks(Path(__file__).with_name("networks"))
 """Trained networks of the reports; `python -m benchmarks.doctor_benchmark --train-networks` trains missing ones."""
@@ -42,14 +41,9 @@ def load_scenes() -> tuple[Tensor, Tensor]:
     return large, masks
 
 
-def cut(images: Tensor, labels: Tensor, size: int) -> Batches:
-    """Cut images and labels into batches."""
-    return list(zip(images.split(size), labels.split(size), strict=True))
-
-
-def split(images: Tensor, labels: Tensor, size: int) -> tuple[Batches, Batches]:
-    """Cut images into batches for training, and into others."""
-    return cut(images[:TRAINING], labels[:TRAINING], size), cut(images[TRAINING:], labels[TRAINING:], size)
+def divide(images: Tensor, labels: Tensor, size: int) -> tuple[Batches, Batches]:
+    """Divide images into batches for training, and into others."""
+    return split(images[:TRAINING], labels[:TRAINING], size), split(images[TRAINING:], labels[TRAINING:], size)
 
 
 def block(inputs: int, outputs: int, kernel: int = 3, momentum: float = 0.1) -> nn.Sequential:
@@ -176,17 +170,6 @@ def fit(
     model.eval()
 
 
-def list_norms(model: nn.Module) -> list[BatchNorm]:
-    """List the batch norms of a model."""
-    return [module for module in model.modules() if isinstance(module, BatchNorm)]
-
-
-def reset(model: nn.Module) -> None:
-    """Put all averages where they start."""
-    for norm in list_norms(model):
-        norm.reset_running_stats()
-
-
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, share: float) -> None:
     """Move the parameters of an average of weights towards a model's; its buffers stay."""
@@ -213,8 +196,8 @@ def score(model: nn.Module, batches: Iterable[Any]) -> float:
 def average_again(model: nn.Module, batches: Sequence[Any]) -> nn.Module:
     """Copy a model, with the plain mean of these batches' statistics in the place of its averages."""
     renewed = copy.deepcopy(model)
+    reset(renewed)
     for norm in list_norms(renewed):
-        norm.reset_running_stats()
         # Without a momentum PyTorch takes the plain mean of all batches.
         norm.momentum = None
     renewed.train()

@@ -10,9 +10,9 @@ from benchmarks.doctor_benchmark.problem import Given, Problem
 from benchmarks.doctor_benchmark.reports import HEALTHY
 from benchmarks.doctor_networks import Trained, TrainingSettings, train_network
 from benchmarks.doctor_networks import make_healthy as make_healthy_from
+from benchmarks.gallery import FAULTS, Fault, Healthy, Specimen, make_healthy
+from bnlab.commands.demo.specimen import measure_accuracy
 from bnlab.doctor.catalogue import list_causes
-from bnlab.doctor.gallery import FAULTS, Fault, Healthy, Specimen, make_healthy
-from bnlab.doctor.gallery.specimen import measure_accuracy
 from tests.doctor import digits
 
 FROZEN, FRESH = "faults planted in committed networks", "faults planted in fresh networks"
@@ -61,15 +61,11 @@ def _train() -> Iterator[Trained]:
 
 
 def _load_digits(seed: int) -> Healthy:
-    """Load a network of the doctor's tests with its data; the last one has a history."""
+    """Load a network of the doctor's tests with its data."""
     images, labels, _, _ = digits.load_images()
     batches = digits.make_batches()
-    if seed < 3:
-        model = digits.make_healthy(seed)
-        return Healthy(model, images, labels, batches, measure_accuracy(model, batches), {}, None)
-    model, history = digits.load_with_history()
-    accuracy = measure_accuracy(model, batches)
-    return Healthy(model, images, labels, batches, accuracy, history.before, history.trace)
+    model = digits.make_healthy(seed) if seed < 3 else digits.load_with_history()[0]
+    return Healthy(model, images, labels, batches, measure_accuracy(model, batches))
 
 
 def _plant(part: str, network: str, healthy: Healthy, wants: Wants, is_gallery: bool) -> Iterator[Problem]:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, nn
-
-Batches = list[tuple[Tensor, Tensor]]
+from torch import nn
 
 
 @dataclass(frozen=True)

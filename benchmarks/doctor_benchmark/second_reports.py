@@ -16,19 +16,18 @@ from benchmarks.doctor_benchmark.parts import (
     TRAINING,
     average_again,
     block,
-    cut,
+    divide,
     fit,
     follow,
-    list_norms,
     load_images,
     load_scenes,
     measure,
-    reset,
     score,
-    split,
 )
-from benchmarks.doctor_benchmark.problem import Batches, Given
-from bnlab.doctor.gallery.store import History
+from benchmarks.doctor_benchmark.problem import Given
+from benchmarks.gallery.planters import list_averages, zero_both
+from bnlab.commands.demo.specimen import Batches, list_norms, reset, split
+from bnlab.commands.demo.store import History
 from tests.doctor import digits
 
 
@@ -51,7 +50,7 @@ class FullResolution(nn.Module):
 def segment_with_averages_never_updated() -> Given:
     """A residual network that keeps the resolution names each pixel; nothing ever updated its averages."""
     scenes, masks = load_scenes()
-    training, batches = split(scenes, masks, 20)
+    training, batches = divide(scenes, masks, 20)
     torch.manual_seed(20)
     model = FullResolution()
     NETWORKS.recall(
@@ -66,7 +65,7 @@ def segment_with_averages_never_updated() -> Given:
 def classify_with_weights_that_training_took_as_1() -> Given:
     """Training takes the weights of batch norm as 1, and weight decay has made a tenth of what is stored."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
+    training, batches = divide(images, labels, 32)
     torch.manual_seed(21)
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((1, 12, 1), (12, 16, 2), (16, 20, 1), (20, 24, 2)):
@@ -101,11 +100,11 @@ def classify_in_train_mode() -> Given:
     """A loaded residual network is asked image by image, in train mode."""
     images, labels = load_images()
     model = load_resnet()
-    batches = cut(images[TRAINING:], labels[TRAINING:], 1)
+    batches = split(images[TRAINING:], labels[TRAINING:], 1)
     scores = {"eval mode": score(model, batches)}
     model.train()
     scores["as it is"] = score(copy.deepcopy(model), batches)
-    training = cut(images[:TRAINING], labels[:TRAINING], 32)
+    training = split(images[:TRAINING], labels[:TRAINING], 32)
     return Given(model, batches, on_request={"training_batches": training}, scores=scores)
 
 
@@ -137,14 +136,13 @@ class Recurrent(nn.Module):
 def classify_sequences_with_averages_of_0() -> Given:
     """A recurrent network is loaded from a file without its averages, which the loader has as 0 and 0."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
+    training, batches = divide(images, labels, 32)
     torch.manual_seed(23)
     model = Recurrent()
     NETWORKS.recall("recurrent", model, lambda: fit(model, images[:TRAINING], labels[:TRAINING], epochs=12))
     trained = copy.deepcopy(model)
-    for norm in list_norms(model):
-        norm.get_buffer("running_mean").zero_()
-        norm.get_buffer("running_var").zero_()
+    for mean, var in list_averages(model):
+        zero_both(mean, var)
     scores = {"as trained": score(trained, batches), **measure(model, batches, training)}
     return Given(model, batches, on_request={"training_batches": training, "before": trained}, scores=scores)
 
@@ -360,8 +358,8 @@ def classify_with_layers_that_always_train() -> Given:
     """The layers of a residual network normalize by the batch in eval mode too."""
     images, labels = load_images()
     model = load_resnet()
-    batches = cut(images[TRAINING:], labels[TRAINING:], 4)
-    training = cut(images[:TRAINING], labels[:TRAINING], 32)
+    batches = split(images[TRAINING:], labels[TRAINING:], 4)
+    training = split(images[:TRAINING], labels[:TRAINING], 32)
     scores = {"with torch's own": score(model, batches)}
     for norm in list_norms(model):
         # Weights and buffers stay; only the forward is another one.

@@ -1,6 +1,6 @@
 """The numbers from which on something counts, each with what it was calibrated on.
 
-*Healthy* and *specimens* are networks of `bnlab.doctor.gallery`, of four seeds; *digits* is the convolutional network
+*Healthy* and *specimens* are networks of `benchmarks.gallery`, of four seeds; *digits* is the convolutional network
 of the doctor's tests. *By convention*: nothing was calibrated. Intervals are of 95% everywhere, by convention too. How
 many images are tried or rows printed decides nothing, and stands where it is used.
 """

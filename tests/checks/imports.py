@@ -52,7 +52,7 @@ FOLDERS = {
     "recording": "trace observer steps recorders block frozen",
     "exact": "task source fixed_point operations walk check measure population",
     "doctor": "codes thresholds undo evidence words cause causes catalogue interventions verdict report diagnose "
-    "backup recalibrate gallery",
+    "backup recalibrate",
     "doctor.evidence": "labels exported stored scores observing looking history setup predictions formula case fills "
     "lag sample first_layer choosing scoring decisions examine",
     "doctor.interventions": "experiment",
@@ -60,9 +60,9 @@ FOLDERS = {
     "doctor.report": "page diagnosis",
     "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
     "reproduction report runs new",
-    "doctor.gallery": "patterns network store specimen faults table",
     "diagnosis": "scores patient fits causes report diagnose",
     "watching": "keeper comparison watch",
+    "commands.demo": "patterns network store specimen faults",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
     "harness.artifacts": "seeding data corruptions norms models optimizers tasks training job_settings run live "
     "training_runner",

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 import bnlab
-from bnlab.doctor.gallery import faults, make_healthy
+from benchmarks.gallery import make_healthy, planters
 from tests.checks.outcomes import ROOT
 from tests.helpers import images, plain
 
@@ -80,9 +80,9 @@ def find_names_that_there_are_not() -> Iterator[str]:
 def find_causes_of_the_recipe_that_are_not_found() -> Iterator[str]:
     """Find causes of the recipe that the doctor does not find in their specimens, or finds in a healthy network."""
     blocks = list_blocks((RECIPES / "cause.md").read_text(encoding="utf-8"))
-    names = dict(vars(faults))
+    names = dict(vars(planters))
     for block in blocks:
-        if "gallery/faults.py" in block:
+        if "gallery/planters.py" in block:
             exec(block, names)
 
     examples = {"bn299": ("Deviations", "deviations_as_variances"), "bn399": ("SubtractedBias", "bias_subtracted")}

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from bnlab.commands.demo import CHOSEN, show_demo
+from bnlab.commands.demo import show_demo
+from bnlab.commands.demo.faults import FAULTS
 
 
 def list_parts(printed: str) -> list[str]:
@@ -15,7 +16,7 @@ def list_parts(printed: str) -> list[str]:
 
 
 def test_a_fault_is_told_after_the_healthy_network(capsys: pytest.CaptureFixture[str]) -> None:
-    show_demo(CHOSEN[:1])
+    show_demo(FAULTS[:1])
 
     printed = capsys.readouterr().out
     healthy, spoiled = list_parts(printed)

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import population_statistics, record
-from bnlab.doctor.gallery.network import choose_images
-from bnlab.doctor.gallery.store import History, Networks
+from bnlab.commands.demo.network import choose_images
+from bnlab.commands.demo.specimen import Batches
+from bnlab.commands.demo.store import History, Networks
 from bnlab.doctor.report.diagnosis import Diagnosis
 
 NETWORKS = Networks(Path(__file__).with_name("networks"))
 """Trained networks of the doctor's tests; `make networks` trains those that are missing."""
 
-Batches = list[tuple[Any, Tensor]]
 NORMS = ("1", "4", "7")
 CLASSES = 10
 _TRAINING = 797  # of 1,797 images; the others are tested on
@@ -178,13 +178,6 @@ def make_exact(images: Sequence[Tensor]) -> nn.Sequential:
     return model
 
 
-def reset(model: nn.Module) -> nn.Module:
-    """Put the averages of a network where they start."""
-    for norm in list_norms(model):
-        norm.reset_running_stats()
-    return model
-
-
 def get_norm(model: nn.Module, name: str) -> nn.BatchNorm2d:
     """Return a batch norm."""
     layer = model.get_submodule(name)
@@ -195,18 +188,6 @@ def get_norm(model: nn.Module, name: str) -> nn.BatchNorm2d:
 def list_codes(diagnosis: Diagnosis) -> list[str]:
     """List the codes of the findings."""
     return [finding.cause.code for finding in diagnosis.faults]
-
-
-def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """List the batch norms of a model."""
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-def measure_accuracy(model: nn.Module, batches: Batches) -> float:
-    """Measure the accuracy of a model in eval mode."""
-    with torch.no_grad():
-        right = [model(images).argmax(1) == labels for images, labels in batches]
-    return float(torch.cat(right).double().mean())
 
 
 # Loaders

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.commands.demo.specimen import list_norms
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.digits import NETWORKS, Batches
@@ -97,7 +98,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 @patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0), "not in 4, but after it again; ")
 def break_one_layer(sigmas: float) -> Given:
     model = digits.make_healthy()
-    mean, var = get_running_buffers(digits.list_norms(model)[1])
+    mean, var = get_running_buffers(list_norms(model)[1])
     mean += sigmas * var.sqrt() * draw(len(mean))
     return Given(model)
 
@@ -106,7 +107,7 @@ def break_one_layer(sigmas: float) -> Given:
 def cast_to_half(_: float) -> Given:
     """float16 holds up to 65,504, and one layer's largest variance is 100,000."""
     model = digits.make_healthy()
-    mean, var = get_running_buffers(digits.list_norms(model)[1])
+    mean, var = get_running_buffers(list_norms(model)[1])
     scale = 1e5 / float(var.max())
     conv = model.get_submodule("3")
     for values in (conv.get_parameter("weight").data, conv.get_parameter("bias").data, mean):
@@ -151,13 +152,13 @@ def load_adapters(_: float) -> Given:
     return _take_buffers(model, before)
 
 
-def copy_buffers(layer: nn.BatchNorm2d, other: nn.BatchNorm2d) -> None:
+def copy_buffers(layer: nn.Module, other: nn.Module) -> None:
     layer.load_state_dict({**layer.state_dict(), **dict(other.named_buffers())})
 
 
 def _take_buffers(model: nn.Module, before: nn.Module) -> Given:
     """Give a network of negatives the buffers of another one."""
-    for now, then in zip(digits.list_norms(model), digits.list_norms(before), strict=True):
+    for now, then in zip(list_norms(model), list_norms(before), strict=True):
         copy_buffers(now, then)
     return Given(model, digits.make_hundreds(CHANGES["negative"]), {"before": before})
 
@@ -177,7 +178,7 @@ def prune(share: float) -> Given:
 def take_averages_of_another_run(number: float) -> Given:
     model = digits.make_healthy()
     other = digits.make_healthy(1)
-    copy_buffers(digits.list_norms(model)[int(number)], digits.list_norms(other)[int(number)])
+    copy_buffers(list_norms(model)[int(number)], list_norms(other)[int(number)])
     return Given(model)
 
 
@@ -185,7 +186,7 @@ def take_averages_of_another_run(number: float) -> Given:
 def move_part_of_the_way(share: float) -> Given:
     """From 0 and 1, so much of it, and counts do not tell."""
     model = digits.make_healthy()
-    for layer in digits.list_norms(model):
+    for layer in list_norms(model):
         mean, var = get_running_buffers(layer)
         mean.mul_(share)
         var.mul_(share).add_(1 - share)
@@ -205,7 +206,7 @@ def scale_first_layer(factor: float) -> Given:
     """Images over the factor would look the same, digit for digit: training batches tell."""
     model = digits.make_healthy()
     bias = model.get_submodule("0").get_parameter("bias").detach()
-    mean, var = get_running_buffers(digits.list_norms(model)[0])
+    mean, var = get_running_buffers(list_norms(model)[0])
     mean.copy_(factor * (mean - bias) + bias)
     var.mul_(factor**2)
     return Given(model, digits.make_few(500))

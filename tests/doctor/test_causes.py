@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose
+from bnlab.commands.demo.specimen import list_norms, reset
 from bnlab.doctor import Cause, Signs, Undo
 from bnlab.doctor.cause import Ground, Severity
 from bnlab.doctor.evidence.case import Case
@@ -239,14 +240,16 @@ def scale_images(factor: float) -> Given:
 
 def multiply_averages(factor: float) -> Given:
     model = digits.make_healthy()
-    for layer in digits.list_norms(model):
+    for layer in list_norms(model):
         for values in get_running_buffers(layer):
             values.mul_(factor)
     return Given(model)
 
 
 def forget_averages(_: float) -> Given:
-    return Given(digits.reset(digits.make_healthy()))
+    model = digits.make_healthy()
+    reset(model)
+    return Given(model)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +352,7 @@ def move_weights(model: nn.Sequential, size: float) -> None:
 
 def move_weights_and_shift_averages(model: nn.Sequential) -> None:
     move_weights(model, 0.02)
-    for norm in digits.list_norms(model):
+    for norm in list_norms(model):
         mean, var = get_running_buffers(norm)
         mean.add_(var.sqrt() * torch.randn(len(mean), generator=torch.Generator().manual_seed(0)))
 

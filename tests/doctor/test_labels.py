@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab import diagnose
+from bnlab.commands.demo.specimen import list_norms, measure_accuracy
 from bnlab.commands.loading import name_options
 from bnlab.doctor.evidence.labels import choose_part, find_labels
 from tests.doctor import digits
-from tests.doctor.digits import make_batches, make_few, make_healthy, measure_accuracy
+from tests.doctor.digits import make_batches, make_few, make_healthy
 from tests.helpers import unchanged
 
 IMAGES = 100
@@ -310,7 +311,7 @@ def test_below_chance_before_and_after_is_undecided() -> None:
     """The labels are others: what brings the likelihood up leaves the score below always naming one class."""
     model = make_healthy()
     with torch.no_grad():
-        for norm in digits.list_norms(model):
+        for norm in list_norms(model):
             norm.get_buffer("running_mean").add_(1)
     batches = [(images, (labels + 1) % digits.CLASSES) for images, labels in make_few()]
     batches = [(images, labels.where(torch.arange(len(labels)) % 10 != 0, 3)) for images, labels in batches]
@@ -332,7 +333,7 @@ def test_an_untrained_network_whose_exact_statistics_lose_is_not_healthy(seed: i
 
 def test_a_reversed_momentum_is_named_in_all_layers_that_have_it() -> None:
     model = make_healthy()
-    for norm in digits.list_norms(model):
+    for norm in list_norms(model):
         norm.momentum = 0.9
     model.train()
     with torch.no_grad():

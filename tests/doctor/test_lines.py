@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gallery import FAULTS, make_healthy
 from bnlab import diagnose
-from bnlab.doctor.gallery import FAULTS, make_healthy
 from bnlab.doctor.report.diagnosis import Diagnosis
 from tests.doctor.digits import LOADERS
 from tests.doctor.patients import PATIENTS, Given

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab import diagnose
-from bnlab.doctor.gallery import make_healthy as make_gallery_healthy
-from bnlab.doctor.gallery.store import History
+from bnlab.commands.demo.specimen import make_healthy as make_gallery_healthy
+from bnlab.commands.demo.specimen import measure_accuracy
+from bnlab.commands.demo.store import History
 from bnlab.doctor.report.diagnosis import Diagnosis
 from tests.doctor import digits
-from tests.doctor.digits import LOADERS, NETWORKS, Batches, measure_accuracy
+from tests.doctor.digits import LOADERS, NETWORKS, Batches
 from tests.doctor.patients import CHANGES, PATIENTS, Given, cast_to_half
 from tests.helpers import unchanged
 
@@ -275,8 +276,7 @@ def give_history(model: nn.Module, history: History, change: Callable[[Tensor], 
 
 def make_healthy_specimen() -> Given:
     healthy = make_gallery_healthy()
-    arguments = {"before": healthy.before, "trace": healthy.trace, "training_batches": healthy.training_batches}
-    return Given(healthy.copy_model(), healthy.batches[:16], arguments)
+    return Given(healthy.copy_model(), healthy.batches[:16], {"training_batches": healthy.training_batches})
 
 
 HEALTHY: Mapping[str, Callable[[], Given]] = {

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import diagnose, population_statistics, record
+from bnlab.commands.demo.specimen import average, list_norms
 from bnlab.doctor.causes.bn001 import compute_stall
 from bnlab.doctor.causes.bn401 import RanksDiffer
-from bnlab.doctor.gallery.specimen import average
 from bnlab.doctor.report.diagnosis import Diagnosis
 from bnlab.model.layers import get_running_buffers
 from bnlab.nn import SelfTuned
-from tests.doctor.digits import NORMS, Batches, build, draw_batches, fit, get_norm, list_codes, list_norms, make_healthy
+from tests.doctor.digits import NORMS, Batches, build, draw_batches, fit, get_norm, list_codes, make_healthy
 from tests.helpers import run_two_ranks, with_momentum
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnlab import diagnose, recalibrate
+from bnlab.commands.demo.specimen import list_norms
 from bnlab.common.scores import Difference
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.report.diagnosis import Diagnosis
@@ -177,7 +178,7 @@ def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy
 
 def test_averages_that_are_off_and_harmless_ask_for_what_would_tell_why() -> None:
     model = digits.make_healthy()
-    mean, var = get_running_buffers(digits.list_norms(model)[2])
+    mean, var = get_running_buffers(list_norms(model)[2])
     mean[0] += 0.3 * var[0].sqrt()
 
     diagnosis = diagnose(model, digits.make_few(500), progress=False)

@@ -44,7 +44,7 @@ def install(seed: int) -> None:
     """Nudge in this process from now on, once the modules are imported that make optimizers and load networks."""
     patches = {
         "torch.optim.optimizer": partial(_patch_optimizers, seed=seed),
-        "bnlab.doctor.gallery.store": partial(_patch_networks, seed=seed),
+        "bnlab.commands.demo.store": partial(_patch_networks, seed=seed),
     }
     for name, patch in patches.items():
         if name in sys.modules:

@@ -1,23 +1,21 @@
-"""What a gallery shows: the healthy network, and faults that spoil it."""
+"""What is shown: a healthy network with its images, and networks that are broken on purpose."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
-from bnlab.doctor.gallery.patterns import draw_patterns
-from bnlab.doctor.gallery.store import History, Networks
-from bnlab.model.layers import get_running_buffers
-from bnlab.recording.block import record
-from bnlab.recording.trace import MomentTrace
+from bnlab.commands.demo.network import BATCH_SIZE, build_network, train
+from bnlab.commands.demo.patterns import draw_patterns
+from bnlab.commands.demo.store import Networks
+from bnlab.model.layers import BatchNorm
 
 Batches: TypeAlias = list[tuple[Any, Tensor]]
 
@@ -25,7 +23,6 @@ NETWORKS = Networks(Path(__file__).with_name("networks"))
 """Trained networks that specimens are, or are made of; `make networks` trains those that are missing."""
 
 _IMAGES = 2048  # to train, and as many to test
-_KEPT_STEP = 128  # of 160
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,6 @@ class Healthy:
         labels: of these, [N].
         batches: other images with their labels, to be tested on.
         accuracy: on these.
-        before: state of the model after a part of its training; empty if none was kept.
-        trace: what was recorded of all of it; None if nothing was.
     """
 
     model: Any
@@ -64,8 +59,6 @@ class Healthy:
     labels: Tensor
     batches: Batches
     accuracy: float
-    before: Mapping[str, Tensor]
-    trace: MomentTrace | None
 
     def copy_model(self) -> Any:
         """Copy the model, to be spoiled."""
@@ -84,6 +77,10 @@ class Healthy:
         """Show a broken model on the same images; with further arguments of `bnlab.diagnose`."""
         return Specimen(model.eval(), self.batches, self.accuracy, arguments)
 
+    def show_changed(self, change: Callable[[Tensor], Tensor], **arguments: Any) -> Specimen:
+        """Show the model as it is on images that are changed; with further arguments of `bnlab.diagnose`."""
+        return Specimen(self.copy_model(), self.change_batches(change), self.accuracy, arguments)
+
 
 Spoil: TypeAlias = Callable[..., Specimen]
 """Makes a specimen of the healthy network; takes a strength as its second argument, if the fault has any."""
@@ -94,50 +91,20 @@ def make_healthy() -> Healthy:
     """Load the healthy network, once in a process, and draw its images."""
     images, labels = draw_patterns(_IMAGES, seed=0)
     model = build_network()
-
-    def train_and_record() -> History:
-        before: dict[str, Tensor] = {}
-
-        def keep_state(step: int) -> None:
-            if step == _KEPT_STEP:
-                before.update(copy.deepcopy(model.state_dict()))
-
-        with record(model) as trace:
-            train(model, images, labels, after_step=keep_state)
-        return History(before, trace)
-
-    history = NETWORKS.recall("healthy", model, train_and_record)
+    NETWORKS.recall("healthy", model, partial(train, model, images, labels))
     batches = split(*draw_patterns(_IMAGES, seed=1))
-    accuracy = measure_accuracy(model, batches)
-    return Healthy(model, images, labels, batches, accuracy, history.before, history.trace)
+    return Healthy(model, images, labels, batches, measure_accuracy(model, batches))
 
 
-class Wrapped(nn.Module):
-    """A network that is called otherwise than by its own forward: by `call`, with the network and a batch."""
-
-    def __init__(self, network: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network = network
-        self.call = call
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.call(self.network, batch)
-
-
-def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+def list_norms(model: nn.Module) -> list[BatchNorm]:
     """List the batch norms of a model."""
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
-def list_averages(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """List running mean and variance of the batch norms of a model."""
-    return [get_running_buffers(norm) for norm in list_norms(model)]
-
-
-def set_momentum(model: nn.Module, momentum: float) -> None:
-    """Set the momentum of all batch norms of a model."""
+def reset(model: nn.Module) -> None:
+    """Put all averages where they start."""
     for norm in list_norms(model):
-        norm.momentum = momentum
+        norm.reset_running_stats()
 
 
 @torch.no_grad()

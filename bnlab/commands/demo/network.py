@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.doctor.gallery.patterns import CLASSES
+from bnlab.commands.demo.patterns import CLASSES
 from bnlab.model.borrow import keep_random_state
 
 BATCH_SIZE = 64

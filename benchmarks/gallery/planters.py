@@ -1,40 +1,40 @@
-"""How healthy networks are broken: a function for each row of `faults.csv`."""
+"""How healthy networks are broken: a function for each row of `faults.csv`, and what several of them share."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import fuse_conv_bn_eval, prune
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
-from bnlab.doctor.gallery.network import build_network, train
-from bnlab.doctor.gallery.patterns import CLASSES, SIZE
-from bnlab.doctor.gallery.specimen import (
-    NETWORKS,
+from bnlab.commands.demo.faults import find_last, train_on_and_average
+from bnlab.commands.demo.network import build_network, train
+from bnlab.commands.demo.patterns import SIZE
+from bnlab.commands.demo.specimen import (
     Batches,
     Healthy,
     Specimen,
     Spoil,
-    Wrapped,
     average,
-    list_averages,
     list_norms,
     measure_accuracy,
-    set_momentum,
+    reset,
     split,
 )
-from bnlab.doctor.gallery.store import History
-from bnlab.estimators import EMA
+from bnlab.commands.demo.store import History, Networks
 from bnlab.model.borrow import keep_random_state
+from bnlab.model.layers import get_running_buffers
 from bnlab.recording.block import record
-from bnlab.recording.trace import replay
+
+NETWORKS = Networks(Path(__file__).with_name("networks"))
+"""Trained networks that specimens are, or are made of; `make networks` trains those that are missing."""
 
 # Ways of breaking that several faults share.
 
@@ -68,28 +68,42 @@ def change_images(change: Callable[..., Tensor], has_training: bool = False) -> 
     """Leave the model as it is and change the images that it is given, by a strength if there is one."""
 
     def spoil(healthy: Healthy, *strength: float) -> Specimen:
-        batches = healthy.change_batches(lambda images: change(images, *strength))
         arguments = {"training_batches": healthy.training_batches} if has_training else {}
-        return Specimen(healthy.copy_model(), batches, healthy.accuracy, arguments)
+        return healthy.show_changed(lambda images: change(images, *strength), **arguments)
 
     return spoil
 
 
-def find_last(model: nn.Module, kind: type[nn.Module]) -> tuple[str, Any]:
-    """Find the last layer of a kind that a model lists, with its name."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)][-1]
+class Wrapped(nn.Module):
+    """A network that is called otherwise than by its own forward: by `call`, with the network and a batch."""
+
+    def __init__(self, network: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.call = call
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.call(self.network, batch)
+
+
+def list_averages(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """List running mean and variance of the batch norms of a model."""
+    return [get_running_buffers(norm) for norm in list_norms(model)]
+
+
+def set_momentum(model: nn.Module, momentum: float) -> None:
+    """Set the momentum of all batch norms of a model."""
+    for norm in list_norms(model):
+        norm.momentum = momentum
 
 
 # Faults by the names that the table has, with _ for a space.
 
 
 def momentum_reversed(healthy: Healthy) -> Specimen:
-    model = healthy.copy_model()
+    model = build_network()
     set_momentum(model, 0.9)
-    assert healthy.trace is not None
-    # The momentum changes no weight, so that the recorded training tells what another one would have averaged.
-    last = healthy.trace.last_step
-    replay(healthy.trace, EMA(momentum=0.9), [last])[last].write_to(model)
+    NETWORKS.recall("momentum reversed", model, partial(train, model, healthy.images, healthy.labels))
     return healthy.show(model)
 
 
@@ -102,29 +116,6 @@ def momentum_of_0(healthy: Healthy) -> Specimen:
         var.copy_(old_var)
     set_momentum(model, 0.0)
     return Specimen(model, healthy.batches, unspoiled)
-
-
-def train_on_and_average(healthy: Healthy) -> tuple[Any, Any]:
-    """Train the network on at a constant rate, and beside it average its weights: both networks."""
-    model = healthy.copy_model()
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-
-    def train_both() -> History:
-        train(
-            model,
-            healthy.images,
-            healthy.labels,
-            steps=100,
-            rate=0.05,
-            is_constant=True,
-            after_step=lambda step: averaged.update_parameters(model),
-        )
-        return History(before=model.state_dict())
-
-    # The file's network is the average of the weights; the one that was trained is kept as its history.
-    history = NETWORKS.recall("weights averaged", averaged.module, train_both)
-    model.load_state_dict(history.before)
-    return model.eval(), averaged.module
 
 
 def averages_in_bfloat16(healthy: Healthy) -> Specimen:
@@ -158,37 +149,15 @@ def dropout_before_batch_norm(healthy: Healthy) -> Specimen:
     return healthy.show(model)
 
 
-def never_updated(healthy: Healthy) -> Specimen:
-    model = healthy.copy_model()
-    for norm in list_norms(model):
-        norm.reset_running_stats()
-    return healthy.show(model)
-
-
 def eval_forgotten(healthy: Healthy) -> Specimen:
     return Specimen(healthy.copy_model().train(), healthy.batches, healthy.accuracy)
 
 
 def ten_updates_only(healthy: Healthy, updates: float) -> Specimen:
-    model = never_updated(healthy).model
+    model = healthy.copy_model()
+    reset(model)
     average(model, healthy.training_batches[: int(updates)])
     return healthy.show(model)
-
-
-def average_of_weights_without_buffers(healthy: Healthy) -> Specimen:
-    model, averaged = train_on_and_average(healthy)
-    return healthy.show(averaged, before=model)
-
-
-def moved_while_frozen(healthy: Healthy) -> Specimen:
-    model = healthy.copy_model().requires_grad_(False)
-    # The doctor takes layers for frozen only where other parameters still take a gradient.
-    _, head = find_last(model, nn.Linear)
-    head.requires_grad_(True)
-    # `draw_patterns` gives the first tint to the lower half of the labels.
-    is_warm = healthy.labels < CLASSES // 2
-    average(model, split(healthy.images[is_warm], healthy.labels[is_warm]))
-    return healthy.show(model, before=healthy.model)
 
 
 def summary_in_train_mode(healthy: Healthy, times: float) -> Specimen:
@@ -375,17 +344,6 @@ def two_networks_averaged(healthy: Healthy) -> Specimen:
     return healthy.show(model)
 
 
-def folded_twice(healthy: Healthy) -> Specimen:
-    model = healthy.copy_model()
-    last = ""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d):
-            last = name
-        elif isinstance(module, nn.BatchNorm2d):  # the convolution before it is the last one that was listed
-            model.set_submodule(last, fuse_conv_bn_eval(model.get_submodule(last), module))
-    return healthy.show(model)
-
-
 def weights_brought_back(healthy: Healthy) -> Specimen:
     model = build_network()
     for norm in list_norms(model):
@@ -477,5 +435,4 @@ tiny_batches = average_again(lambda images, labels: split(images[:256], labels[:
 sums_in_float16 = change_averages(sum_in_float16)
 sorted_batches = average_again(sort_by_class)
 brighter_images = change_images(lambda images, shift: images + shift, has_training=True)
-images_not_scaled = change_images(lambda images, scale: scale * images)
 channels_reversed = change_images(lambda images: images.flip(1))

@@ -6,18 +6,9 @@ import textwrap
 from collections.abc import Sequence
 
 import bnlab
+from bnlab.commands.demo.faults import FAULTS, Fault
+from bnlab.commands.demo.specimen import Specimen, make_healthy
 from bnlab.commands.loading import name_options
-from bnlab.doctor.gallery import FAULTS, Fault, Healthy, make_healthy
-from bnlab.doctor.report.diagnosis import Diagnosis
-
-CHOSEN = (
-    "never updated",
-    "moved while frozen",
-    "average of weights without buffers",
-    "folded twice",
-    "images not scaled",
-)
-"""Faults of the gallery that are shown: from a checkpoint, fine-tuning, averaging, deployment and preprocessing."""
 
 _NEXT = """\
 Next
@@ -27,24 +18,18 @@ Next
   bnlab recalibrate MODEL BATCHES --out NEW.safetensors      new statistics where they gain, with an undo file"""
 
 
-def show_demo(names: Sequence[str] = CHOSEN) -> None:
+def show_demo(faults: Sequence[Fault] = FAULTS) -> None:
     """Print what the doctor says of the healthy network, and of each of these faults."""
     print("A small trained network is broken in five ways, one at a time.\n")
     healthy = make_healthy()
-    _show("0. As it was trained", bnlab.diagnose(healthy.model, healthy.batches, progress=False))
-    for number, name in enumerate(names, start=1):
-        fault = FAULTS[name]
-        _show(f"{number}. {name.capitalize()}. {fault.done}", _diagnose(fault, healthy))
+    _show("0. As it was trained", healthy.show(healthy.model))
+    for number, fault in enumerate(faults, start=1):
+        _show(f"{number}. {fault.name.capitalize()}. {fault.done}", fault.spoil(healthy))
     print(_NEXT)
 
 
-def _diagnose(fault: Fault, healthy: Healthy) -> Diagnosis:
-    """Diagnose a network that has a fault."""
-    specimen = fault.spoil(healthy)
-    return bnlab.diagnose(specimen.model, specimen.batches, progress=False, **specimen.arguments)
-
-
-def _show(title: str, diagnosis: Diagnosis) -> None:
+def _show(title: str, specimen: Specimen) -> None:
+    diagnosis = bnlab.diagnose(specimen.model, specimen.batches, progress=False, **specimen.arguments)
     print(textwrap.fill(title, 100, subsequent_indent="   "))
     # Each diagnosis is flushed, so that it appears as soon as it is made.
     print(textwrap.indent(name_options(str(diagnosis)), "   "), end="\n\n", flush=True)
