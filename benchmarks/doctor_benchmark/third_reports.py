@@ -14,15 +14,14 @@ from benchmarks.doctor_benchmark.first_reports import load_resnet
 from benchmarks.doctor_benchmark.parts import (
     TRAINING,
     build_resnet,
-    cut,
+    divide,
     fit,
-    list_norms,
     load_images,
     measure,
     score,
-    split,
 )
-from benchmarks.doctor_benchmark.problem import Batches, Given
+from benchmarks.doctor_benchmark.problem import Given
+from bnlab.commands.demo.specimen import Batches, list_norms, split
 
 
 def _round_to_half(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ def _train_on_in_half_precision(model: nn.Module, images: Tensor, labels: Tensor
 def validate_after_an_overflow() -> Given:
     """A step of a training in mixed precision overflows and is skipped; averages are not finite from then on."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
+    training, batches = divide(images, labels, 32)
     before = load_resnet()
     model = copy.deepcopy(before)
     _train_on_in_half_precision(model, images[:TRAINING], labels[:TRAINING])
@@ -66,7 +65,7 @@ def validate_after_an_overflow() -> Given:
 def validate_with_slow_averages() -> Given:
     """A network is trained for 248 updates, each of which moves its averages by a thousandth."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
+    training, batches = divide(images, labels, 32)
 
     def train(momentum: float) -> nn.Module:
         model = build_resnet(seed=31, momentum=momentum)
@@ -83,7 +82,7 @@ def fine_tune_with_a_momentum_of_0() -> Given:
     images, labels = load_images()
     # Light digits on a dark ground were learnt; the other data set has dark ones on a light ground, of less contrast.
     others = 0.3 - 0.6 * images
-    training, batches = split(others, labels, 32)
+    training, batches = divide(others, labels, 32)
     before = load_resnet()
 
     def fine_tune(momentum: float) -> nn.Module:
@@ -129,7 +128,7 @@ def fold(model: nn.Sequential, *, scales_bias: bool) -> nn.Sequential:
 def classify_with_biases_folded_unscaled() -> Given:
     """Batch norms are folded into convolutions, and the biases that these had already are not scaled."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
+    training, batches = divide(images, labels, 32)
     trained = build_separable()
     fit(trained, images[:TRAINING], labels[:TRAINING], epochs=10)
     model = fold(trained, scales_bias=False)
@@ -147,15 +146,15 @@ def classify_images_in_batches_and_alone() -> Given:
     images, labels = load_images()
     model = load_resnet()
     tests, answers = images[TRAINING:], labels[TRAINING:]
-    batches = cut(tests, answers, 4)
+    batches = split(tests, answers, 4)
     together = torch.cat([model(inputs) for inputs, _ in batches])
     alone = torch.cat([model(image) for image in tests.split(1)])
     scores = {
         "in batches": score(model, batches),
-        "alone": score(model, cut(tests, answers, 1)),
+        "alone": score(model, split(tests, answers, 1)),
         "largest difference of a logit": float((together - alone).abs().max()),
     }
-    training = cut(images[:TRAINING], labels[:TRAINING], 32)
+    training = split(images[:TRAINING], labels[:TRAINING], 32)
     return Given(model, batches, on_request={"training_batches": training}, scores=scores)
 
 
@@ -184,7 +183,7 @@ class Wrapped(nn.Module):
 def classify_from_a_file_of_other_names() -> Given:
     """A file is loaded with `strict=False`, and no name in it is one of the network's."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
+    training, batches = divide(images, labels, 32)
     trained = Wrapped(build_plain(seed=35))
     fit(trained, images[:TRAINING], labels[:TRAINING], epochs=8)
     model = build_plain(seed=135).eval()
@@ -234,7 +233,7 @@ def _measure_error(model: nn.Module, batches: Sequence[Any]) -> float:
 def score_molecules_with_dropout() -> Given:
     """A network of linear layers drops out in eval mode too, and scores a molecule otherwise each time."""
     bits, targets = draw_molecules(3000)
-    training, batches = cut(bits[:2000], targets[:2000], 50), cut(bits[2000:], targets[2000:], 50)
+    training, batches = split(bits[:2000], targets[:2000], 50), split(bits[2000:], targets[2000:], 50)
     torch.manual_seed(36)
     model = Complexity()
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
@@ -270,8 +269,8 @@ def classify_folders_in_order_of_their_names() -> Given:
     fit(model, everything, classes, epochs=8)
     folders = sorted(str(name) for name in range(20))
     labels = torch.tensor([folders.index(str(name)) for name in right.tolist()])
-    batches = cut(tests, labels, 32)
-    scores = {"by the network's order": score(model, cut(tests, right, 32)), "as it is": score(model, batches)}
+    batches = split(tests, labels, 32)
+    scores = {"by the network's order": score(model, split(tests, right, 32)), "as it is": score(model, batches)}
     # Whoever tests a published network knows what it should reach, and has no images that it was trained with.
     return Given(model, batches, on_request={"expected": scores["by the network's order"]}, scores=scores)
 
@@ -352,7 +351,7 @@ def classify_images_scaled_twice() -> Given:
     """A network learnt images from 0 to 1, and is shown such images divided by 255."""
     images, labels = load_images()
     scaled = (images + 1) / 2
-    training, right = split(scaled, labels, 32)
+    training, right = divide(scaled, labels, 32)
     model = build_plain(seed=39)
     fit(model, scaled[:TRAINING], labels[:TRAINING], epochs=15)
     batches: Batches = [(inputs / 255, answers) for inputs, answers in right]

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.commands.images import ImageFolder, Preparation, find_images
-from bnlab.commands.packages import find_preparation, is_packaged, make_packaged
+from bnlab.commands.images import ImageFolder, find_images
+from bnlab.commands.packages import is_packaged, make_packaged, make_transform
 from bnlab.doctor.evidence.history import read_state_file
 from bnlab.doctor.evidence.labels import find_logits
 from bnlab.model.batches import call, require_batches
@@ -42,17 +42,16 @@ _EXPLAIN = re.compile(r"bnlab\.doctor\.explain\('(\w+)'\)")
 def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
     """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
     model = load_model(arguments.model, arguments.weights)
-    base = find_preparation(arguments.model, model) if is_packaged(arguments.model) else Preparation()
     given = {
         "model": model,
-        "batches": _load_batches(arguments.batches, arguments, base, caller),
+        "batches": _load_batches(arguments.batches, arguments, model, caller),
         "forward": find_optional(arguments.forward),
         "max_images": arguments.max_images,
         "progress": sys.stderr.isatty(),
     }
     # Only commands that score a model have these arguments.
     if "evaluate" in arguments:
-        given["training_batches"] = _load_batches(arguments.training, arguments, base, caller)
+        given["training_batches"] = _load_batches(arguments.training, arguments, model, caller)
         # Labels of the user's own may say which output is meant.
         if is_packaged(arguments.model) and arguments.labels is None:
             for name in ("batches", "training_batches"):
@@ -94,13 +93,13 @@ def _load_weights(model: Any, path: Path) -> None:
         raise ValueError(f"--weights {path}: is not of this model ({reason})") from error
 
 
-def _load_batches(name: str | None, arguments: argparse.Namespace, base: Preparation, caller: str) -> Any:
+def _load_batches(name: str | None, arguments: argparse.Namespace, model: Any, caller: str) -> Any:
     """Call the function of this name, or take the images of the folder of this name; None without a name."""
     if name is None:
         return None
     folder = Path(name)
     if folder.is_dir():
-        return find_images(folder, arguments, base)
+        return find_images(folder, make_transform(arguments.model, model, arguments), arguments.batch_size)
     if ":" not in name:
         raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
     batches = find_function(name)()
@@ -113,9 +112,9 @@ def _drop_unknown_labels(model: nn.Module, forward: Any, folder: Any) -> Any:
 
     Of ten of ImageNet's classes, for example, the third need not be the third output.
     """
-    if not isinstance(folder, ImageFolder) or folder.labels is None:
+    if not isinstance(folder, ImageFolder) or not folder.classes:
         return folder
-    first = next(iter(replace(folder, paths=folder.paths[:1], labels=folder.labels[:1])))
+    first = next(iter(folder))
     with torch.no_grad():
         # As it is going to be called: a forward of the user's own may choose among the outputs.
         logits = find_logits(call(model, first) if forward is None else forward(model, first))
@@ -126,7 +125,7 @@ def _drop_unknown_labels(model: nn.Module, forward: Any, folder: Any) -> Any:
         "is meant by each is not known, so that they are not taken for classes. A function that returns batches of "
         "(images, labels) can say it."
     )
-    return replace(folder, labels=None, classes=(), note=note)
+    return replace(folder, classes=(), note=note)
 
 
 def _require_same_classes(arguments: argparse.Namespace, batches: Any, training: Any) -> None:

@@ -1,13 +1,13 @@
-"""Models of packages, by name: `timm:NAME` and `torchvision:NAME`, and how their published weights see images."""
+"""Models of packages, by name: `timm:NAME` and `torchvision:NAME`, and the packages' transforms of images."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import math
 import warnings
 from typing import Any
 
-from bnlab.commands.images import Preparation
+from bnlab.commands.images import Transform
 from bnlab.common.vision import torchvision
 
 
@@ -48,27 +48,23 @@ def make_packaged(words: str, is_for_weights: bool = False) -> Any:
         raise ValueError(f"{words}: {error}") from error
 
 
-def find_preparation(words: str, model: Any) -> Preparation:
-    """Find how the published weights of a model that `make_packaged` has made see images.
+def make_transform(words: str, model: Any, arguments: argparse.Namespace) -> Transform:
+    """Make the transform that belongs to the default weights of a packaged model, else to those of ResNet-18.
 
-    The weights may be the user's own, but most are trained on from published ones, or as these were.
+    The weights may be the user's own, but most are trained on from published ones, or as these were. Arguments of
+    `add_image_arguments` say what is different.
     """
     package, _, name = words.partition(":")
-    if package == "torchvision":
-        stored = torchvision().models.get_model_weights(name).DEFAULT.transforms()
-        return Preparation(
-            size=stored.crop_size[0],
-            resize=stored.resize_size[0],
-            mean=tuple(stored.mean),
-            std=tuple(stored.std),
-            interpolation=stored.interpolation.value,
-        )
-    config = importlib.import_module("timm.data").resolve_data_config({}, model=model)
-    size = config["input_size"][-1]
-    return Preparation(
-        size=size,
-        resize=math.floor(size / config["crop_pct"]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-    )
+    changes = {key: getattr(arguments, key) for key in ("mean", "std") if getattr(arguments, key) is not None}
+    size = arguments.size
+    # Who names a size has images of about that size, such as CIFAR-10's, which are not to lose a border.
+    if package == "timm":
+        if size is not None:
+            changes.update(img_size=size, crop_pct=1.0)
+        data = importlib.import_module("timm.data")
+        return data.create_transform(**data.resolve_data_config(changes, model=model))
+
+    if size is not None:
+        changes.update(crop_size=size, resize_size=size)
+    weights = torchvision().models.get_model_weights(name if package == "torchvision" else "resnet18")
+    return weights.DEFAULT.transforms(**changes)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from tests.helpers import torchvision
+
 
 def make_model(name: str, pretrained: bool) -> nn.Module:
     """As `timm.create_model`: a network of a thousand classes; it keeps what was asked for."""
@@ -19,11 +21,13 @@ def make_model(name: str, pretrained: bool) -> nn.Module:
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Its models want images of 288 × 288 pixels, 95% of the shorter side."""
-    half = (0.5, 0.5, 0.5)
-    config = {"input_size": (3, 288, 288), "crop_pct": 0.95, "mean": half, "std": half, "interpolation": "bicubic"}
+    """Its images are prepared as torchvision's are, and of the size that is asked for."""
+    transforms = torchvision().models.ResNet18_Weights.DEFAULT.transforms
+    data = SimpleNamespace(
+        resolve_data_config=lambda changes, model: changes,
+        create_transform=lambda img_size, crop_pct: transforms(crop_size=img_size, resize_size=img_size),
+    )
     module = SimpleNamespace(create_model=make_model)
-    data = SimpleNamespace(resolve_data_config=lambda arguments, model: config)
     monkeypatch.setitem(sys.modules, "timm", module)
     monkeypatch.setitem(sys.modules, "timm.data", data)
     return module

@@ -189,7 +189,7 @@ def evaluate(model):
     return model(values).argmax(1) == labels
 
 
-def gray():
-    linear = nn.Linear(1, 2, bias=False)
-    linear.weight.data = torch.tensor([[1.0], [-1.0]])
-    return nn.Sequential(nn.BatchNorm2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+def brightness():
+    linear = nn.Linear(3, 2, bias=False)
+    linear.weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, 3).clone()
+    return nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from bnlab.commands.packages import find_preparation, is_packaged, make_packaged
+from bnlab.commands.packages import is_packaged, make_packaged, make_transform
+from tests.helpers import require, torchvision
 
 
 def test_names_of_functions_are_no_packages() -> None:
@@ -31,20 +34,31 @@ def test_weights_find_the_input_that_they_were_trained_on() -> None:
     assert not make_packaged("torchvision:googlenet").transform_input
 
 
-def test_images_are_prepared_as_published_weights_want_them() -> None:
-    found = find_preparation("torchvision:efficientnet_v2_s", None)
+HALF = (0.5, 0.5, 0.5)
+PREPARED = [
+    # the model, what is typed, and the keywords of torchvision's transforms
+    ("mine:model", {}, {"crop_size": 224, "resize_size": 256}),
+    ("mine:model", {"size": 32, "std": HALF}, {"crop_size": 32, "resize_size": 32, "std": HALF}),
+    ("torchvision:efficientnet_v2_s", {}, {"crop_size": 384, "resize_size": 384}),
+    ("torchvision:efficientnet_v2_s", {"size": 32, "mean": HALF}, {"crop_size": 32, "resize_size": 32, "mean": HALF}),
+    ("timm:test_resnet", {}, {"crop_size": 160, "resize_size": 168, "mean": HALF, "std": HALF}),  # 160 / 0.95
+    ("timm:test_resnet", {"size": 32, "std": (1,)}, {"crop_size": 32, "resize_size": 32, "mean": HALF, "std": (1,)}),
+]
 
-    assert (found.size, found.resize, found.interpolation) == (384, 384, "bilinear")
-    found = find_preparation("torchvision:efficientnet_v2_l", None)
-    assert (found.size, found.resize, found.interpolation) == (480, 480, "bicubic")
-    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
+@pytest.mark.parametrize(("words", "typed", "expected"), PREPARED)
+def test_images_are_prepared_as_the_package_does(words: str, typed: dict[str, Any], expected: dict[str, Any]) -> None:
+    model = None
+    if words.startswith("timm"):
+        require("timm")
+        model = make_packaged(words)
+    arguments = {"size": None, "mean": None, "std": None} | typed
+    image = Image.effect_noise((320, 400), 50).convert("RGB")
 
-def test_images_are_prepared_as_timm_says(timm: Any) -> None:
-    """The shorter side is 288 / 0.95, rounded down, as in timm's own transforms."""
-    found = find_preparation("timm:resnet18", timm.create_model("resnet18", pretrained=False))
+    transform = make_transform(words, model, Namespace(**arguments))
 
-    assert (found.size, found.resize, found.mean, found.interpolation) == (288, 303, (0.5, 0.5, 0.5), "bicubic")
+    theirs = torchvision().models.ResNet18_Weights.DEFAULT.transforms(**expected)
+    torch.testing.assert_close(transform(image), theirs(image))
 
 
 @pytest.mark.usefixtures("timm")
