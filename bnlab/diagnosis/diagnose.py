@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.common.checkpoints import read_state
 from bnlab.common.scores import estimate_mean
 from bnlab.diagnosis.cause import Cause, Trace, Undo, find_nothing
 from bnlab.diagnosis.causes import CAUSES
 from bnlab.diagnosis.fits import NOISE, Left, count_nats, measure_gap, measure_residuals
 from bnlab.diagnosis.patient import CALLER, Patient, normalize_by, normalize_by_batch
+from bnlab.diagnosis.repair import Repair
 from bnlab.diagnosis.report import Diagnosis, Finding, Trial
 from bnlab.diagnosis.scores import Metric, Scores
 from bnlab.model.batches import Forward, call, require_batches, require_forward
+from bnlab.model.borrow import borrowed
+from bnlab.model.layers import strip_wrappers
 
 _WORTH = 0.005  # of shares, half a point; by convention
 _WORTH_OF_SPREAD = 0.01  # of other scores' 5 to 95% range over images; by convention
@@ -37,7 +41,7 @@ def diagnose(
     metric: Metric | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
     training_batches: Iterable[Any] | None = None,
-    before: nn.Module | Mapping[str, Tensor] | None = None,
+    before: Any = None,
     expected: float | None = None,
     causes: Sequence[Cause] = (),
     forward: Forward | None = None,
@@ -58,7 +62,8 @@ def diagnose(
             time. Statistics are of `batches`.
         training_batches: batches as in training, in their order; the first 64 are read. They tell other images from
             wrong averages.
-        before: an earlier state of the model, or the model that it is a copy or an average of.
+        before: an earlier state of the model, or the model that it is a copy or an average of: a module, a state dict,
+            or a file of one.
         expected: the mean score that the model should reach.
         causes: further rows of your own; see `bnlab.diagnosis.causes.Cause`.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
@@ -83,11 +88,56 @@ def diagnose(
         metric,
         evaluate,
         None if training_batches is None else list(islice(training_batches, _TRAINING_BATCHES)),
-        before.state_dict() if isinstance(before, nn.Module) else before,
+        None if before is None else _read_before(before),
         expected,
     )
     table = (*causes, *CAUSES)
     return examine(patient, table) if patient.batches else look_at(patient, table)
+
+
+def _read_before(before: Any) -> dict[str, Tensor]:
+    state = read_state(before, f"{CALLER}: before")
+    return {strip_wrappers(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Any], *, force: bool = False, **arguments: Any) -> Repair:
+    """Write exact statistics of the batches into a model, if the doctor finds its averages at fault.
+
+    Running means and variances are written in place, all or none; weights, modes and counts stay. Whatever the doctor
+    says, or of other images: `population_statistics(model, batches).write_to(model)`.
+
+    Args:
+        model: any module with batch norms.
+        batches: what `diagnose` takes, with labels or without.
+        force: write in any case.
+        arguments: further ones of `diagnose`.
+
+    Returns:
+        A `Repair`: print it; `.written`, `.reason`, `.statistics`, `.undo()`, `.save_undo(path)`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or the layers cannot be measured; nothing is written then.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> print(recalibrate(model, [torch.arange(100.0).view(-1, 1)]))
+    Recalibrated 1 batch norms: the averages were at fault, never updated (BN002).
+    """
+    with borrowed(model):  # who has just trained it may have left it in train mode
+        diagnosis = diagnose(model, batches, **arguments)
+    return diagnosis.repair(force=force)
+
+
+def assert_healthy(model: nn.Module, batches: Iterable[Any] | None = None, **arguments: Any) -> None:
+    """Raise AssertionError with the diagnosis unless `diagnose` finds a model healthy; for test suites.
+
+    Args:
+        model: any module.
+        batches: as for `diagnose`.
+        arguments: further ones of `diagnose`.
+    """
+    diagnosis = diagnose(model, batches, **arguments)
+    if not diagnosis.is_healthy:
+        raise AssertionError(str(diagnosis))
 
 
 def look_at(patient: Patient, causes: Sequence[Cause] = CAUSES) -> Diagnosis:
@@ -95,7 +145,8 @@ def look_at(patient: Patient, causes: Sequence[Cause] = CAUSES) -> Diagnosis:
     traces: list[tuple[Cause, Trace]] = [(cause, trace) for cause in causes if (trace := patient.ask(cause.trace))]
     # What no data give is wrong whatever the images; of everything else only images tell what it costs.
     findings = [Finding(cause, trace.words, is_note=not cause.is_free) for cause, trace in traces]
-    return Diagnosis(None, findings, asks=["batches"])
+    findings += [Finding(cause, words, is_note=True) for cause in causes if (words := patient.ask(cause.sign))]
+    return Diagnosis(patient, None, findings, asks=["batches"])
 
 
 def examine(patient: Patient, causes: Sequence[Cause] = CAUSES) -> Diagnosis:
@@ -114,7 +165,7 @@ def examine(patient: Patient, causes: Sequence[Cause] = CAUSES) -> Diagnosis:
         named = {finding.cause.code for finding in findings}
         further = [note for note in notes if note.cause.code not in named]
         asks = [] if trials and _is_described(patient, causes) else _list_questions(patient)
-        return Diagnosis(verdict, [*findings, *further], list(trials), chosen, patient.passes, asks)
+        return Diagnosis(patient, verdict, [*findings, *further], list(trials), chosen, asks)
 
     for cause, words in signs.items():
         if cause.decides == "at once":

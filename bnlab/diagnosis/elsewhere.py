@@ -17,7 +17,7 @@ from bnlab.diagnosis.fits import FirstLayer, fit_rescaling, measure_gap
 from bnlab.diagnosis.history import compare_with_before, read_before
 from bnlab.diagnosis.patient import Patient, merge, normalize_by
 from bnlab.model.calls import NormCall
-from bnlab.model.layers import get_batch_count, get_bias, get_weight, list_others
+from bnlab.model.layers import get_batch_count, get_bias, get_weight, list_others, strip_wrappers
 from bnlab.statistics.moments import Moments
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -105,17 +105,17 @@ def undo_other_forward(patient: Patient) -> Iterator[Undo]:
     patient.run(note, others=patient.batches[:1])
     if seen:
         averages = {name: patient.averages[name] for name in seen}
-        yield Undo(f"in eval mode {len(seen)} layers do not normalize by their averages", change=normalize_by(averages))
+        yield Undo(
+            f"{len(seen)} layers that do not normalize by their averages in eval mode", change=normalize_by(averages)
+        )
 
 
 def undo_weights_of_norms(patient: Patient) -> Iterator[Undo]:
     """Undo weights (γ) that training took as 1, or without their sign."""
-    yield Undo(
-        "the weights of batch norms do harm, and are better at 1", change=lambda call: replace(_own(call), weight=None)
-    )
+    yield Undo("weights of batch norms that training took as 1", change=lambda call: replace(_own(call), weight=None))
     if any((weight := get_weight(layer)) is not None and (weight < 0).any() for layer in patient.layers.values()):
         yield Undo(
-            "weights of batch norms are better without their sign",
+            "weights of batch norms that training took without their sign",
             change=lambda call: replace(_own(call), weight=None if call.weight is None else call.weight.abs()),
         )
 
@@ -137,7 +137,7 @@ def undo_eps(patient: Patient) -> Iterator[Undo]:
             name: Moments(math.nan, patient.averages[name].mean, (patient.averages[name].var + more).clamp(min=0))
             for name, more in others.items()
         }
-        yield Undo(f"an eps of {eps:g} does better than that of the layers", change=normalize_by(averages))
+        yield Undo(f"another eps than {eps:g}, that of training", change=normalize_by(averages))
 
 
 def undo_second_folding(patient: Patient) -> Iterator[Undo]:
@@ -152,7 +152,7 @@ def undo_second_folding(patient: Patient) -> Iterator[Undo]:
             ones = torch.ones(call.x.shape[1], dtype=torch.float64)
             return replace(call.normalize_by(0 * ones, ones - eps), weight=None, bias=None)
 
-        words = f"inputs of {len(folded)} layers have their bias as mean and their weight as deviation already"
+        words = f"{len(folded)} layers whose inputs have their bias as mean and their weight as deviation already"
         yield Undo(words, change=pass_through)
 
 
@@ -182,7 +182,7 @@ def undo_training_since(patient: Patient) -> Iterator[Undo]:
 
     @contextlib.contextmanager
     def load_before(model: nn.Module) -> Iterator[None]:
-        parameters = dict(model.named_parameters())
+        parameters = {strip_wrappers(name): parameter for name, parameter in model.named_parameters()}
         now = {name: parameter.data for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
@@ -194,7 +194,7 @@ def undo_training_since(patient: Patient) -> Iterator[Undo]:
 
     averages = {name: read_before(before, name) for name in patient.layers}
     kept = {name: moments for name, moments in averages.items() if moments is not None}
-    yield Undo("weights and averages of before= do better", math.inf, normalize_by(kept), within=load_before)
+    yield Undo("all that was changed since before=", math.inf, normalize_by(kept), within=load_before)
 
 
 def see_new_weights(patient: Patient) -> str:
@@ -220,7 +220,7 @@ def see_random_outputs(patient: Patient) -> str:
         torch.manual_seed(1)
         yield
 
-    if patient.evaluate is not None:
+    if patient.evaluate is not None or not patient.batches:
         return ""
     first = patient.as_is.outputs[:1]
     second = patient.run(others=patient.batches[:1], within=draw_others).outputs
@@ -234,6 +234,8 @@ def see_random_outputs(patient: Patient) -> str:
 
 def see_what_is_not_covered(patient: Patient) -> str:
     """See layers that the images do not reach, or that do not run torch's batch norm."""
+    if not patient.batches:
+        return ""
     unseen = [name for name in patient.layers if name not in patient.exact]
     others = list(list_others(patient.model))
     if not unseen and not others:

@@ -35,7 +35,7 @@ def undo_mode_of_others(patient: Patient) -> Iterator[Undo]:
     """Undo eval mode of all modules of a class that are no batch norms, or of those few that need it."""
     for modules in patient.ask(list_switching_classes):
         chosen = _narrow(patient, modules)
-        yield Undo(f"{name_modules(chosen)} would be better in train mode", within=put_into_train_mode(chosen.values()))
+        yield Undo(f"eval mode of {name_modules(chosen)}", within=put_into_train_mode(chosen.values()))
 
 
 def list_switching_classes(patient: Patient) -> list[Mapping[str, nn.Module]]:
@@ -110,7 +110,7 @@ def see_others_in_train_mode(patient: Patient) -> str:
 def undo_mode_that_eval_does_not_reach(patient: Patient) -> Iterator[Undo]:
     """Undo train mode that `eval()` does not end: `train` is a module's own, or norms are in a plain list."""
     if patient.unreached:
-        words = f"{patient.unreached} batch norms normalize by the batch, although eval() was called"
+        words = f"train mode of {patient.unreached} batch norms that eval() does not reach"
         yield Undo(words, change=_normalize_by_own, unnamed=_normalize_by_own)
 
 
@@ -129,7 +129,7 @@ def undo_padding(patient: Patient) -> Iterator[Undo]:
     cut = [_cut(batch) for batch in alone]
     if any(batch is None for batch in cut) or not _matters(patient, cut):
         return
-    yield Undo("sequences have other answers where they are not padded", regrouped=cut)
+    yield Undo("padding of sequences, which counts", regrouped=cut)
 
 
 def undo_company(patient: Patient) -> Iterator[Undo]:
@@ -139,13 +139,13 @@ def undo_company(patient: Patient) -> Iterator[Undo]:
         return
     if len(alone) > len(patient.batches):
         if _matters(patient, alone):
-            yield Undo("images have other answers alone", regrouped=alone)
+            yield Undo("other images in the batch, which count", regrouped=alone)
         return
     together = [_join(alone[start : start + _TOGETHER]) for start in range(0, len(alone), _TOGETHER)]
     if not any(batch is None for batch in together):
         some = patient.look(together[:1])[0]
         if not _are_same([some], [torch.cat(patient.look(alone[: len(some)]))]):
-            yield Undo(f"images have other answers beside {_TOGETHER - 1} others", regrouped=together)
+            yield Undo("images that are alone in a batch", regrouped=together)
 
 
 def split(patient: Patient) -> list[Any]:
@@ -219,7 +219,7 @@ def _are_same(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 def see_values_that_are_not_finite(patient: Patient) -> str:
     """See outputs that are not finite, where other averages do not help, and the first module that gives such."""
-    if patient.evaluate is not None or not _count_broken(patient.as_is.outputs):
+    if patient.evaluate is not None or not patient.batches or not _count_broken(patient.as_is.outputs):
         return ""
     if patient.exact and not _count_broken(patient.under_exact.outputs):
         return ""
@@ -272,7 +272,7 @@ def undo_numbering(patient: Patient) -> Iterator[Undo]:
     pairs = ", ".join(f"{number} is {int(numbers[number])}" for number in moved[:4])
     more = ", …" if len(moved) > 4 else ""
     yield Undo(
-        f"labels are numbered otherwise than outputs: {pairs}{more}",
+        f"labels that are numbered otherwise than outputs: {pairs}{more}",
         len(moved),
         labels=lambda old: numbers.to(old)[old],
     )
@@ -301,8 +301,8 @@ def undo_other_inputs(patient: Patient) -> Iterator[Undo]:
     if len(mean) == 3:
         reversed_ = torch.cat([(mean.flip(0) - goal) / wanted, (deviation.flip(0) / wanted).log()]).nan_to_num()
         if float(reversed_.square().mean()) < float(off.square().mean()) / 2:
-            yield Undo("the channels of these inputs are in reversed order", images=lambda images: images.flip(1))
-    words = "the channels of these inputs have other means and deviations than in training"
+            yield Undo("channels in reversed order", images=lambda images: images.flip(1))
+    words = "channels with other means and deviations than in training"
     yield Undo(words, 2 * len(mean), images=rescale)
 
 

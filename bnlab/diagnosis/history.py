@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.diagnosis.patient import Patient
+from bnlab.model.layers import strip_wrappers
 from bnlab.statistics.moments import Moments
 
 
@@ -33,7 +34,7 @@ def compare_with_before(patient: Patient) -> History | None:
     before = patient.before
     if before is None:
         return None
-    parameters = dict(patient.model.named_parameters())
+    parameters = {strip_wrappers(name): parameter for name, parameter in patient.model.named_parameters()}
     known = {name: before[name] for name in parameters if name in before}
     changed = [
         name
@@ -64,11 +65,9 @@ def is_frozen(layer: nn.Module) -> bool:
     return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
-
-
 def read_before(before: Mapping[str, Tensor], name: str) -> Moments | None:
     """Read a layer's averages of before=; None where it has none."""
-    prefix = f"{name}." if name else ""
+    plain = strip_wrappers(name)
+    prefix = f"{plain}." if plain else ""
     mean, var = before.get(f"{prefix}running_mean"), before.get(f"{prefix}running_var")
     return None if mean is None or var is None else Moments(math.nan, mean.double().cpu(), var.double().cpu())

@@ -22,6 +22,7 @@ from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
 from bnlab.model.layers import BatchNorm, get_running_buffers, is_batch_norm, require_watchable
 from bnlab.statistics.moments import Moments
+from bnlab.statistics.network import Statistics
 
 CALLER = "diagnose"
 _IMAGES = 1024  # about so many are scored; an interval of a share of these is at most six points wide
@@ -233,28 +234,33 @@ class Patient:
         return len(seen)
 
     @cached_property
-    def exact(self) -> dict[str, Moments]:
-        """Exact statistics of the patient's images, by layer; of those that are reached and can be measured."""
+    def statistics(self) -> Statistics | None:
+        """Exact statistics of the patient's images; None where they cannot be measured."""
         return self.measure(self.batches)
+
+    @cached_property
+    def exact(self) -> dict[str, Moments]:
+        """Exact statistics by layer; of those that are reached and can be measured."""
+        return dict(self.statistics or {})
 
     @cached_property
     def of_training(self) -> dict[str, Moments]:
         """Exact statistics of training batches; nothing without any."""
-        return self.measure(self.training_batches) if self.training_batches else {}
+        return dict((self.measure(self.training_batches) if self.training_batches else None) or {})
 
-    def measure(self, batches: Sequence[Any]) -> dict[str, Moments]:
-        """Measure exact statistics of batches; nothing where the model cannot be measured."""
+    def measure(self, batches: Sequence[Any]) -> Statistics | None:
+        """Measure exact statistics of batches; None where the model cannot be measured."""
         if not self.layers or self.unreached:  # measuring would move the averages of what eval() does not reach
-            return {}
+            return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a model that is random, say, is a finding and no warning
             try:
                 statistics = population_statistics(self.model, batches, forward=self.forward)
             except ValueError:
-                return {}
+                return None
         checked = 1 + 1 / 8  # the check takes up to an eighth of the batches
         self.passes += checked * sum(map(count_images, batches)) / max(self.images, 1)
-        return dict(statistics)
+        return statistics
 
     @cached_property
     def as_is(self) -> Run:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnlab.common.pages import fill_in
 from bnlab.common.scores import Difference, compare_scores, describe_number
 from bnlab.diagnosis.cause import Cause, Kind, Undo
+from bnlab.diagnosis.patient import Patient
+from bnlab.diagnosis.repair import Repair, write_repair
 from bnlab.diagnosis.scores import Scores
+from bnlab.gaps.gap import gap
+from bnlab.statistics.network import running_statistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +31,9 @@ _FIRST_LINES = {
     "undecided": "Undecided: these are too few images to tell.",
     None: "No images were looked at",
 }
+
+_TONES = {"healthy": "#1b7f3b", "undecided": "#777777", None: "#777777"}
+"""Colours of answers that are not about a fault."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,58 @@ class Diagnosis:
     """What was found; print it.
 
     Attributes:
+        patient: the model, with what was measured.
         verdict: where the fault is: "healthy", "averages", "images", "averages or images", "batches", "network", "mode"
             or "undecided"; None where nothing could be scored.
         found: the cause first, then notes.
         trials: all changes that were tried, with their scores; the model as it is first.
         chosen: the change that brings back most with the fewest numbers; None where nothing does.
-        passes: over the images, that were taken.
         asks: arguments of `diagnose` that would tell more.
     """
 
+    patient: Patient
     verdict: str | None
     found: list[Finding] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     chosen: Trial | None = None
-    passes: float = 0.0
     asks: list[str] = field(default_factory=list)
+
+    @property
+    def passes(self) -> float:
+        """How many passes over the images were taken."""
+        return self.patient.passes
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing that costs anything was found; what is undecided is not healthy."""
+        return self.verdict in ("healthy", None) and not self.causes
+
+    def repair(self, *, force: bool = False) -> Repair:
+        """Write the exact statistics that were tried, if the averages are at fault.
+
+        Args:
+            force: write in any case.
+
+        Raises:
+            ValueError: they could not be measured, or the buffers cannot hold them; nothing is written then.
+        """
+        statistics = self.patient.statistics if self.patient.batches else None
+        if statistics is None:
+            raise ValueError("repair: there are no exact statistics; pass batches that reach the batch norms")
+        named = [finding.cause for finding in self.found if not finding.is_note]
+        title = f", {named[0].title} ({named[0].code})" if named else ""
+        if self.verdict == "averages":
+            return write_repair(self.patient.model, statistics, f"the averages were at fault{title}")
+        if self.verdict == "averages or images" and named[0].kind == "averages":
+            reason = (
+                "the averages were at fault, unless these images are others than in training; training_batches= tells"
+            )
+            return write_repair(self.patient.model, statistics, reason)
+        first = _FIRST_LINES[self.verdict].rstrip(".")
+        reason = f"{first[0].lower()}{first[1:]}{title}"
+        if force:
+            return write_repair(self.patient.model, statistics, f"force=True, although {reason}")
+        return Repair(False, f"{reason}; force=True writes anyway", statistics)
 
     @property
     def causes(self) -> list[str]:
@@ -118,7 +161,7 @@ class Diagnosis:
         """A row for each change: what it is, its cause, the score, the gain over the model as it is, an interval."""
         import pandas as pd
 
-        columns = ["changed", "code", "score", "gain", "low", "high", "degrees"]
+        columns = ["undone", "code", "score", "gain", "low", "high", "degrees"]
         rows: list[list[Any]] = []
         for trial in self.trials:
             gain = self._compare(trial)
@@ -190,20 +233,30 @@ class Diagnosis:
             }
         )
 
-    def to_html(self, path: str | Path) -> None:
-        """Write a page with the answer and both tables."""
-        parts = [
-            "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-            "<title>Diagnosis</title><style>body{font:16px sans-serif;margin:2em auto;max-width:60em;padding:0 1em}"
-            "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3em .6em;text-align:left;"
-            "border-bottom:1px solid #ccc}pre{white-space:pre-wrap}</style>",
-            f"<h1>Diagnosis</h1><pre>{html.escape(str(self))}</pre>",
-            *(f"<h2>{title}</h2>{frame.to_html(index=False)}" for title, frame in self._list_frames()),
-        ]
-        Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+    @property
+    def layers(self) -> pd.DataFrame | None:
+        """How far each layer's averages are from exact statistics, see `bnlab.gap`; None where these are not known."""
+        statistics = self.patient.statistics if self.patient.batches else None
+        return None if statistics is None else gap(statistics, running_statistics(self.patient.model))
 
-    def _list_frames(self) -> Sequence[tuple[str, pd.DataFrame]]:
-        return [("Findings", self.findings), ("What was tried", self.table.round(4))]
+    def to_html(self, path: str | Path) -> None:
+        """Write a page with the answer, what was tried, and the layers: one file that needs nothing else."""
+        page = fill_in(
+            Path(__file__).with_name("page.html"),
+            name=type(self.patient.model).__name__,
+            tone=_TONES.get(self.verdict, "#b3261e"),
+            lines=[line.strip() for line in self._write_lines()],
+            tried=_round(self.table.sort_values("gain", ascending=False)),
+            layers=_round(self.layers),
+        )
+        Path(path).write_text(page, encoding="utf-8")
+
+
+def _round(frame: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Write numbers with three digits."""
+    if frame is None:
+        return None
+    return frame.map(lambda value: describe_number(value) if isinstance(value, float) else value)
 
 
 def _write_score(scores: Scores) -> str:
