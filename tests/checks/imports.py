@@ -19,7 +19,8 @@ FLOORS = (
     "model common theory",
     "statistics estimators inference memory",
     "exact recording nn",
-    "gaps doctor diagnosis",
+    "gaps",
+    "doctor diagnosis",
     "watching",
     "callbacks",
     "commands",
@@ -45,7 +46,7 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches layers calls borrow reading",
-    "common": "files precision pages storage names vision printing scores",
+    "common": "files precision pages storage checkpoints names vision printing scores",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "state self_tuned",
@@ -60,7 +61,7 @@ FOLDERS = {
     "doctor.report": "page diagnosis",
     "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
     "reproduction report runs new",
-    "diagnosis": "scores patient fits causes report diagnose",
+    "diagnosis": "scores patient fits cause history averages elsewhere experiments causes repair report diagnose",
     "watching": "keeper comparison watch",
     "commands.demo": "patterns network store specimen faults",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
