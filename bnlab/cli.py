@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -31,6 +32,8 @@ _OF_SWEEPS = {
 def main() -> int:
     """Run the command that the words name; 2 for a user's mistake, with one line that says what to do."""
     escape_unprintable()
+    # Torch reads it when it first allocates, and workers inherit it: huge pages are mapped 512 times more seldom.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         code = _run_command(sys.argv[1:])
         # If the reader has closed the pipe, the flush raises here, where it is handled, and not when Python exits.
