@@ -158,7 +158,7 @@ bench: .venv/installed-bench
 	$(PY) -m benchmarks
 
 networks: .venv/installed-dev
-	$(PY) -m pytest -q -n 0 -m 'slow or not slow' --train-networks tests/doctor
+	$(PY) -m pytest -q -n 0 -m 'slow or not slow' --train-networks tests/doctor tests/test_gallery.py tests/test_doctor_benchmark.py
 
 # The report of pip's resolver becomes constraints.
 define WRITE_CONSTRAINTS

@@ -10,7 +10,7 @@ setup(
             "py.typed",
             "commands/demo/networks/*.safetensors",
             "doctor/codes.json",
-            "doctor/report/page.html",
+            "doctor/page.html",
             "harness/reporting/templates/*",
         ],
         "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt", "new/**/*"],

@@ -33,7 +33,7 @@ from benchmarks.doctor_networks import (
 from benchmarks.gallery import FAULTS
 from bnlab import diagnose
 from bnlab.common.scores import Difference
-from bnlab.doctor.report.diagnosis import Diagnosis
+from bnlab.doctor.report import Diagnosis
 from bnlab.memory import keep_freed_memory
 
 _SEEDS = range(1000, 1080)
@@ -152,7 +152,7 @@ def examine_unbroken(trained: Trained) -> Iterator[ExaminedNetwork]:
     cost = measure_cost(trained)
     history: dict[str, Any] = {"training_batches": trained.training_batches, "before": trained.before}
     for given, arguments in (("–", {}), ("training batches, a checkpoint", history)):
-        diagnosis = diagnose(trained.model, trained.batches, progress=False, **arguments)
+        diagnosis = diagnose(trained.model, trained.batches, **arguments)
         yield _note(trained.training, "", given, cost.lost, _CODES[cost.cause], diagnosis)
 
 
@@ -167,7 +167,7 @@ def examine_faults(trained: Trained) -> Iterator[ExaminedNetwork]:
     for strength in fault.strengths:
         specimen = fault.spoil(seen, strength)
         lost = measure_lost(others, fault.spoil(others, strength))
-        diagnosis = diagnose(specimen.model, specimen.batches, progress=False, **specimen.arguments)
+        diagnosis = diagnose(specimen.model, specimen.batches, **specimen.arguments)
         given = ", ".join(name.replace("_", " ") for name in specimen.arguments) or "–"
         yield _note(trained.training, f"{fault.name}, {strength:g}", given, lost, (fault.code,), diagnosis)
 
@@ -184,7 +184,7 @@ def _note(
     above: list[str] = []
     if diagnosis is not None:
         verdict = diagnosis.verdict or ""
-        above = [finding.cause.code for finding in diagnosis.faults if finding.severity != "note"]
+        above = diagnosis.causes
     rate = "constant" if training.is_constant else "one-cycle"
     return ExaminedNetwork(
         training.seed,

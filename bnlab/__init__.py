@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 # Type checkers and editors cannot follow `__getattr__`, so the names are listed for them once more.
 if TYPE_CHECKING:
     from bnlab import callbacks, doctor, estimators, inference, memory, nn, theory
-    from bnlab.doctor.diagnose import assert_healthy, diagnose
-    from bnlab.doctor.recalibrate import recalibrate
+    from bnlab.doctor.diagnose import assert_healthy, diagnose, recalibrate
     from bnlab.exact.population import population_statistics
     from bnlab.gaps.decomposition import decompose
     from bnlab.gaps.gap import gap
@@ -54,7 +53,7 @@ _MODULES = {
     "decompose": "gaps.decomposition",
     "assert_healthy": "doctor.diagnose",
     "diagnose": "doctor.diagnose",
-    "recalibrate": "doctor.recalibrate",
+    "recalibrate": "doctor.diagnose",
     "population_statistics": "exact.population",
     "gap": "gaps.gap",
     "Moments": "statistics.moments",

@@ -1,22 +1,32 @@
 """python -m docs.codes: write what each cause of the doctor says itself, for readers and for `bnlab.doctor.explain`.
 
 docs/codes.md is committed, so that links to a code lead to something to read wherever the repository is shown;
-bnlab/doctor/codes.json, so that explaining a code does not load torch, as all causes do.
+bnlab/doctor/codes.json, so that explaining a code does not load torch, as the table does.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.gallery import FAULTS, Fault
-from bnlab.doctor import Cause, list_causes
-from bnlab.doctor.cause import HIDDEN, NEEDS
-from bnlab.doctor.codes import ALIASES, EXPLANATIONS
+from benchmarks.gallery import FAULTS
+from bnlab.doctor import CAUSES, Cause
+from bnlab.doctor.cause import find_nothing
+from bnlab.doctor.codes import EXPLANATIONS
 
 PAGE = Path(__file__).with_name("codes.md")
 
+_FIRST = """\
+# Codes of the doctor
+
+What [`bnlab doctor`](howto/doctor.md) and `bnlab.diagnose` look for. Each code says what it means, what to do, and how
+it is looked for; `bnlab explain CODE` prints the same.
+
+| code | what it is | where the fault is |
+|---|---|---|
+"""
 _RECALIBRATION = {
     "repairs": "New statistics repair it.",
     "falls short": "New statistics repair a part of it at best.",
@@ -33,86 +43,58 @@ def main() -> None:
         print(path)
 
 
+def _group_rows() -> Mapping[str, Sequence[Cause]]:
+    """Group the rows by their code: a mistake that shows in two places has two."""
+    return {code: [each for each in CAUSES if each.code == code] for code in sorted({each.code for each in CAUSES})}
+
+
 def write_codes() -> str:
     """Write the page: a table of all codes, then a section for each.
 
     A heading is the code alone, so that links to it stay when a title changes.
     """
-    causes = list_causes()
-    lines = [
-        "# Codes of the doctor",
-        "",
-        "What [`bnlab doctor`](howto/doctor.md) and `bnlab.diagnose` look for. Each code says what it means, what to",
-        "do, how it is detected, and when it is a false alarm; `bnlab explain CODE` prints the same.",
-        "",
-        "| code | what it is | what it needs beside the model |",
-        "|---|---|---|",
+    groups = _group_rows()
+    rows = [
+        f"| [{code}](#{code.lower()}) | {rows[0].title} | {', '.join(dict.fromkeys(row.kind for row in rows))} |"
+        for code, rows in groups.items()
     ]
-    for cause in causes:
-        # A bar would end the cell of the table.
-        title = cause.title.replace("|", "\\|")
-        needs = ", ".join(NEEDS[need] for need in cause.needs)
-        lines.append(f"| [{cause.code}](#{cause.code.lower()}) | {title} | {needs} |")
-    merged = [f"{code} is part of [{now}](#{now.lower()})." for code, now in ALIASES.items()]
-    lines += ["", f"Codes of earlier versions: {' '.join(merged)}", ""]
-    return "\n".join([*lines, *(_write_code(cause) for cause in causes)])
+    sections = [_write_section(code, rows) for code, rows in groups.items()]
+    return _FIRST + "\n".join(rows) + "\n\n" + "\n".join(sections)
 
 
-def _write_code(cause: Cause) -> str:
-    title = cause.title[0].upper() + cause.title[1:]
-    parts = [
-        f"## {cause.code}",
-        f"**{title}.** {cause.meaning}",
-        f"**What to do.** {cause.remedy}",
-        f"**How it is detected.** {_describe_signs(cause)}",
-        f"**What it needs.** {_describe_needs(cause)} {_describe_severity(cause)}",
-    ]
-    examples = [_write_example(fault) for fault in FAULTS.values() if fault.code == cause.code]
+def _write_section(code: str, rows: Sequence[Cause]) -> str:
+    parts = [f"## {code}", *(part for row in rows for part in _write_row(row))]
+    examples = [fault for fault in FAULTS.values() if fault.code == code]
     if examples:
-        about = "Networks that were broken on purpose, by name in `benchmarks.gallery.FAULTS`:"
-        parts += [about, "\n".join(examples)]
+        parts.append("Networks that were broken on purpose, by name in `benchmarks.gallery.FAULTS`:")
+        lines = [f"- *{fault.name}*: {fault.done} {_RECALIBRATION[fault.recalibration]}" for fault in examples]
+        parts.append("\n".join(lines))
     return "\n\n".join([*parts, ""])
 
 
-def _write_example(fault: Fault) -> str:
-    return f"- *{fault.name}*: {fault.done} {_RECALIBRATION[fault.recalibration]}"
+def _write_row(row: Cause) -> Iterator[str]:
+    yield f"**{row.title[0].upper()}{row.title[1:]}.** {row.meaning}"
+    yield f"**What to do.** {row.remedy}"
+    yield f"**How it is looked for.** {_describe_looks(row)}"
+
+
+def _describe_looks(row: Cause) -> str:
+    """Say how a row looks for its mistake: what its functions say of themselves."""
+    looks = [function for function in (row.undo, row.left, row.trace, row.sign) if function is not find_nothing]
+    return " ".join(" ".join((inspect.getdoc(function) or "").split()) for function in looks)
 
 
 def write_explanations() -> str:
     """Write what `bnlab.doctor.explain` says of each code, as JSON."""
-    explanations = {cause.code: _write_explanation(cause) for cause in list_causes()}
+    explanations = {code: _write_explanation(code, rows) for code, rows in _group_rows().items()}
     return json.dumps(explanations, indent=2, ensure_ascii=False) + "\n"
 
 
-def _write_explanation(cause: Cause) -> str:
-    heading = f"{cause.code}: {cause.title}"
-    what_to_do = f"{cause.meaning}\n{cause.remedy}"
-    conditions = f"{_describe_needs(cause)}\n{_describe_severity(cause)}"
-    return "\n\n".join([heading, what_to_do, _describe_signs(cause), conditions])
-
-
-def _describe_signs(cause: Cause) -> str:
-    """Say how a cause detects its fault, and when it is a false alarm: its docstring."""
-    return inspect.getdoc(type(cause)) or ""
-
-
-def _describe_needs(cause: Cause) -> str:
-    """Say what must be given for a cause to look."""
-    wanted = " and ".join(NEEDS[need] for need in cause.needs)
-    return f"It needs {wanted or 'the model alone'}."
-
-
-def _describe_severity(cause: Cause) -> str:
-    """Say how severe what a cause finds is, and whether recalibration refuses to cover it up."""
-    article = "an" if cause.severity == "error" else "a"
-    unknown = f"if that is unknown, it is {article} {cause.severity}"
-    is_undone = type(cause).propose is not Cause.propose or cause.undone_by
-    reported = f"How severe it is depends on how much undoing it gains; {unknown}."
-    if not is_undone:
-        reported = "Nothing is undone for it: how severe it is depends on what was seen."
-    hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
-    refuses = "bnlab.recalibrate refuses if undoing it gains as much as new statistics do, because these would hide it."
-    return f"{reported} {refuses}" if hides else reported
+def _write_explanation(code: str, rows: Sequence[Cause]) -> str:
+    parts = [f"{code}: {rows[0].title}"]
+    for row in rows:
+        parts += [f"{row.meaning}\n{row.remedy}", _describe_looks(row)]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

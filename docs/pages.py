@@ -54,8 +54,8 @@ def list_shown() -> dict[str, Path]:
 
 
 def list_names(module: ModuleType) -> list[str]:
-    """List the public functions and classes of a module, without the modules in it."""
-    return [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+    """List the public functions and classes of a module, without the modules and tables in it."""
+    return [name for name in module.__all__ if callable(getattr(module, name))]
 
 
 def list_sources(name: str) -> set[Path]:

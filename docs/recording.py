@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -16,7 +17,7 @@ RECORDING = Path(__file__).with_name("static") / "doctor.svg"
 COMMAND = ("bnlab", "doctor", "--demo")
 SECONDS = 7  # that a part is shown
 NETWORK_AT_REST = 1  # from 0, the one that is shown where nothing moves: after the healthy one the first with a fault
-_COLUMNS = 104  # letters in a line of the terminal; one of the demo has 103 at most
+_COLUMNS = 104  # letters in a line of the terminal; longer ones are wrapped
 # In pixels.
 _LETTER_WIDTH = 7.3
 _LINE_HEIGHT = 17
@@ -67,7 +68,7 @@ def list_parts(printed: str) -> list[list[str]]:
 def draw(parts: Sequence[Sequence[str]]) -> str:
     """Draw a terminal that shows the command, and below it each part in turn."""
     introduction, *networks = parts
-    shown = [[*introduction, "", *network] for network in networks]
+    shown = [[*introduction, "", *(row for line in network for row in _wrap(line))] for network in networks]
     most_lines = max(map(len, shown))
     width = round(_COLUMNS * _LETTER_WIDTH + 2 * _EDGE)
     # Two more lines: the command, and an empty one below it.
@@ -93,6 +94,12 @@ def draw(parts: Sequence[Sequence[str]]) -> str:
                 lines.append(_write(row, line, "title" if line[0].isdigit() else ""))
         lines.append("</g>")
     return "\n".join([*lines, "</svg>", ""])
+
+
+def _wrap(line: str) -> list[str]:
+    """Wrap a line of the demo as the terminal is wide; a further line begins where what it says began."""
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    return textwrap.wrap(line, _COLUMNS, subsequent_indent=indent) or [""]
 
 
 def _write(row: int, line: str, kind: str) -> str:

@@ -23,7 +23,7 @@ from bnlab.model.reading import DeviceReader
 from bnlab.nn import SelfTuned
 from tests import references
 from tests.conftest import small_config
-from tests.doctor.digits import draw_batches, make_healthy
+from tests.doctor.digits import make_batches, make_healthy
 from tests.harness.kills import assert_same, interrupted_at
 from tests.helpers import (
     Run,
@@ -189,9 +189,9 @@ def test_a_borrowed_model_is_given_back_without_waiting() -> None:
 
 
 def test_a_diagnosis_says_on_a_gpu_what_it_says_on_the_cpu_and_its_repair_can_be_undone() -> None:
-    model = make_healthy()
+    model = make_healthy(0)
     reset(model)
-    batches = draw_batches(8)
+    batches = make_batches(images=400)
     expected = diagnose(model, batches)
 
     moved = copy.deepcopy(model).cuda()
@@ -200,6 +200,10 @@ def test_a_diagnosis_says_on_a_gpu_what_it_says_on_the_cpu_and_its_repair_can_be
         found = diagnose(moved, on_gpu)
     assert found.verdict == expected.verdict == "averages"
     assert list(found.findings["code"]) == list(expected.findings["code"])
+    # A loader gives images on the CPU; a metric of one's own is given them where the outputs are.
+    assert diagnose(moved, batches).causes == expected.causes
+    by_metric = diagnose(moved, batches, metric=lambda output, batch: (output.argmax(1) == batch[1]).float())
+    assert by_metric.causes == expected.causes
 
     before = copy.deepcopy(moved.state_dict())
     repair = recalibrate(moved, on_gpu)

@@ -213,7 +213,7 @@ def test_weights_that_are_lost_beside_their_biases_leave_nothing_out() -> None:
     for batch in data * 20:
         model(batch)
 
-    diagnosis = diagnose(model.eval(), data, progress=False)
+    diagnosis = diagnose(model.eval(), data)
 
     assert "BN304" not in diagnosis.findings["code"].tolist()
 
@@ -237,8 +237,7 @@ def test_images_of_255_levels_are_told_in_half_precision() -> None:
         optimizer.step()
 
     data = list(zip((255 * images).split(64), labels.split(64), strict=True))
-    diagnosis = diagnose(model.eval(), data, forward=lambda model, batch: in_bfloat16(model, batch[0]), progress=False)
+    diagnosis = diagnose(model.eval(), data, forward=lambda model, batch: in_bfloat16(model, batch[0]))
 
-    (fault,) = diagnosis.faults
-    assert fault.cause.code == "BN209"
-    assert math.isclose(float(fault.evidence.split("·")[0].split()[-1]), 255, rel_tol=0.1)
+    assert diagnosis.causes == ["BN209"]
+    assert math.isclose(float(diagnosis.found[0].words.split("·")[0].split()[-1]), 255, rel_tol=0.1)

@@ -30,7 +30,6 @@ from benchmarks.doctor_benchmark.parts import (
 )
 from benchmarks.doctor_benchmark.problem import Given
 from bnlab.commands.demo.specimen import Batches, list_norms, reset, split
-from bnlab.commands.demo.store import History
 from bnlab.harness.artifacts.data.rendering import glyphs
 
 
@@ -113,7 +112,7 @@ def average_parameters_of_clients() -> Given:
     torch.manual_seed(3)
     first = UNet(classes=2, width=10)
 
-    def train() -> History:
+    def train() -> Mapping[str, Tensor]:
         clients = [first, copy.deepcopy(first), copy.deepcopy(first)]
         for number in range(8):
             for hospital, (client, part) in enumerate(zip(clients, parts, strict=True)):
@@ -125,16 +124,16 @@ def average_parameters_of_clients() -> Given:
                     mean = torch.stack(list(shared)).mean(0)
                     for parameter in shared:
                         parameter.copy_(mean)
-        return History(before=last)
+        return last
 
-    history = NETWORKS.recall("clients", first, train)
+    before_it = NETWORKS.recall("clients", first, train)
     images = torch.cat([_scan(scenes[TRAINING + hospital :: 3], hospital) for hospital in range(3)])
     labels = torch.cat([masks[TRAINING + hospital :: 3] for hospital in range(3)])
     # Mixed, so that each batch has images of all hospitals.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(3))
     batches = split(images[order], labels[order], 20)
     training = split(torch.cat([_scan(scenes[part], number) for number, part in enumerate(parts)]), masks[:900], 20)
-    on_request = {"training_batches": training, "before": history.before}
+    on_request = {"training_batches": training, "before": before_it}
     return Given(first, batches, on_request=on_request, scores=measure(first, batches, training))
 
 
@@ -146,7 +145,7 @@ def average_weights_without_buffers() -> Given:
     # It never runs in train mode, so that its buffers stay at 0 and 1.
     teacher = copy.deepcopy(student).eval()
 
-    def train() -> History:
+    def train() -> Mapping[str, Tensor]:
         fit(
             student,
             images[:TRAINING],
@@ -154,10 +153,10 @@ def average_weights_without_buffers() -> Given:
             epochs=12,
             after_step=lambda: follow(teacher, student, 0.02),
         )
-        return History(before=student.state_dict())
+        return student.state_dict()
 
-    history = NETWORKS.recall("teacher", teacher, train)
-    student.load_state_dict(history.before)
+    before_it = NETWORKS.recall("teacher", teacher, train)
+    student.load_state_dict(before_it)
     student.eval()
     scores = {"student": score(student, batches), **measure(teacher, batches, training)}
     return Given(teacher, batches, on_request={"training_batches": training, "before": student}, scores=scores)
@@ -262,7 +261,7 @@ def adapt_to_a_darker_domain() -> Given:
     torch.manual_seed(6)
     model = PyramidNet()
 
-    def train() -> History:
+    def train() -> Mapping[str, Tensor]:
         fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=10, size=20)
         before = copy.deepcopy(model.state_dict())
         for norm in list_norms(model):
@@ -286,9 +285,9 @@ def adapt_to_a_darker_domain() -> Given:
             _judge(judge, light, 1.0).backward()
             _judge(judge, dark, 0.0).backward()
             judges.step()
-        return History(before=before)
+        return before
 
-    history = NETWORKS.recall("two domains", model, train)
+    before_it = NETWORKS.recall("two domains", model, train)
     for norm in list_norms(model):
         # A loaded state does not say which parameters were frozen.
         norm.requires_grad_(False)
@@ -297,7 +296,7 @@ def adapt_to_a_darker_domain() -> Given:
         mixed += [(scenes[source], masks[source]), (_darken(scenes[target]), masks[target])]
     light_batches = split(scenes[TRAINING:], masks[TRAINING:], 20)
     scores = measure(model, light_batches, split(scenes[:500], masks[:500], 20))
-    return Given(model, light_batches, on_request={"training_batches": mixed, "before": history.before}, scores=scores)
+    return Given(model, light_batches, on_request={"training_batches": mixed, "before": before_it}, scores=scores)
 
 
 def _load_dense() -> Dense:
@@ -352,15 +351,15 @@ def train_on_with_batches_of_two() -> Given:
     torch.manual_seed(9)
     model = PyramidNet()
 
-    def train() -> History:
+    def train() -> Mapping[str, Tensor]:
         fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=15, size=20)
         before = copy.deepcopy(model.state_dict())
         fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=2, size=2, rate=0.01, falls=False)
-        return History(before=before)
+        return before
 
-    history = NETWORKS.recall("batches of two", model, train)
+    before_it = NETWORKS.recall("batches of two", model, train)
     pretrained = copy.deepcopy(model)
-    pretrained.load_state_dict(history.before)
+    pretrained.load_state_dict(before_it)
     scores = {"as pretrained": score(pretrained, batches), **measure(model, batches, training)}
     pairs = split(scenes[:TRAINING], masks[:TRAINING], 2)
     return Given(model, batches, on_request={"training_batches": pairs, "before": pretrained}, scores=scores)

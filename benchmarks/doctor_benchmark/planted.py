@@ -12,7 +12,7 @@ from benchmarks.doctor_networks import Trained, TrainingSettings, train_network
 from benchmarks.doctor_networks import make_healthy as make_healthy_from
 from benchmarks.gallery import FAULTS, Fault, Healthy, Specimen, make_healthy
 from bnlab.commands.demo.specimen import measure_accuracy
-from bnlab.doctor.catalogue import list_causes
+from bnlab.doctor import CAUSES
 from tests.doctor import digits
 
 FROZEN, FRESH = "faults planted in committed networks", "faults planted in fresh networks"
@@ -21,17 +21,7 @@ _IMAGES = 1024
 _FIRST_SEED = 2000
 _SMALL = ("patterns", "cnn", "resnet")  # of which a network trains within half a minute
 _WORTH = 0.03  # lost on the images of the problem; what costs less is left out unless it should cost nothing
-_REMEDIES = {cause.code: cause.remedy for cause in list_causes()}
-_EXPECTED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # Both cost nothing: that a count is higher than the steps, or a variance below eps, is no cause of anything.
-    "updated twice a step": (("healthy",), ()),
-    "eps above the variance": (("healthy",), ()),
-    # The channels carried constants, so that new averages of those behind them repair it: weights were changed, and
-    # averages were not.
-    "channels removed": (("averages",), ("BN106",)),
-}
-"""Verdicts and codes that are right where they are others than the gallery's."""
-
+_REMEDIES = {cause.code: cause.remedy for cause in CAUSES}
 
 Wants = Callable[[str, str], bool]
 """Called with a part and a name; returns whether such a problem is to be made."""
@@ -64,7 +54,7 @@ def _load_digits(seed: int) -> Healthy:
     """Load a network of the doctor's tests with its data."""
     images, labels, _, _ = digits.load_images()
     batches = digits.make_batches()
-    model = digits.make_healthy(seed) if seed < 3 else digits.load_with_history()[0]
+    model = digits.make_healthy(seed)
     return Healthy(model, images, labels, batches, measure_accuracy(model, batches))
 
 
@@ -93,9 +83,10 @@ def _make_problem(part: str, network: str, fault: Fault, specimen: Specimen) -> 
     batches = specimen.batches[: _IMAGES // len(specimen.batches[0][1])]
     # Made already, because what the fault costs had to be measured.
     given = Given(specimen.model, batches, specimen.arguments)
-    verdicts, codes = _EXPECTED.get(fault.name, (tuple(fault.verdicts), (fault.code,)))
-    remedy = _REMEDIES[codes[0]] if codes else ""
-    return Problem(part, _name(fault, network), network, lambda: given, verdicts, codes, remedy)
+    # What costs nothing calls for nothing, and has no code.
+    codes = (fault.code,) if fault.code else ()
+    remedy = _REMEDIES[fault.code] if fault.code else ""
+    return Problem(part, _name(fault, network), network, lambda: given, tuple(fault.verdicts), codes, remedy)
 
 
 def _name(fault: Fault, network: str) -> str:

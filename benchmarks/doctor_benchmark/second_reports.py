@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from benchmarks.doctor_benchmark.parts import (
 from benchmarks.doctor_benchmark.problem import Given
 from benchmarks.gallery.planters import list_averages, zero_both
 from bnlab.commands.demo.specimen import Batches, list_norms, reset, split
-from bnlab.commands.demo.store import History
 from tests.doctor import digits
 
 
@@ -172,7 +171,7 @@ def load_generators() -> tuple[nn.Sequential, nn.Sequential]:
     codes = encode(images[:TRAINING])
     generator, averaged = build_generator(), build_generator()
 
-    def train() -> History:
+    def train() -> Mapping[str, Tensor]:
         optimizer = torch.optim.AdamW(generator.parameters(), 3e-2, weight_decay=1.0)
         generator.train()
         order = torch.Generator().manual_seed(24)
@@ -184,10 +183,10 @@ def load_generators() -> tuple[nn.Sequential, nn.Sequential]:
                 follow(averaged, generator, 0.01)
         # The mistake: averaged weights beside the buffers of weights that were not averaged.
         averaged.load_state_dict(dict(generator.named_buffers()), strict=False)
-        return History(before=generator.state_dict())
+        return generator.state_dict()
 
-    history = NETWORKS.recall("averaged generator", averaged, train)
-    generator.load_state_dict(history.before)
+    before_it = NETWORKS.recall("averaged generator", averaged, train)
+    generator.load_state_dict(before_it)
     return averaged, generator.eval()
 
 
@@ -248,7 +247,7 @@ def value_with_a_target_network() -> Given:
     )
     target = copy.deepcopy(online).eval()
 
-    def train() -> History:
+    def train() -> Mapping[str, Tensor]:
         optimizer = torch.optim.Adam(online.parameters(), 3e-3)
         online.train()
         order = torch.Generator().manual_seed(26)
@@ -258,10 +257,10 @@ def value_with_a_target_network() -> Given:
                 F.mse_loss(online(states[chosen]), values[chosen]).backward()
                 optimizer.step()
                 follow(target, online, 0.05)
-        return History(before=online.state_dict())
+        return online.state_dict()
 
-    history = NETWORKS.recall("target", target, train)
-    online.load_state_dict(history.before)
+    before_it = NETWORKS.recall("target", target, train)
+    online.load_state_dict(before_it)
     online.eval()
     tests = list(states[1000:].split(50))
 

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab.commands.demo.faults import find_last, train_on_and_average
 from bnlab.commands.demo.network import build_network, train
-from bnlab.commands.demo.patterns import SIZE
 from bnlab.commands.demo.specimen import (
     Batches,
     Healthy,
@@ -28,10 +27,9 @@ from bnlab.commands.demo.specimen import (
     reset,
     split,
 )
-from bnlab.commands.demo.store import History, Networks
+from bnlab.commands.demo.store import Networks
 from bnlab.model.borrow import keep_random_state
 from bnlab.model.layers import get_running_buffers
-from bnlab.recording.block import record
 
 NETWORKS = Networks(Path(__file__).with_name("networks"))
 """Trained networks that specimens are, or are made of; `make networks` trains those that are missing."""
@@ -128,13 +126,9 @@ def updated_twice_a_step(healthy: Healthy) -> Specimen:
     # Checkpointing runs the forward again in the backward pass, and each run updates the averages.
     model = Wrapped(healthy.copy_model(), lambda network, images: checkpoint(network, images, use_reentrant=False))
 
-    def train_and_record() -> History:
-        with record(model) as trace:
-            train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
-        return History(trace=trace)
-
-    history = NETWORKS.recall("updated twice a step", model, train_and_record)
-    return healthy.show(model, trace=history.trace)
+    train_on = partial(train, model, healthy.images, healthy.labels, steps=32, rate=0.01)
+    NETWORKS.recall("updated twice a step", model, train_on)
+    return healthy.show(model)
 
 
 def dropout_before_batch_norm(healthy: Healthy) -> Specimen:
@@ -189,14 +183,9 @@ def zero_both(mean: Tensor, var: Tensor) -> None:
 
 def stopped_in_the_middle(healthy: Healthy) -> Specimen:
     model = build_network()
-
-    def train_and_record() -> History:
-        with record(model) as trace:
-            train(model, healthy.images, healthy.labels, steps=48, batch_size=256, is_constant=True)
-        return History(trace=trace)
-
-    history = NETWORKS.recall("stopped in the middle", model, train_and_record)
-    return healthy.show(model, trace=history.trace)
+    train_briefly = partial(train, model, healthy.images, healthy.labels, steps=48, batch_size=256, is_constant=True)
+    NETWORKS.recall("stopped in the middle", model, train_briefly)
+    return healthy.show(model)
 
 
 def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
@@ -269,42 +258,6 @@ def two_domains_through_one_layer(healthy: Healthy) -> Specimen:
     average(model, split(add_fog(healthy.images), healthy.labels))
     batches = [(images, torch.stack([labels, labels], dim=1)) for images, labels in healthy.change_batches(add_fog)]
     return Specimen(model, batches[:16], healthy.accuracy)
-
-
-def padding_counted(healthy: Healthy) -> Specimen:
-    generator = torch.Generator().manual_seed(0)
-
-    def pad(images: Tensor) -> Tensor:
-        """Cut images to random widths, from a third of the whole on, and pad them with 0."""
-        widths = torch.randint(SIZE // 3, SIZE + 1, (len(images), 1, 1, 1), generator=generator)
-        return images * (torch.arange(SIZE) < widths)
-
-    model = Wrapped(healthy.copy_model(), call_padded)
-    batches = healthy.change_batches(pad)
-    # On the padded images, so that only the averages can make a difference.
-    unspoiled = measure_accuracy(model.eval(), batches)
-    average(model, split(pad(healthy.images), healthy.labels))
-    return Specimen(model, batches, unspoiled, {"inputs": {nn.BatchNorm2d: list_inside}})
-
-
-def call_padded(network: Any, values: Tensor) -> Tensor:
-    """Classify images [B, C, H, W] whose padding is 0 in all channels; padding stays 0 behind each layer."""
-    # Pooling and flattening are left out: the mean below takes their place, without padding.
-    *blocks, _, _, head = network
-    inside = (values != 0).any(1, keepdim=True)
-    for layer in blocks:
-        values = layer(values)
-        # A convolution of stride 2 leaves every second position.
-        step = inside.shape[-1] // values.shape[-1]
-        inside = inside[:, :, ::step, ::step]
-        values = values * inside
-    return head(values.sum((2, 3)) / inside.sum((2, 3)))
-
-
-def list_inside(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """List the positions [M, C] of a batch norm's input [B, C, H, W] that are no padding: not 0 in all channels."""
-    positions = args[0].movedim(1, -1).flatten(0, -2)
-    return positions[(positions != 0).any(1)]
 
 
 def noisy_images(healthy: Healthy, sigma: float) -> Specimen:

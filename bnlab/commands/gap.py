@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import bnlab
 from bnlab.commands.loading import hint_at_forward, load_arguments, report_warnings
@@ -13,7 +14,7 @@ def run(arguments: argparse.Namespace) -> int:
     with report_warnings():
         call = load_arguments(arguments, "gap")
         with hint_at_forward(call):
-            exact = bnlab.population_statistics(**call)
+            exact = bnlab.population_statistics(**call, max_images=arguments.max_images, progress=sys.stderr.isatty())
         table = _format_table(exact, bnlab.running_statistics(call["model"]))
     print(table)
     return 0

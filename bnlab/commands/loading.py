@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import os
-import re
 import sys
 import warnings
 from collections import OrderedDict
@@ -20,8 +19,8 @@ from torch import nn
 
 from bnlab.commands.images import ImageFolder, find_images
 from bnlab.commands.packages import is_packaged, make_packaged, make_transform
-from bnlab.doctor.evidence.history import read_state_file
-from bnlab.doctor.evidence.labels import find_logits
+from bnlab.common.checkpoints import read_state
+from bnlab.doctor.scores import find_logits
 from bnlab.model.batches import call, require_batches
 from bnlab.model.layers import strip_wrappers
 
@@ -30,13 +29,11 @@ _OPTIONS = {
     "evaluate=": "--evaluate",
     "training_batches=": "--training",
     "expected=": "--expected",
-    "labels=": "--labels",
+    "metric=lambda output, batch: ": "--metric package.module:function of output and batch, such as ",
     "force=True": "--force",
-    ".findings, or --html": "--json, or --html",
 }
 """Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
 _AVERAGED = "n_averaged"  # a buffer of torch's AveragedModel, beside the model that it averages
-_EXPLAIN = re.compile(r"bnlab\.doctor\.explain\('(\w+)'\)")
 
 
 def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
@@ -46,19 +43,16 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
         "model": model,
         "batches": _load_batches(arguments.batches, arguments, model, caller),
         "forward": find_optional(arguments.forward),
-        "max_images": arguments.max_images,
-        "progress": sys.stderr.isatty(),
     }
     # Only commands that score a model have these arguments.
     if "evaluate" in arguments:
         given["training_batches"] = _load_batches(arguments.training, arguments, model, caller)
-        # Labels of the user's own may say which output is meant.
-        if is_packaged(arguments.model) and arguments.labels is None:
-            for name in ("batches", "training_batches"):
-                given[name] = _drop_unknown_labels(model, given["forward"], given[name])
-        _require_same_classes(arguments, given["batches"], given["training_batches"])
+        given["metric"] = find_optional(arguments.metric)
         given["evaluate"] = find_optional(arguments.evaluate)
-        given["labels"] = find_optional(arguments.labels)
+        # A metric of the user's own may say which output is meant.
+        if is_packaged(arguments.model) and arguments.metric is None:
+            given["batches"] = _drop_unknown_labels(model, given["forward"], given["batches"])
+        _require_same_classes(arguments, given["batches"], given["training_batches"])
     return given
 
 
@@ -66,16 +60,16 @@ def load_model(name: str, weights: str | None) -> Any:
     """Call the function of this name, or make the package's model, and load a file into it."""
     has_weights = weights is not None
     model = make_packaged(name, has_weights) if is_packaged(name) else find_function(name)()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name} returned a {type(model).__name__}; name a function that returns a torch.nn.Module")
     if weights is not None:
         _load_weights(model, Path(weights))
     return model
 
 
-def _load_weights(model: Any, path: Path) -> None:
+def _load_weights(model: nn.Module, path: Path) -> None:
     """Load a file into the model; ValueError if it cannot be read, or is of another model."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"--weights: the model is a {type(model).__name__}; name a function that returns a module")
-    state = read_state_file(path, "--weights")
+    state = read_state(path, "--weights")
     try:
         own = model.state_dict()
         # Saved from within DataParallel, torch.compile or AveragedModel, names have further parts.
@@ -173,7 +167,7 @@ def name_options(text: str) -> str:
     """Name the command's options in the place of the arguments that give the same."""
     for argument, option in _OPTIONS.items():
         text = text.replace(argument, option)
-    return _EXPLAIN.sub(r"bnlab explain \1", text)
+    return text
 
 
 @contextlib.contextmanager

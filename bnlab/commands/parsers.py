@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal
 
-from bnlab.doctor.cause import SEVERITIES
-
 _ABOUT_DOCTOR = (
-    "What is wrong with a model's batch-norm statistics, what it costs, and what to do. Without batches in "
-    "milliseconds, from what the model holds; with batches also a verdict, by their labels or --evaluate, else by how "
-    "predictions differ. Exit status: 0 healthy, or "
-    "nothing but notes; 1 something was found; 2 a wrong call."
+    "Why a model is worse in eval mode, what it costs, and what to do. Without batches in milliseconds, from what the "
+    "model holds; with batches also a verdict, by their labels, --metric or --evaluate, else by how predictions differ "
+    "from those under exact statistics. Exit status: 0 healthy, or nothing but notes; 1 something was found; 2 a wrong "
+    "call; 3 undecided."
 )
 
 
@@ -32,28 +30,14 @@ def _add_doctor(commands: Any) -> None:
     _add_score_arguments(parser)
     parser.add_argument("--before", help="an earlier checkpoint, or the network that this one is a copy or average of")
     parser.add_argument("--expected", type=float, help="the score that the model should reach; accuracy 0.9, not 90")
-    parser.add_argument(
-        "--worth",
-        type=float,
-        help="the least difference of scores that matters; default 0.005 of shares, half a point",
-    )
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else on stdout")
     parser.add_argument("--html", help="write a page to this file")
-    parser.add_argument(
-        "--select", help="only codes that begin so, such as BN1 or BN101,BN2; the exit status is of these alone"
-    )
-    parser.add_argument(
-        "--fail-on",
-        choices=SEVERITIES,
-        default="warning",
-        help="least severity for exit status 1; default warning",
-    )
     parser.add_argument("--demo", action="store_true", help="spoil a small trained network in five ways, and ask")
 
 
 def _add_explain(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
-        "explain", help="what a code of the doctor's means, how it is detected, and what to do"
+        "explain", help="what a code of the doctor's means, how it is looked for, and what to do"
     )
     parser.add_argument("code", nargs="?", help="such as BN102; all codes are listed without one")
 
@@ -63,17 +47,19 @@ def _add_gap(commands: Any) -> None:
         "gap", help="per layer, the gap of the running statistics from exact population statistics"
     )
     _add_model_arguments(parser)
+    parser.add_argument(
+        "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
+    )
 
 
 def _add_recalibrate(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "recalibrate",
-        help="write weights with new running statistics; with labels only if these gain",
+        help="write weights with new running statistics, if the doctor finds the averages at fault",
         description="Exit status: 0 written, 1 not written, with the reason, 2 bad input.",
     )
     _add_model_arguments(parser)
     _add_score_arguments(parser)
-    parser.add_argument("--statistic", choices=("exact", "precise"), default="exact")
     parser.add_argument("--force", action="store_true", help="write in any case")
     parser.add_argument(
         "--out", required=True, help="NEW.safetensors, for the weights; NEW.undo.safetensors is written beside it"
@@ -106,24 +92,19 @@ def _add_model_arguments(parser: argparse.ArgumentParser, nargs: Literal["?"] | 
         help="package.module:function of model and batch; default model(batch), or model(batch[0]) of a tuple",
     )
     parser.add_argument("--weights", help="a file with the model's weights: safetensors, or a state dict of torch's")
-    parser.add_argument(
-        "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
-    )
     add_image_arguments(parser)
 
 
 def _add_score_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what commands that score a model take, too."""
     parser.add_argument(
-        "--evaluate",
-        help="package.module:function of the model that returns a value for each image, higher is better; default the "
-        "labels in the batches",
+        "--metric",
+        help="package.module:function of output and batch that returns a value for each image, higher is better; "
+        "default by labels, the second part of a tuple, or what a dictionary calls labels",
     )
     parser.add_argument(
-        "--labels",
-        help="package.module:function of a batch that returns its labels; default what a dictionary or a named tuple "
-        "calls labels, label, targets, target or y, the second part of a tuple, and of a longer one the part that the "
-        "model predicts",
+        "--evaluate",
+        help="package.module:function of the model that returns such values, where whole models are scored",
     )
     parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
 

@@ -20,7 +20,7 @@ from bnlab.common.storage import save_tensors
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Recalibrate the model and write it; 1 where that gains nothing."""
+    """Recalibrate the model and write it; 1 where the averages are not at fault."""
     out = Path(arguments.out)
     undo = out.with_suffix(".undo.safetensors")
     # The measurement may take long, so that a wrong name should be noticed before it.
@@ -28,16 +28,16 @@ def run(arguments: argparse.Namespace) -> int:
     with report_warnings():
         call = load_arguments(arguments, "recalibrate")
         with hint_at_forward(call):
-            recalibration = bnlab.recalibrate(**call, statistic=arguments.statistic, force=arguments.force)
-    print(name_options(str(recalibration)))
+            repair = bnlab.recalibrate(**call, force=arguments.force)
+    print(name_options(str(repair)))
     batches = call["batches"]
     if isinstance(batches, ImageFolder):
         print(*batches.describe(), sep="\n")
-    if not recalibration.written:
+    if not repair.written:
         return 1
 
     # The undo file is written first, because new weights without it could not be undone.
-    recalibration.save_undo(undo)
+    repair.save_undo(undo)
     try:
         save_state(call["model"], out)
     except Exception:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from torch import nn
+
 from bnlab.commands.loading import load_model
 from bnlab.commands.recalibrate import require_new, save_state
-from bnlab.doctor.backup import undo_from_file
+from bnlab.model.layers import batch_norm_layers, match_names
+from bnlab.statistics.network import Statistics, digest_weights, write_buffers
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -18,7 +21,17 @@ def run(arguments: argparse.Namespace) -> int:
     if not undo_file.is_file():
         raise ValueError(f"{undo_file}: no such file; name what bnlab recalibrate has written beside the weights")
     model = load_model(arguments.model, arguments.weights)
-    layers = undo_from_file(model, undo_file)
+    old = Statistics.load(undo_file)
+    if old.network != digest_weights(model):
+        raise ValueError(f"{undo_file}: was written beside other weights than {arguments.weights}; nothing was written")
+    put_back(model, old)
     save_state(model, out)
-    print(f"Wrote {out}, with the old statistics of {len(layers)} batch-norm layers.")
+    print(f"Wrote {out}, with the old statistics of {len(old)} batch norms.")
     return 0
+
+
+def put_back(model: nn.Module, old: Statistics) -> None:
+    """Write what was there into a model, also what `Statistics.write_to` refuses: NaN was a reason to recalibrate."""
+    layers = batch_norm_layers(model, caller="undo")
+    for name, own in match_names(old, layers).items():
+        write_buffers(layers[own], old[name])

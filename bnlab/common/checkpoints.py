@@ -28,7 +28,9 @@ def read_state(source: Any, caller: str) -> Mapping[str, Any]:
     if isinstance(source, nn.Module):
         return source.state_dict()
     if isinstance(source, (str, Path)):
-        source = _load(Path(source), caller)
+        path = Path(source)
+        source = _load(path, caller)
+        caller = f"{caller} {path}"
     if not isinstance(source, Mapping):
         raise TypeError(f"{caller} is a {type(source).__name__}; pass a module, a state dict, or a file of one")
     inner = next((key for key in _INNER if isinstance(source.get(key), Mapping)), None)
@@ -45,7 +47,7 @@ def _load(path: Path, caller: str) -> Any:
     except Exception as error:  # pickle, zip and safetensors raise what they like
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         if "weights_only" in str(error):  # torch advises to turn it off, which would run what the file says
-            reason = "it holds Python objects, which can run code when they are loaded"
+            reason = "it holds more than tensors, which can run code when it is loaded, or is no file of weights"
         raise ValueError(
             f"{caller} {path}: cannot be read ({reason}); pass safetensors, or a file of model.state_dict()"
         ) from None

@@ -101,15 +101,17 @@ def average_by_image(values: Tensor) -> Tensor:
     return values.double().reshape(len(values), -1).mean(1)
 
 
-def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice: str = _ADVICE) -> Tensor:
-    """Turn what a caller's `evaluate` has returned into float64 [images].
+def read_values(
+    returned: Any, caller: str, must_be_finite: bool = True, advice: str = _ADVICE, function: str = "evaluate"
+) -> Tensor:
+    """Turn what a caller's `evaluate`, or another function of this name, has returned into float64 [images].
 
     Raises:
         TypeError: it is no sequence of numbers.
         ValueError: there are none, or one is not finite and must be.
     """
     if isinstance(returned, Real):
-        raise TypeError(f"{caller}: evaluate returned one number, {returned}; {advice}")
+        raise TypeError(f"{caller}: {function} returned one number, {returned}; {advice}")
     try:
         values = torch.as_tensor(returned, device="cpu").detach()
         if values.is_complex():
@@ -117,11 +119,11 @@ def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice:
             raise TypeError
         values = values.double()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{caller}: evaluate returned a {type(returned).__name__}; {advice}") from error
+        raise TypeError(f"{caller}: {function} returned a {type(returned).__name__}; {advice}") from error
     if not values.dim() or not values.numel():
-        raise ValueError(f"{caller}: evaluate returned {values.numel()} value(s) without an axis of images; {advice}")
+        raise ValueError(f"{caller}: {function} returned {values.numel()} value(s) without an axis of images; {advice}")
     if must_be_finite and not values.isfinite().all():
-        raise ValueError(f"{caller}: evaluate returned values that are not finite; {advice}")
+        raise ValueError(f"{caller}: {function} returned values that are not finite; {advice}")
     # Scores [images, ...] of pixels or labels are averaged, because intervals are over images. A single row holds the
     # scores of images, and so does each of several lists, one for each batch.
     is_by_image = hasattr(returned, "shape") and len(values) > 1

@@ -1,6 +1,19 @@
-"""The doctor: what is wrong with a model's batch-norm statistics, what it costs, and what to do.
+"""The doctor: why a model is worse in `eval()`, what it costs, and what to do. A table of causes, and one loop.
 
-`bnlab.diagnose` says it, `bnlab.recalibrate` repairs it. A cause is one file of `causes/`, found by its code.
+    model, batches ─▶ patient: scores of the same images, as it is and under any change
+                         │
+    causes (a row each) ─┼─▶ how the mistake is undone         ─▶ scores without it
+                         └─▶ what averages it would have left  ─▶ bits that they are described in
+                                        │
+    diagnose: the loop, and the choice ◀┘ ─▶ report ─▶ repair
+
+A change is made in one place, where torch's batch norm runs (`bnlab.model.calls`), or to the images before the first
+layer, to labels, weights or modes; nothing stays. Of the changes that bring back nearly as much as the best, the one
+with the fewest numbers that it was free to choose is named. Exact statistics undo many mistakes. Among these the one is
+named under which the averages, as they are, take the fewest bits to describe.
+
+`patient` has the loop over data, `fits` all that is fitted to numbers. `cause` says what a row is, `averages`,
+`elsewhere` and `experiments` have what rows do, and `causes` is the table. `diagnose` chooses, `report` writes.
 """
 
 from importlib import import_module
@@ -9,25 +22,16 @@ from typing import TYPE_CHECKING, Any
 from bnlab.doctor.codes import explain
 
 if TYPE_CHECKING:
-    from bnlab.doctor.backup import undo_from_file
-    from bnlab.doctor.catalogue import list_causes
-    from bnlab.doctor.cause import Cause, Signs
-    from bnlab.doctor.undo import Undo
+    from bnlab.doctor.cause import Cause, Left, Trace, Undo
+    from bnlab.doctor.causes import CAUSES
 
-__all__ = ["Cause", "Signs", "Undo", "explain", "list_causes", "undo_from_file"]
-_MODULES = {
-    "Cause": "cause",
-    "Signs": "cause",
-    "Undo": "undo",
-    "list_causes": "catalogue",
-    "undo_from_file": "backup",
-}
+__all__ = ["CAUSES", "Cause", "Left", "Trace", "Undo", "explain"]
 
 
 def __getattr__(name: str) -> Any:
     # They need torch, which the command `bnlab explain` should not wait for.
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{'causes' if name == 'CAUSES' else 'cause'}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -120,7 +120,8 @@ class NormCallMode(TorchDispatchMode):
 
         changed = list(args)
         changed[_X], changed[_WEIGHT], changed[_BIAS] = answer.x, answer.weight, answer.bias
-        dtype = answer.mean.dtype if mean is None else mean.dtype
+        # Averages are of the type of those that were given, else of the weights': on the CPU torch takes no others.
+        dtype = next(tensor.dtype for tensor in (mean, answer.weight, answer.x) if tensor is not None)
         changed[_MEAN], changed[_VAR] = [values.to(answer.x.device, dtype) for values in (answer.mean, answer.var)]
         if says_mode:
             changed[_TRAINING] = False

@@ -20,7 +20,7 @@ FLOORS = (
     "statistics estimators inference memory",
     "exact recording nn",
     "gaps",
-    "doctor diagnosis",
+    "doctor",
     "watching",
     "callbacks",
     "commands",
@@ -52,16 +52,9 @@ FOLDERS = {
     "nn": "state self_tuned",
     "recording": "trace observer steps recorders block frozen",
     "exact": "task source fixed_point operations walk check measure population",
-    "doctor": "codes thresholds undo evidence words cause causes catalogue interventions verdict report diagnose "
-    "backup recalibrate",
-    "doctor.evidence": "labels exported stored scores observing looking history setup predictions formula case fills "
-    "lag sample first_layer choosing scoring decisions examine",
-    "doctor.interventions": "experiment",
-    "doctor.verdict": "verdict attribution findings labelled unlabelled",
-    "doctor.report": "page diagnosis",
+    "doctor": "codes scores patient fits cause history averages elsewhere experiments causes repair report diagnose",
     "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
     "reproduction report runs new",
-    "diagnosis": "scores patient fits cause history averages elsewhere experiments causes repair report diagnose",
     "watching": "keeper comparison watch",
     "commands.demo": "patterns network store specimen faults",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
@@ -72,7 +65,6 @@ FOLDERS = {
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
-    "doctor.causes": "",
     "harness.artifacts.data": "pixels rendering base dataset",
     "harness.artifacts.models": "base",
     "harness.artifacts.norms": "base",
@@ -289,7 +281,7 @@ def find_what_commands_wait_for() -> Iterator[str]:
         if needed not in found or {*others.split()} & found:
             yield f"{modules[0]}, {call}: loads {sorted({*others.split()} & found)}"
 
-    for line in ("--help", "--version", "explain BN003", "doctor --help", "gap --help", "recalibrate --help"):
+    for line in ("--help", "--version", "explain BN002", "doctor --help", "gap --help", "recalibrate --help"):
         words = [sys.executable, "-X", "importtime", "-m", "bnlab", *line.split()]
         done = subprocess.run(words, capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
         found = {row.rpartition("|")[2].strip().partition(".")[0] for row in done.stderr.splitlines()}

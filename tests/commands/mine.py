@@ -12,6 +12,7 @@ def model():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
     model.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
+    model[1].bias.data += 0.1  # as no norm is constructed
     for _ in range(100):
         model(torch.randn(32, 1, 8, 8))
     return model.eval()
@@ -32,6 +33,10 @@ def batches():
     with torch.no_grad():
         labels = model()(images).argmax(1)
     return list(zip(images.split(64), labels.split(64), strict=True))
+
+
+def is_right(output, batch):
+    return output.argmax(1) == batch[1]
 
 
 def images():
@@ -160,6 +165,19 @@ def stale():
     linear = nn.Linear(1, 2, bias=False)
     linear.weight.data = torch.tensor([[-1.0], [1.0]])
     return nn.Sequential(nn.BatchNorm1d(1), linear)
+
+
+def off_by_half():
+    model = stale().eval()
+    model[0].running_mean.fill_(0.5)
+    model[0].running_var.fill_(1.2)
+    return model
+
+
+def twenty():
+    """Three are named wrongly where the mean is taken for 0.5: of so few that may be chance."""
+    values = torch.tensor([-1.0] * 10 + [1.5] * 7 + [0.25] * 3)
+    return [(values[:, None], (values > 0).long())]
 
 
 class WithState(nn.Sequential):

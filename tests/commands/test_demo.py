@@ -21,9 +21,8 @@ def test_a_fault_is_told_after_the_healthy_network(capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     healthy, spoiled = list_parts(printed)
     assert healthy.startswith("0. ")
-    assert "Healthy averages" in healthy
-    assert not re.search(r"^   BN\d", healthy, re.MULTILINE)
+    assert "Healthy" in healthy
+    assert not re.search(r"BN\d", healthy)
     assert spoiled.startswith("1. ")
-    assert "at fault" in spoiled
-    assert "   BN002 error: " in spoiled
+    assert "   The averages are at fault: never updated (BN002)." in spoiled
     assert "bnlab doctor " in printed.split("\n\n")[-1]

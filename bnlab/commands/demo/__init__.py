@@ -14,8 +14,8 @@ _NEXT = """\
 Next
   bnlab doctor package.module:model package.module:batches   ask about a model of your own
   bnlab doctor torchvision:NAME photos --weights FILE        or of a package's, on a folder of images
-  bnlab explain CODE                                         what a code means, how it is detected, false alarms
-  bnlab recalibrate MODEL BATCHES --out NEW.safetensors      new statistics where they gain, with an undo file"""
+  bnlab explain CODE                                         what a code means, how it is looked for, what to do
+  bnlab recalibrate MODEL BATCHES --out NEW.safetensors      new statistics where the averages are at fault"""
 
 
 def show_demo(faults: Sequence[Fault] = FAULTS) -> None:
@@ -29,7 +29,7 @@ def show_demo(faults: Sequence[Fault] = FAULTS) -> None:
 
 
 def _show(title: str, specimen: Specimen) -> None:
-    diagnosis = bnlab.diagnose(specimen.model, specimen.batches, progress=False, **specimen.arguments)
+    diagnosis = bnlab.diagnose(specimen.model, specimen.batches, **specimen.arguments)
     print(textwrap.fill(title, 100, subsequent_indent="   "))
     # Each diagnosis is flushed, so that it appears as soon as it is made.
     print(textwrap.indent(name_options(str(diagnosis)), "   "), end="\n\n", flush=True)

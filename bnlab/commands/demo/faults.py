@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bnlab.commands.demo.network import train
 from bnlab.commands.demo.patterns import CLASSES
 from bnlab.commands.demo.specimen import NETWORKS, Healthy, Specimen, Spoil, average, reset, split
-from bnlab.commands.demo.store import History
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def train_on_and_average(healthy: Healthy) -> tuple[Any, Any]:
     model = healthy.copy_model()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
 
-    def train_both() -> History:
+    def train_both() -> Mapping[str, Tensor]:
         train(
             model,
             healthy.images,
@@ -91,11 +90,11 @@ def train_on_and_average(healthy: Healthy) -> tuple[Any, Any]:
             is_constant=True,
             after_step=lambda step: averaged.update_parameters(model),
         )
-        return History(before=model.state_dict())
+        return model.state_dict()
 
     # The file's network is the average of the weights; the one that was trained is kept as its history.
-    history = NETWORKS.recall("weights averaged", averaged.module, train_both)
-    model.load_state_dict(history.before)
+    before = NETWORKS.recall("weights averaged", averaged.module, train_both)
+    model.load_state_dict(before)
     return model.eval(), averaged.module
 
 

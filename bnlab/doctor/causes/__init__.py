@@ -1,1 +1,0 @@
-"""One cause a file, named by its code."""

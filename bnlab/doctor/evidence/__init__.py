@@ -1,1 +1,0 @@
-"""Evidence: what is known of a model, measured once on its data, and shared by all causes."""

@@ -1,1 +1,0 @@
-"""The report: a diagnosis in words, as a table and as a page."""
