@@ -127,7 +127,7 @@ def _check(
         if times != len(walked.get(name, [])):
             return Check(False, name, math.inf)
         # A layer of torch's runs one operation a call. What is more reads its averages past it.
-        if operations[name] > times and not has_own_forward(task.layers[name]) and name not in task.inputs.extracts:
+        if operations[name] > times and not has_own_forward(task.layers[name]):
             return Check(False, name, math.inf)
 
     calls = [call for of_layer in by_layer.values() for call in of_layer]

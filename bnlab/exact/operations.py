@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bnlab.exact.fixed_point import settle
-from bnlab.exact.task import CALLER, Task, watched
+from bnlab.exact.task import CALLER, Task
 from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
 from bnlab.model.layers import get_running_buffers, has_own_forward
@@ -105,7 +105,6 @@ def _evaluate(
 
     ValueError for a layer that is called without an operation on its averages, and for one on some of its channels.
     """
-    told = {name: layer for name, layer in task.layers.items() if name in task.inputs.extracts}
     seen: dict[str, None] = {}
     called: dict[str, None] = {}
     storages = {get_running_buffers(layer)[0].untyped_storage().data_ptr() for layer in task.layers.values()}
@@ -116,7 +115,7 @@ def _evaluate(
                 f"{CALLER}: a forward normalizes by a part of a layer's averages, which is no layer's own; give "
                 "torch's batch norm all channels"
             )
-        if call.name is None or call.name in told:
+        if call.name is None:
             return
         seen[call.name] = None
         if call.uses_batch and not has_own_forward(task.layers[call.name]):
@@ -133,14 +132,13 @@ def _evaluate(
                 continue
             # Only whether it has rows: a layer for a kind of node that a batch has none of runs no operation.
             stack.callback(layer.register_forward_pre_hook(partial(_note_call, called, name)).remove)
-        stack.enter_context(watched(task, told, look))
         stack.enter_context(NormCallMode(task.layers, note))
         for batch in batches:
             begin()
             seen.clear()
             called.clear()
             task.evaluate(batch)
-            missing = [name for name in called if name not in seen and name not in told]
+            missing = [name for name in called if name not in seen]
             if missing:
                 raise ValueError(
                     f"{CALLER}: layer {missing[0]!r} is called, and no operation on its averages is seen: it runs in "

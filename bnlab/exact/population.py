@@ -6,7 +6,7 @@ Statistics are exact if an ordinary evaluation under them gives each layer an in
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,8 +29,6 @@ from bnlab.model.batches import (
 )
 from bnlab.model.borrow import restored
 from bnlab.model.layers import (
-    Extract,
-    Inputs,
     batch_norm_layers,
     join_names,
     warn_of_others,
@@ -51,7 +49,6 @@ def population_statistics(
     strategy: str = "breadth",
     layers: Sequence[str] | None = None,
     forward: Forward | None = None,
-    inputs: Mapping[Any, Extract] | None = None,
     images: CountImages | None = None,
     max_images: int | str | None = None,
     tolerance: float | None = None,
@@ -86,9 +83,6 @@ def population_statistics(
         layers: names of the layers to measure; default all. The others normalize with their own buffers.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.
-        inputs: name or class of a layer → `function(layer, args, kwargs)`, which returns what it normalizes: values
-            [M, C] or [N, C, ...]. Needed only by a layer that does so by arithmetic of its own: of all others it is
-            seen what they give to torch's batch norm.
         images: `images(batch)` says how many images a batch has; default the rows of its first tensor.
         max_images: stop after the batch that completes so many images. "auto": read 256 images, or 8 batches if these
             are more, then twice as many again and again, until the standard errors of every layer are within
@@ -141,13 +135,12 @@ def population_statistics(
             f"by layer, with forwards of all data for each of {len(targets)} layers"
         )
     warn_of_others(model, CALLER)
-    extracts = Inputs(targets, inputs, CALLER)
     count = check_counter(images, CALLER)
     device = find_device(model, device, CALLER)
     ranks = Ranks(group, CALLER)
 
     reader = choose_reader(device, ranks.is_alone)
-    task = Task(model, targets, forward or call, device, [], ranks, extracts, reader, checks_all=check == "all")
+    task = Task(model, targets, forward or call, device, [], ranks, reader, checks_all=check == "all")
     measure = partial(_measure, task, count, is_precise, strategy, progress)
 
     with restored(model):  # loaders draw their seeds, too

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.model.batches import Forward, copy_batch
 from bnlab.model.calls import read_normalized
-from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, has_own_forward, unwrap_parallel
+from bnlab.model.layers import BatchNorm, get_running_buffers, has_own_forward, select_input, unwrap_parallel
 from bnlab.model.reading import Pooled, Reader
 from bnlab.statistics.moments import Moments, fetch
 
@@ -34,16 +34,12 @@ class Task:
         device: the device that batches are copied to.
         data: the batches that have been read, in their order.
         ranks: the processes that measure together.
-        inputs: says what the layers normalize.
         reader: reads the moments of what they normalize.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
         not_seen: layers with a forward of their own that were called without a batch-norm operation of torch's.
         checks_all: whether all batches are checked, and not some of them.
         caller: the public call, for messages.
         progress: whether bars are shown.
-        labels: called with a batch, returns its labels, for whoever scores; None: they are looked for.
-        label_place: which part of a tuple they are, and of how many parts; None: as usual, and in other tuples.
-        reading: how outputs are compared with labels, for whoever scores.
     """
 
     model: nn.Module
@@ -52,16 +48,12 @@ class Task:
     device: torch.device
     data: list[Any]
     ranks: Ranks
-    inputs: Inputs
     reader: Reader
     channels_last: bool = False
     not_seen: dict[str, None] = field(default_factory=dict)
     checks_all: bool = False
     caller: str = CALLER
     progress: bool | None = None
-    labels: Callable[[Any], Any] | None = None
-    label_place: tuple[int, int] | None = None
-    reading: Any = None
 
     def __post_init__(self) -> None:
         self.root = unwrap_parallel(self.model)
@@ -138,7 +130,7 @@ def watched(
     that a batch has none of, are passed over. With `compares_modes` ValueError for a layer in another mode at its call
     than now.
     """
-    own_forwards = {name for name, layer in layers.items() if has_own_forward(layer)} - {*task.inputs.extracts}
+    own_forwards = {name for name, layer in layers.items() if has_own_forward(layer)}
     modes = {name: layer.training for name, layer in layers.items()}
     is_reading = False
 
@@ -158,7 +150,7 @@ def watched(
             finally:
                 is_reading = False
         else:
-            x = task.inputs.select(name, layers[name], args, kwargs)
+            x = select_input(name, layers[name], args, kwargs, CALLER)
         if x is None and name in own_forwards:
             task.not_seen[name] = None
         if x is None or not x.numel():

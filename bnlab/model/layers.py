@@ -384,67 +384,24 @@ def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
 
 # -- what a layer normalizes -----------------------------------------------------------------------------------------
 
-Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
-"""Called with a layer and the arguments of its call; returns the values that it normalizes, [M, C] or [N, C, ...]."""
 
+def select_input(
+    name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], caller: str
+) -> Tensor | None:
+    """Select what a layer without a forward of its own normalizes in one call, [N, C, ...]; None if it gets no rows.
 
-class InputMismatch(ValueError):
-    """A layer that normalizes something else than its input, where nobody has said what; `found` says how it shows."""
-
-    def __init__(self, caller: str, found: str, key: str) -> None:
-        self.found = found
-        function = f"inputs={{{key}: function(layer, args, kwargs) -> values}}"
-        super().__init__(f"{caller}: {found}; say what it normalizes: {function}")
-
-
-class Inputs:
-    """Says what the layers of a model normalize.
-
-    Args:
-        layers: the layers, by name.
-        given: name or class of a layer → the function that says what it normalizes.
-        caller: the public call, for messages.
-
-    Attributes:
-        given: as the caller gave it.
-        extracts: name of each layer of which the caller says what it normalizes → the function that does.
+    Raises:
+        ValueError: it is given something else than values of its channels.
     """
-
-    def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
-        self._caller = caller
-        self.given = given
-        self.extracts: dict[str, Extract] = {}
-        if given is None:
-            return
-        if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
-            raise TypeError(f"{caller}: inputs={given!r}; pass functions by a layer's name or class")
-        for key, extract in given.items():
-            if isinstance(key, type):
-                names = [name for name, layer in layers.items() if isinstance(layer, key)]
-            else:
-                names = [name for name in layers if name == key]
-            if not names:
-                known = join_names(layers)
-                raise ValueError(f"{caller}: inputs has {key!r}, which is no layer here; there are {known}")
-            # A layer may be named twice, by its class and by its name; the later entry counts.
-            self.extracts |= dict.fromkeys(names, extract)
-
-    def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """Select what a layer normalizes in one call, [N, C, ...]; None if it gets no rows."""
-        extract = self.extracts.get(name)
-        x = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
-
-        # If a layer gets several tensors, only the caller knows which of them it normalizes.
-        if extract is None and isinstance(x, (list, tuple)):
-            kind = type(layer).__name__
-            raise InputMismatch(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)
-        if isinstance(x, (list, tuple)):
-            found = f"inputs= gives a {type(x).__name__} for layer {name!r}"
-            raise ValueError(f"{self._caller}: {found}; return the values alone, of all channels")
-        if isinstance(x, Tensor) and x.numel() == 0:
-            return None
-        require_input(name, layer, x, self._caller)
-        return x  # type: ignore[no-any-return]
+    x = get_input(args, kwargs)
+    if isinstance(x, (list, tuple)):
+        raise ValueError(
+            f"{caller}: layer {name!r} ({type(layer).__name__}) is given a {type(x).__name__}: not covered"
+        )
+    if isinstance(x, Tensor) and x.numel() == 0:
+        return None
+    require_input(name, layer, x, caller)
+    return x  # type: ignore[no-any-return]
 
 
 def has_own_forward(layer: BatchNorm) -> bool:
