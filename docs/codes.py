@@ -93,7 +93,7 @@ def write_explanations() -> str:
 def _write_explanation(code: str, rows: Sequence[Cause]) -> str:
     parts = [f"{code}: {rows[0].title}"]
     for row in rows:
-        parts += [f"{row.meaning}\n{row.remedy}", _describe_looks(row)]
+        parts += [row.meaning, f"What to do: {row.remedy}", f"How it is looked for: {_describe_looks(row)}"]
     return "\n\n".join(parts)
 
 

@@ -94,6 +94,11 @@ def trace_the_start(patient: Patient) -> Trace | None:
     return Trace(share, f"{' and '.join(words)}, as before the first update")
 
 
+def is_at_the_start(averages: Moments) -> bool:
+    """Return whether mean or variance are still what a layer or a tool begins with."""
+    return _is_initial_mean(averages) or _is_initial_var(averages)
+
+
 def _is_initial_mean(averages: Moments) -> bool:
     return _holds(averages.mean, 0.0)
 

@@ -21,13 +21,13 @@ class Undo:
     """A change under which a mistake would be undone.
 
     Attributes:
-        words: what is changed, in words.
+        words: the mistake, in words that follow "Found:".
         degrees: numbers that were free to be chosen, as two for a scale and a shift; inf for what can fit anything.
         change: of the layers' batch-norm operations.
-        unnamed: of those that are of no layer that the model knows.
+        unnamed: of batch-norm operations that are called directly, and not by a layer of the model.
         images: of the images.
         labels: of the labels.
-        within: a block in which the model is run.
+        within: called with the model, gives the block in which it is run, such as one that exchanges weights.
         regrouped: the same images in the same order, in other batches.
 
     >>> turned = Undo("images that stand on their heads", images=lambda images: images.flip(-2))

@@ -37,6 +37,7 @@ from bnlab.doctor.elsewhere import (
     see_train_mode,
     see_what_is_not_covered,
     trace_several_calls,
+    undo_averages_that_moved,
     undo_eps,
     undo_other_forward,
     undo_rescaling,
@@ -45,6 +46,7 @@ from bnlab.doctor.elsewhere import (
     undo_weights_of_norms,
 )
 from bnlab.doctor.experiments import (
+    see_images_that_are_not_finite,
     see_others_in_train_mode,
     see_values_that_are_not_finite,
     undo_company,
@@ -102,6 +104,14 @@ CAUSES: tuple[Cause, ...] = (
         "Every forward in train() updates the averages, whatever images it sees, even if no weight is trained.",
         "Load the earlier buffers, or recalibrate; call eval() on frozen layers after each train().",
         trace=trace_averages_that_moved,
+    ),
+    Cause(
+        "BN104",
+        "averages",
+        "averages moved, weights did not",
+        "Every forward in train() updates the averages, whatever images it sees, even if no weight is trained.",
+        "Load the earlier buffers; call eval() on frozen layers after each train().",
+        undo=undo_averages_that_moved,
     ),
     Cause(
         "BN106",
@@ -343,6 +353,15 @@ CAUSES: tuple[Cause, ...] = (
         "These inputs are scaled or shifted differently from those of training.",
         "Compare the preprocessing of both: range, mean and deviation, RGB or BGR.",
         undo=undo_other_inputs,
+    ),
+    Cause(
+        "BN505",
+        "images",
+        "images that are not finite",
+        "Images hold NaN or infinity before any layer sees them.",
+        "Look at the loader and the preprocessing, such as a division by a standard deviation of 0.",
+        sign=see_images_that_are_not_finite,
+        decides="at once",
     ),
     Cause(
         "BN503",

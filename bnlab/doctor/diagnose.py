@@ -25,8 +25,8 @@ from bnlab.model.layers import strip_wrappers
 
 _WORTH = 0.005  # of shares, half a point; by convention
 _WORTH_OF_SPREAD = 0.01  # of other scores' 5 to 95% range over images; by convention
-_SURELY_HEALTHY = 4.0  # times that: what a better mean may be, at 95%, in a model that is called healthy
-_HARDLY_SEEN = 20.0  # times that: what so few images leave possible that nothing can be said
+_SURELY_HEALTHY = 4.0  # times what matters: what a better mean may be, at 95%, in a model that is called healthy
+_HARDLY_SEEN = 20.0  # times what matters: what so few images leave possible that nothing can be said
 _LEFT_BY_SMALLER = 0.1  # of the best gain, which a change with fewer numbers may leave; by convention
 _VISIBLE = 0.05  # σ: a gap of averages that is worth a note; healthy networks of the gallery: .03 at most
 _MAY_BE_IMAGES = 0.1  # σ in the first layer, from which on other images may be why the averages do not fit
@@ -66,7 +66,7 @@ def diagnose(
         before: an earlier state of the model, or the model that it is a copy or an average of: a module, a state dict,
             or a file of one.
         expected: the mean score that the model should reach.
-        causes: further rows of your own; see `bnlab.doctor.causes.Cause`.
+        causes: further rows of your own; see `bnlab.doctor.Cause`.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
 
     Returns:
@@ -234,7 +234,7 @@ def examine(patient: Patient, causes: Sequence[Cause] = CAUSES) -> Diagnosis:
         verdict = _name_place(patient, cause, chosen, trials)
         return conclude(verdict, Finding(cause, words, is_note=False), trials=trials, chosen=chosen)
 
-    off = _name_visible_gap(patient, causes, trials, is_note=not is_poor)
+    off = _name_visible_gap(patient, causes, trials, is_poor)
     if is_poor:
         return conclude("network", *off, trials=trials)
     return conclude("undecided" if _may_gain(trials) else "healthy", *off, trials=trials)
@@ -245,7 +245,7 @@ def try_all(patient: Patient, causes: Sequence[Cause]) -> Iterator[Trial]:
     if patient.exact:
         numbers = sum(2 * len(moments.mean) for moments in patient.exact.values())
         undo = Undo("under exact statistics", numbers, normalize_by(patient.exact))
-        exact = Trial("averages", None, undo, patient.under_exact.scores)
+        exact = Trial("averages", None, undo, patient.under_exact.scores, is_exact=True)
         yield exact
         as_is = Trial("averages", None, Undo("as it is"), patient.as_is.scores)
         if _gains(exact, as_is, tests=1) and _is_described(patient, causes):
@@ -342,9 +342,7 @@ def _may_gain(trials: Sequence[Trial]) -> bool:
 
 
 def _find_exact(trials: Sequence[Trial]) -> Trial | None:
-    return next(
-        (trial for trial in trials if trial.cause is None and trial.undo.words == "under exact statistics"), None
-    )
+    return next((trial for trial in trials if trial.is_exact), None)
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -405,13 +403,15 @@ def _name_place(patient: Patient, cause: Cause, chosen: Trial, trials: Sequence[
 
 
 def _name_visible_gap(
-    patient: Patient, causes: Sequence[Cause], trials: Sequence[Trial], is_note: bool
+    patient: Patient, causes: Sequence[Cause], trials: Sequence[Trial], is_poor: bool
 ) -> list[Finding]:
     """Name the cause of averages that do not fit, where that costs nothing that was measured."""
     exact = _find_exact(trials)
     if exact is None or all(measure_gap(patient, name) <= _VISIBLE for name in patient.exact):
         return []
-    return [Finding(*name_cause(patient, causes, exact), is_note=is_note)]
+    cause, words = name_cause(patient, causes, exact)
+    # In a poor network what no data give is a fault of its own, even if other averages bring nothing back.
+    return [Finding(cause, words, is_note=not (is_poor and cause.is_free))]
 
 
 def _judge_mode(patient: Patient, signs: Mapping[Cause, str]) -> Finding | None:
@@ -421,7 +421,10 @@ def _judge_mode(patient: Patient, signs: Mapping[Cause, str]) -> Finding | None:
         return None
     if not patient.has_labels:  # what is right is not known; that predictions depend on the batch is
         return Finding(cause, signs[cause], is_note=False)
-    given = patient.run(mode="given").scores
+    try:
+        given = patient.run(mode="given").scores
+    except Exception:  # as above: it cannot be evaluated as it was called
+        return Finding(cause, signs[cause], is_note=False)
     lost = estimate_mean(patient.as_is.scores.values - given.values)
     return Finding(cause, signs[cause], is_note=not (lost.low > 0 and lost.value > compute_worth(given)))
 

@@ -6,16 +6,16 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.averages import measure_between
+from bnlab.doctor.averages import is_at_the_start, measure_between
 from bnlab.doctor.cause import Trace, Undo
 from bnlab.doctor.fits import FirstLayer, fit_rescaling, measure_gap
 from bnlab.doctor.history import compare_with_before, read_before
 from bnlab.doctor.patient import Patient, merge, normalize_by
+from bnlab.doctor.scores import find_images
 from bnlab.model.calls import NormCall
 from bnlab.model.layers import get_batch_count, get_bias, get_weight, list_others, strip_wrappers
 from bnlab.statistics.moments import Moments
@@ -26,7 +26,7 @@ from bnlab.statistics.moments import Moments
 def undo_rescaling(patient: Patient) -> Iterator[Undo]:
     """Undo a scale and shifts of images, or another order of their colours, by what the first layer's averages say."""
     name = next(iter(patient.as_is.calls), None)
-    images = _find_images(patient.batches[0])
+    images = find_images(patient.batches[0])
     if name is None or name not in patient.exact or images is None or patient.evaluate is not None:
         return
     if measure_gap(patient, name) < 0.05:
@@ -34,6 +34,8 @@ def undo_rescaling(patient: Patient) -> Iterator[Undo]:
     history = patient.ask(compare_with_before)
     if history is not None and name in history.moved and name not in history.behind:
         return  # the averages moved without the weights, so that no images are to blame
+    if is_at_the_start(patient.averages[name]):
+        return  # nor where no image was averaged
     first = FirstLayer(patient, name)
     # Where training batches do not fit the averages much better, these images are not to blame.
     if (
@@ -56,11 +58,6 @@ def undo_rescaling(patient: Patient) -> Iterator[Undo]:
         # Nothing is fitted here, so that half of the gap does not go by chance.
         if reversed_ and now and first.measure_distance(reversed_) < 0.5 * first.measure_distance(now):
             yield Undo("the colours of these images are in reversed order", images=lambda images: images.flip(-3))
-
-
-def _find_images(batch: Any) -> Tensor | None:
-    images = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return images if isinstance(images, Tensor) and images.is_floating_point() else None
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -133,7 +130,7 @@ def _own(call: NormCall) -> NormCall:
 
 
 def undo_eps(patient: Patient) -> Iterator[Undo]:
-    """Undo an eps of another framework, where it is larger than some variances."""
+    """Undo another eps than 1e-3 and 1e-5, those of Keras and PyTorch."""
     for eps in (1e-3, 1e-5):
         others = {name: eps - layer.eps for name, layer in patient.layers.items() if layer.eps != eps}
         if not others:
@@ -176,6 +173,19 @@ def _is_folded(patient: Patient, name: str) -> bool:
     stored = torch.stack((shift / size, size.log()))
     spread = stored - stored.mean(1, keepdim=True)
     return bool(off.square().mean() < 0.25 * spread.square().mean())
+
+
+def undo_averages_that_moved(patient: Patient) -> Iterator[Undo]:
+    """Undo that averages moved since before=, of layers before which no weight has."""
+    history = patient.ask(compare_with_before)
+    if history is None or patient.before is None:
+        return
+    alone = [name for name in history.moved if name not in history.behind]
+    averages = {name: read_before(patient.before, name) for name in alone}
+    kept = {name: moments for name, moments in averages.items() if moments is not None}
+    if kept:
+        words = f"averages of {len(kept)} layers that have moved since before=, where no weight has"
+        yield Undo(words, change=normalize_by(kept))
 
 
 def undo_training_since(patient: Patient) -> Iterator[Undo]:

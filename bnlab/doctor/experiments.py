@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bnlab.doctor.cause import Undo
 from bnlab.doctor.patient import Patient
-from bnlab.doctor.scores import find_labels, find_logits
+from bnlab.doctor.scores import find_images, find_labels, find_logits
 from bnlab.model.batches import count_images
 from bnlab.model.calls import NormCall
 
@@ -48,11 +48,16 @@ def list_switching_classes(patient: Patient) -> list[Mapping[str, nn.Module]]:
         return []
     first = patient.batches[:1]
     as_is = patient.look(first)
-    return [
-        modules
-        for modules in classes.values()
-        if not _are_same(patient.look(first, within=put_into_train_mode(modules.values())), as_is)
-    ]
+    return [modules for modules in classes.values() if _switches(patient, modules, as_is)]
+
+
+def _switches(patient: Patient, modules: Mapping[str, nn.Module], as_is: Sequence[Tensor]) -> bool:
+    """Return whether outputs change by the mode of these modules."""
+    try:
+        outputs = patient.look(patient.batches[:1], within=put_into_train_mode(modules.values()))
+    except Exception:  # whatever a model raises that wants targets in train mode, say
+        return False
+    return not _are_same(outputs, as_is)
 
 
 def put_into_train_mode(modules: Any) -> Callable[[nn.Module], AbstractContextManager[Any]]:
@@ -219,6 +224,13 @@ def _are_same(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
+def see_images_that_are_not_finite(patient: Patient) -> str:
+    """See images that hold NaN or infinity."""
+    images = [each for batch in patient.batches if (each := find_images(batch)) is not None]
+    broken = sum(int((~each.reshape(len(each), -1).isfinite().all(1)).sum()) for each in images if each.dim())
+    return f"{broken:,} of {patient.images:,} images hold values that are not finite" if broken else ""
+
+
 def see_values_that_are_not_finite(patient: Patient) -> str:
     """See outputs that are not finite, where other averages do not help, and the first module that gives such."""
     if not patient.batches or not patient.gives_tensors or not _count_broken(patient.as_is.outputs):
@@ -310,8 +322,9 @@ def undo_other_inputs(patient: Patient) -> Iterator[Undo]:
 
 def _measure_inputs(batches: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
     """Measure mean and standard deviation of each channel of the first input, [C]; None where it has none."""
-    images = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    if not all(isinstance(each, Tensor) and each.is_floating_point() and each.dim() > 1 for each in images):
+    found = [find_images(batch) for batch in batches]
+    images = [each for each in found if each is not None and each.dim() > 1]
+    if len(images) < len(found):
         return None
     values = [each.double().movedim(1, 0).flatten(1) for each in images]
     joined = torch.cat(values, 1)

@@ -45,12 +45,14 @@ class Trial:
         cause: whose undo it is; None: several causes share it.
         undo: what was changed.
         scores: of the same images.
+        is_exact: whether it is that of exact statistics.
     """
 
     kind: Kind
     cause: Cause | None
     undo: Undo
     scores: Scores
+    is_exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Diagnosis:
 
     Attributes:
         patient: the model, with what was measured.
-        verdict: where the fault is: "healthy", "averages", "images", "averages or images", "batches", "network", "mode"
-            or "undecided"; None where nothing could be scored.
+        verdict: where the fault is: "healthy", "averages", "images", "averages or images", "labels", "batches",
+            "network", "mode" or "undecided"; None where nothing could be scored.
         found: the cause first, then notes.
         trials: all changes that were tried, with their scores; the model as it is first.
         chosen: the change that brings back most with the fewest numbers; None where nothing does.
@@ -113,7 +115,8 @@ class Diagnosis:
             raise ValueError("repair: there are no exact statistics; pass batches that reach the batch norms")
         named = [finding.cause for finding in self.found if not finding.is_note]
         title = f", {named[0].title} ({named[0].code})" if named else ""
-        if self.verdict == "averages":
+        exact = next((trial for trial in self.trials if trial.is_exact), None)
+        if self.verdict == "averages" and (exact is None or self._compare(exact).value > 0):
             return write_repair(self.patient.model, statistics, f"the averages were at fault{title}")
         if self.verdict == "averages or images" and named[0].kind == "averages":
             reason = (
@@ -122,6 +125,8 @@ class Diagnosis:
             return write_repair(self.patient.model, statistics, reason)
         first = _FIRST_LINES[self.verdict].partition(": ")[2] or _FIRST_LINES[self.verdict]
         reason = f"{first[0].lower()}{first[1:]}{title}"
+        if self.verdict == "averages":
+            reason = f"exact statistics of these images bring nothing back{title}"
         if force:
             return write_repair(self.patient.model, statistics, f"force=True, although {reason}")
         return Repair(False, f"{reason}; force=True writes anyway", statistics)
@@ -209,12 +214,8 @@ class Diagnosis:
                 "There are no labels: predictions are compared with those under exact statistics.",
                 f"As it is they agree to {_write_score(as_is.scores)}, of {images:,} images.",
             ]
-        written += [
-            self._write_gain("Under exact statistics", trial)
-            for trial in self.trials[1:]
-            if trial.undo.words == "under exact statistics"
-        ]
-        if self.chosen is not None and self.chosen.undo.words != "under exact statistics":
+        written += [self._write_gain("Under exact statistics", trial) for trial in self.trials[1:] if trial.is_exact]
+        if self.chosen is not None and not self.chosen.is_exact:
             written.append(self._write_gain("With that undone", self.chosen))
         near = self._find_near()
         if near is not None and near.cause is not None:

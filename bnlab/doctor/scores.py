@@ -66,21 +66,42 @@ def score_labels(output: Any, batch: Any) -> Scores:
     """
     logits = find_logits(output)
     labels = find_labels(batch)
+    reason = "do not name classes"
     if isinstance(labels, Tensor) and isinstance(logits, Tensor):
         labels = labels.to(logits.device)
-        # Shares of classes [N, C] look like numbers, too: what they mean is the caller's to say.
-        is_one_number = logits[0].numel() == 1 if len(logits) else False
+        is_one_number = len(logits) > 0 and logits[0].numel() == 1
         if labels.is_floating_point() and labels.numel() == logits.numel() and is_one_number:
-            distances = (logits.reshape(labels.shape) - labels).double().square()
-            values = -distances.reshape(len(labels), -1).mean(1).cpu().nan_to_num(nan=torch.finfo(torch.float32).max)
-            return Scores(values, values)
-        if not labels.is_floating_point() and logits.dim() == labels.dim() + 1 and logits.shape[1] > 1:
-            return _score_classes(logits, labels)
+            # Yes and no look like numbers, too, as shares of classes do: what is right is the caller's to say.
+            if not _are_yes_or_no(labels):
+                return _score_numbers(logits, labels)
+            reason = "are yes or no"
+        elif not labels.is_floating_point() and logits.dim() == labels.dim() + 1 and logits.shape[1] > 1:
+            labels = labels.long()
+            if _are_classes(labels, logits.shape[1]):
+                return _score_classes(logits, labels)
+            reason = f"go from {int(labels.min())} to {int(labels.max())}"
     raise ValueError(
-        f"{CALLER}: labels {_describe(labels)} do not name classes of outputs {_describe(logits)}; pass a metric that "
-        "returns a value for each image, higher is better, such as "
-        "metric=lambda output, batch: (output.argmax(1) == batch[1]).float()"
+        f"{CALLER}: labels {_describe(labels)} {reason}, of outputs {_describe(logits)}; pass a metric that returns a "
+        "value for each image, higher is better, such as "
+        "metric=lambda output, batch: (output.argmax(1) == batch[1]).float(), or "
+        "metric=lambda output, batch: ((output.flatten() > 0) == (batch[1].flatten() > 0)).float()"
     )
+
+
+def _are_yes_or_no(labels: Tensor) -> bool:
+    return bool((labels == 1).any()) and bool(((labels == 0) | (labels == 1) | (labels == -1)).all())
+
+
+def _are_classes(labels: Tensor, classes: int) -> bool:
+    """Return whether all labels name a class; of pixels some may be left out, by 255 or a label below 0."""
+    is_left_out = (labels < 0) | (labels == 255) if labels.dim() > 1 else torch.zeros_like(labels, dtype=torch.bool)
+    return bool((((labels >= 0) & (labels < classes)) | is_left_out).all())
+
+
+def _score_numbers(outputs: Tensor, labels: Tensor) -> Scores:
+    distances = (outputs.reshape(labels.shape) - labels).double().square()
+    values = -distances.reshape(len(labels), -1).mean(1).cpu().nan_to_num(nan=torch.finfo(torch.float32).max)
+    return Scores(values, values)
 
 
 def _score_classes(logits: Tensor, labels: Tensor) -> Scores:
@@ -94,7 +115,6 @@ def _score_classes(logits: Tensor, labels: Tensor) -> Scores:
         return Scores(right.cpu(), likelihoods.cpu())
 
     # Each class in an image counts alike, so that background does not hide a lost foreground.
-    by_class = torch.zeros(*logits.shape[:2], dtype=torch.float64, device=logits.device)
     members = torch.nn.functional.one_hot(chosen, logits.shape[1]).movedim(-1, 1) * known[:, None]
     members = members.flatten(2).double()
     sizes = members.sum(2)
@@ -138,6 +158,16 @@ def find_labels(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return batch.get("labels")
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def find_images(batch: Any) -> Tensor | None:
+    """Find the floating-point input: the first part of a tuple or list, or the first of a dictionary with two axes."""
+    images = batch
+    if isinstance(batch, Mapping):
+        images = next((part for part in batch.values() if isinstance(part, Tensor) and part.dim() > 1), None)
+    elif isinstance(batch, (tuple, list)) and batch:
+        images = batch[0]
+    return images if isinstance(images, Tensor) and images.is_floating_point() else None
 
 
 def relabel(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:

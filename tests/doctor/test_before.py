@@ -102,7 +102,7 @@ TOLD: dict[str, tuple[Callable[[nn.Module], None], str, str, str]] = {
         move,
         "averages",
         "BN104",
-        "no weight before them has changed since before=, and 2",
+        "averages of 2 layers that have moved since before=, where no weight has",
     ),
     "forgotten": (forget, "network", "BN305", "all that was changed since before="),
 }

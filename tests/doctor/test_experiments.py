@@ -177,3 +177,23 @@ def test_nothing_is_regrouped_where_images_cannot_be_told_apart() -> None:
         diagnose(digits.make_healthy(0), [images for images, _ in batches]),
     ):
         assert not {"BN501", "BN502"} & {*diagnosis.table["code"]}
+
+
+def test_images_that_are_not_finite_are_no_fault_of_the_network() -> None:
+    batches = [(x.masked_fill(x == x.max(), torch.nan), labels) for x, labels in draw_batches()]
+    verdict, causes, words = ask(nn.Identity(), batches)
+    assert (verdict, causes) == ("images", ["BN505"])
+    assert f"{BATCHES} of {BATCHES * SIZE} images" in words
+
+
+class OfLoss(nn.Module):
+    """In train mode it wants targets, as detectors do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("targets should be passed")
+        return x
+
+
+def test_a_model_that_cannot_be_called_in_train_mode_is_diagnosed() -> None:
+    assert ask(OfLoss())[:2] == ("healthy", [])

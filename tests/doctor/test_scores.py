@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from bnlab.doctor.scores import Scores, compare_outputs, score_labels
 
@@ -34,8 +35,8 @@ def test_pixels_without_a_label_do_not_count() -> None:
 
 
 def test_numbers_are_scored_by_their_distance() -> None:
-    scores = score_labels(torch.tensor([[1.0], [3.0]]), (None, torch.tensor([0.0, 1.0])))
-    assert scores.values.tolist() == [-1.0, -4.0]
+    scores = score_labels(torch.tensor([[1.0], [3.0]]), (None, torch.tensor([0.0, 1.5])))
+    assert scores.values.tolist() == [-1.0, -2.25]
 
 
 def test_outputs_that_are_not_finite_are_no_better_than_the_worst() -> None:
@@ -70,3 +71,19 @@ def test_naming_another_class_costs_what_the_reference_believes() -> None:
     other = compare_outputs(torch.tensor([[0.0, 1.0]]), reference)
     assert other.values.tolist() == pytest.approx([0.5])
     assert float(other.likelihoods) < float(compare_outputs(reference, reference).likelihoods)
+
+
+@pytest.mark.parametrize(
+    ("output", "labels", "words"),
+    [
+        (torch.zeros(4, 1), torch.tensor([0.0, 1.0, 1.0, 0.0]), "are yes or no"),
+        (torch.zeros(4, 3), torch.tensor([1, 2, 3, 1]), "go from 1 to 3"),
+        (torch.zeros(4, 3), torch.tensor([0, -100, 2, 1]), "go from -100 to 2"),
+        (torch.zeros(4, 3), torch.zeros(4, 3), "do not name classes"),
+    ],
+)
+def test_labels_of_which_it_is_not_known_what_is_right_are_asked_about(
+    output: Tensor, labels: Tensor, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        score_labels(output, (None, labels))
