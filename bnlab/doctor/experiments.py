@@ -274,7 +274,7 @@ def undo_numbering(patient: Patient) -> Iterator[Undo]:
     outputs = [find_logits(output) for output in patient.as_is.outputs]
     if not all(output.dim() == 2 for output in outputs):
         return
-    given, named = torch.cat(labels).cpu(), torch.cat(outputs).argmax(1).cpu()
+    given, named = torch.cat(labels).cpu().long(), torch.cat(outputs).argmax(1).cpu()
     classes = int(max(given.max(), named.max())) + 1
     counts = torch.zeros(classes, classes)
     counts.index_put_((given, named), torch.ones(len(given)), accumulate=True)
@@ -288,7 +288,7 @@ def undo_numbering(patient: Patient) -> Iterator[Undo]:
     yield Undo(
         f"labels that are numbered otherwise than outputs: {pairs}{more}",
         len(moved),
-        labels=lambda old: numbers.to(old)[old],
+        labels=lambda old: numbers.to(old)[old.long()],
     )
 
 
