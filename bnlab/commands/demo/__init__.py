@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+import torch
+
 import bnlab
 from bnlab.commands.demo.faults import FAULTS, Fault
 from bnlab.commands.demo.specimen import Specimen, make_healthy
@@ -21,6 +23,7 @@ Next
 def show_demo(faults: Sequence[Fault] = FAULTS) -> None:
     """Print what the doctor says of the healthy network, and of each of these faults."""
     print("A small trained network is broken in five ways, one at a time.\n")
+    torch.set_num_threads(1)  # several wait for each other, on networks this small for minutes beside other programs
     healthy = make_healthy()
     _show("0. As it was trained", healthy.show(healthy.model))
     for number, fault in enumerate(faults, start=1):
