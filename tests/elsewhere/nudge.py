@@ -83,11 +83,10 @@ def _patch_networks(module: ModuleType, seed: int) -> None:
 
     @wraps(original)
     def recall(self: Any, name: str, model: Any, train: Any) -> Any:
-        history = original(self, name, model, train)
+        before = original(self, name, model, train)
         for parameter in model.parameters():
             parameter.data.copy_(nudge(parameter.data, seed))
-        before = {key: nudge(values, seed) for key, values in history.before.items()}
-        return module.History(before, history.trace)
+        return {key: nudge(values, seed) for key, values in before.items()}
 
     module.Networks.recall = recall  # type: ignore[attr-defined]
 

@@ -202,7 +202,8 @@ def test_the_initial_weights_are_step_0(tmp_path: Path) -> None:
     assert list_steps(tmp_path) == [0, 40]
     initial = load_at(tmp_path, 0)
     built = Run(plan_both()).new_model()
-    assert all(map(torch.equal, initial.parameters(), built.parameters()))
+    # An optimizer may begin with weights that are changed in their last bits, see tests/elsewhere/nudge.py.
+    torch.testing.assert_close([*initial.parameters()], [*built.parameters()], rtol=1e-5, atol=0)
     rows = load("adhoc", tmp_path)["gaps"].query("step == 0 and estimator == 'ema'")
     exact = bnlab.running_statistics(load_at(tmp_path, 0, "exact"))
     expected = bnlab.gap(exact, bnlab.running_statistics(initial)).set_index("layer")["mean_gap"]
