@@ -108,7 +108,7 @@ def test_the_noise_of_an_average_is_a_share_of_that_of_batches() -> None:
     torch.testing.assert_close(noise[0], math.sqrt(0.4 / 1.6) * means.std(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.5), (0.25, -1.0), (-1.0, 0.3)])
+@pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.5), (0.25, -1.0)])
 def test_a_scale_and_a_shift_of_images_are_found(scale: float, shift: float) -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.BatchNorm2d(8)).eval()
@@ -120,7 +120,9 @@ def test_a_scale_and_a_shift_of_images_are_found(scale: float, shift: float) -> 
         model.get_submodule(name).running_var.copy_(moments.var)  # type: ignore[union-attr, operator]
 
     patient = Patient(model, [(scale * images + shift, labels)])
-    found = max(fit_rescaling(FirstLayer(patient, "1"), colours=1), key=lambda each: each.explains)
+    # A negative scale explains moments as well: only borders of padded images would tell the two apart.
+    found = next(each for each in fit_rescaling(FirstLayer(patient, "1"), colours=1) if each.scale > 0)
+    assert found.explains > 0.99
     assert found.scale == pytest.approx(scale, rel=1e-3)
     assert found.shift.item() == pytest.approx(shift, abs=1e-3)
     torch.testing.assert_close(found.undo(scale * images + shift), images, rtol=1e-3, atol=1e-3)
