@@ -54,10 +54,11 @@ def diagnose(
 
     Args:
         model: any module with batch norms.
-        batches: what `forward` takes, such as a DataLoader of images as the model will meet them; about 1,000 images
-            are used, of batches that are spread over all. Labels are the second part of a tuple or list, or what a
-            dictionary calls `labels`: of classes, [N] or of pixels [N, ...], or numbers. Without labels predictions are
-            compared with those under exact statistics. Without batches, buffers, counts and modes alone are looked at.
+        batches: what `forward` takes, such as a DataLoader of images as the model will meet them; one to two thousand
+            images are used, of batches that are spread over all. Labels are the second part of a tuple or list, or what
+            a dictionary calls `labels`: of classes, [N] or of pixels [N, ...], or numbers. Without labels predictions
+            are compared with those under exact statistics. Without batches, buffers, counts and modes alone are looked
+            at.
         metric: called as `metric(output, batch)` in place of labels; returns a value for each image, higher is better.
         evaluate: called with the model in place of `metric`, where whole models are scored; of the same images each
             time. Statistics are of `batches`.
@@ -216,7 +217,8 @@ def examine(patient: Patient, causes: Sequence[Cause] = CAUSES) -> Diagnosis:
         if cause.decides == "at once":
             return conclude(cause.kind, Finding(cause, words, is_note=False))
 
-    trials = [Trial("averages", None, Undo("as it is"), patient.as_is.scores), *try_all(patient, causes)]
+    as_is = Trial("averages", None, Undo("as it is"), patient.as_is.scores)
+    trials = [as_is, *try_all(patient, causes, as_is)]
     mode = _judge_mode(patient, signs)
     if mode is not None and not mode.is_note:
         return conclude("mode", mode, trials=trials)
@@ -240,14 +242,13 @@ def examine(patient: Patient, causes: Sequence[Cause] = CAUSES) -> Diagnosis:
     return conclude("undecided" if _may_gain(trials) else "healthy", *off, trials=trials)
 
 
-def try_all(patient: Patient, causes: Sequence[Cause]) -> Iterator[Trial]:
+def try_all(patient: Patient, causes: Sequence[Cause], as_is: Trial) -> Iterator[Trial]:
     """Score the images under each change: exact statistics, each batch's own, and what the rows undo."""
     if patient.exact:
         numbers = sum(2 * len(moments.mean) for moments in patient.exact.values())
         undo = Undo("under exact statistics", numbers, normalize_by(patient.exact))
         exact = Trial("averages", None, undo, patient.under_exact.scores, is_exact=True)
         yield exact
-        as_is = Trial("averages", None, Undo("as it is"), patient.as_is.scores)
         if _gains(exact, as_is, tests=1) and _is_described(patient, causes):
             return  # to the last bit: nothing else can say more
     # Each batch's own statistics can fit anything, so that every other change that brings back as much is preferred.

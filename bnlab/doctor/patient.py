@@ -89,7 +89,7 @@ class Patient:
 
     Attributes:
         model: as it was given; each run borrows it.
-        batches: what `forward` takes; about 1,000 images are used, of batches that are spread over all.
+        batches: what `forward` takes; one to two thousand images are used, of batches that are spread over all.
         forward: called as `forward(model, batch)`.
         metric: called as `metric(output, batch)`, returns a value for each image, higher is better; None: by labels, or
             where there are none by how far outputs are from those under exact statistics.
