@@ -134,12 +134,9 @@ FIFTEEN := quickstart gap accuracy accuracy_batches model_selection weight_avera
 	few_images_predicted streams streams_epoch drift drift_terms variance shift predictive_digits settings
 
 results: .venv/installed
-	for name in $(filter-out cifar10% real% ground% norms_tuned%,$(basename $(notdir $(wildcard conf/experiment/*.yaml)))); do \
+	for name in $(filter-out cifar10% real%,$(basename $(notdir $(wildcard conf/experiment/*.yaml)))); do \
 		case " $(FIFTEEN) " in *" $$name "*) seeds='seed=range(15)';; *) seeds=;; esac; \
 		$(PY) -m bnlab sweep experiment=$$name results=results/reference hydra/launcher=joblib $$seeds || exit 1; \
-	done
-	for name in ground norms_tuned; do \
-		$(PY) -m experiments.tune experiment=$$name results=results/reference || exit 1; \
 	done
 	$(PY) -m experiments.reference
 	$(PY) -m bnlab report results=results/reference

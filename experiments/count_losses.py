@@ -25,12 +25,11 @@ import pandas as pd
 
 from bnlab.harness.lab.command import print_table, run_command
 from bnlab.harness.lab.registry import REFERENCE
-from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import interval, select
+from bnlab.harness.reporting.question import Tables
 from bnlab.harness.reporting.tables import load
-from bnlab.harness.reporting.wording import format_number, say_mean
-from experiments.recipes import RUNNING, SCHEDULE, select_accuracies, subtract_exact
-from experiments.tuning import RATE
+from bnlab.harness.reporting.wording import format_number, round_numbers
+from experiments.recipes import RATE, RUNNING, SCHEDULE, select_accuracies, subtract_exact
 
 LITTLE = 0.2  # points
 LEAST_UPDATES = 560
@@ -125,7 +124,8 @@ def say_others(losses: pd.DataFrame) -> str:
         losses: rows of `compute_losses`.
     """
     others = losses[losses["mean"] >= LITTLE].sort_values("mean", ascending=False)
-    numbers = [say_mean(*row) for row in others[_NUMBERS].itertuples(index=False)]
+    rows = others[_NUMBERS].itertuples(index=False)
+    numbers = [round_numbers(mean, low, high, digits=2)[0] for mean, low, high in rows]
     return f"{' and '.join(numbers)} points"
 
 

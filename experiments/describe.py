@@ -15,7 +15,7 @@ import pandas as pd
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.training_runner import format_seconds
 from bnlab.harness.help import write_help
-from bnlab.harness.lab.registry import CONF, REFERENCE, find_experiment, list_measurements, list_questions
+from bnlab.harness.lab.registry import CONF, REFERENCE, find_question, list_measurements, list_questions
 from bnlab.harness.setting_columns import describe_runs
 
 README = Path(__file__).parents[1] / "results" / "README.md"
@@ -98,7 +98,7 @@ def _describe_each() -> Iterator[str]:
         seconds = runs["train_seconds"].sum() if "train_seconds" in runs else 0.0
         # Some networks were never trained, where it does not matter what their weights are.
         training = format_seconds(seconds) if seconds else ""
-        yield f"| [{name}]({name}/README.md) | {find_experiment(name).question} | {len(runs)} | {training} |"
+        yield f"| [{name}]({name}/README.md) | {find_question(name).asks} | {len(runs)} | {training} |"
 
 
 if __name__ == "__main__":

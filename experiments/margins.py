@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Score, Tables, above, within
 from bnlab.harness.reporting.frames import (
     FIRST,
     gap_over_layers,
@@ -18,6 +17,7 @@ from bnlab.harness.reporting.frames import (
     select,
     select_largest_gap,
 )
+from bnlab.harness.reporting.question import Score, Tables, above, within
 
 # Columns by which rows are averaged or paired
 EACH = ("panel", "batch_size")
@@ -52,6 +52,17 @@ def score_cost(at: float, by: Sequence[str] = EACH, **wanted: Any) -> Score:
     """Score the points of accuracy that PyTorch's running average loses, at a share of the training."""
     # `wanted` comes last, so that a caller may choose another estimator, momentum or reference.
     return score("evaluations", "accuracy", by, at=at, **{**COST_OF_EMA, "split": "test", **wanted})
+
+
+def score_each_seed(compute: Score, value: str, by: Sequence[str], **wanted: Any) -> Score:
+    """Score each seed by itself: few seeds are drawn as a thin line each, since their intervals would be too wide."""
+    score_seeds = score(compute, value, (*by, "seed"), **wanted)
+
+    def count_seeds(tables: Tables) -> pd.DataFrame:
+        frame = score_seeds(tables)
+        return frame.assign(n=frame["seed"].nunique())
+
+    return count_seeds
 
 
 def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line: str = "line") -> pd.DataFrame:

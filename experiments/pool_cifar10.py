@@ -21,12 +21,11 @@ from scipy import optimize, special
 
 from bnlab.harness.lab.command import print_table, run_command
 from bnlab.harness.lab.registry import REFERENCE
-from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import interval, select
+from bnlab.harness.reporting.question import Tables
 from bnlab.harness.reporting.tables import load
-from bnlab.harness.reporting.wording import format_number, list_values, say_numbers
-from experiments.recipes import EXACT, PLAIN, RUNNING, SCHEDULE, select_accuracies, subtract_exact
-from experiments.tuning import RATE
+from bnlab.harness.reporting.wording import format_number, list_values, round_numbers
+from experiments.recipes import EXACT, PLAIN, RATE, RUNNING, SCHEDULE, select_accuracies, subtract_exact
 
 EXPERIMENTS = ("real", "cifar10", "cifar10_augmented")
 POOLED: dict[str, Any] = {"batch_size": 128, RATE: 0.1, SCHEDULE: ("onecycle", "cosine"), "averaging": "none"}
@@ -141,8 +140,7 @@ def pool_means(means: np.ndarray, errors: np.ndarray) -> dict[str, float]:
 def say_losses(pooled: pd.DataFrame) -> str:
     """Say what is lost, as `12 points [9, 15]† after a tenth of the training and 4 [2, 6]† half-way (…, 12 seeds)`."""
     rows = pooled[_NUMBERS].itertuples(index=False)
-    # As in answers, numbers have two digits also where they begin with 1.
-    early, late = (say_numbers(mean, low, high, after_one=2) for mean, low, high in rows)
+    early, late = (round_numbers(mean, low, high, digits=2) for mean, low, high in rows)
     return (
         f"{early[0]} points [{early[1]}, {early[2]}]† after a tenth of the training and {late[0]} [{late[1]}, "
         f"{late[2]}]† half-way (three experiments, {pooled['n'].iloc[0]} seeds)"

@@ -1,4 +1,4 @@
-"""What questions on whole recipes share: accuracies by statistics, what is lost by learning rate, and picks.
+"""What questions on whole recipes share: accuracies by statistics, tuned rates, what is lost by rate, and picks.
 
 *Exact statistics* are those of training images as training sees them, augmented where it augments: that is what running
 averages estimate. Exact statistics of plain images stand beside them where training augments.
@@ -11,10 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import paired, rows, select
-from experiments.tuning import RATE
+from bnlab.harness.reporting.plots import Axis
+from bnlab.harness.reporting.question import Tables
 
+RATE = "optimizer.lr"
+RATES = Axis("learning rate", log=True, ticks="values")
+VALIDATED = Axis("validation accuracy (%)")
+TUNING_SEEDS = (100, 101, 102)
 SCHEDULE = "optimizer.schedule"
 RUNNING, LAST, TUNED = "running averages", "last batch", "self-tuned momentum"
 EXACT, PLAIN = "exact statistics", "exact statistics of plain images"
@@ -112,25 +116,6 @@ def select_complete(tables: Tables, accuracies: pd.DataFrame, by: Sequence[str],
     return accuracies[groups.isin(complete)]
 
 
-def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
-    """Find for each schedule the learning rate that is best in the largest number of groups.
-
-    Args:
-        accuracies: rows of `select_accuracies`, one for each learning rate of a group. Of rates that are equally
-            accurate in a group, the smallest is the best.
-        by: the columns that make a group, the schedule among them.
-
-    Returns:
-        A tuple for each schedule: that rate, or all such rates if several tie.
-    """
-    # `idxmax` takes the first of equal values, which is now that of the smallest rate.
-    ordered = accuracies.sort_values(RATE, kind="stable").reset_index(drop=True)
-    labels = ordered.groupby([*by])["accuracy"].idxmax()
-    picked = ordered.loc[labels]
-    # `mode` returns all values that are the most frequent.
-    return picked.groupby(SCHEDULE)[RATE].agg(lambda rates: tuple(rates.mode()))
-
-
 def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Pick a network's step in each group by validation accuracy, under running averages and under exact statistics.
 
@@ -166,3 +151,47 @@ def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         is_other |= running["run"] != exact["run"]
     cost = exact["tested"] - running["tested"]
     return running.assign(cost=cost, differs=is_other).reset_index()
+
+
+def select_tested(tables: Tables) -> Tables:
+    """Select the networks of other seeds than the tuning ones: they were trained at the picked rates alone."""
+    runs = tables["runs"]
+    # Seeds that have picked the rate are left out: the rate was chosen to be good on them.
+    is_tuning = runs["seed"].isin(TUNING_SEEDS)
+    return {**tables, "runs": runs[~is_tuning]}
+
+
+def validate(tables: Tables) -> pd.DataFrame:
+    """Find the validation accuracy of each network of the tuning seeds at its end.
+
+    Returns:
+        The rows of `runs` with a further column `accuracy`: under exact statistics, or the network's own where its norm
+        has no statistics; that of chance where the training has diverged; NaN where nothing was measured.
+    """
+    runs = select(tables["runs"], seed=TUNING_SEEDS)
+    validated = select(tables["evaluations"], split="val", estimator=("exact", "none"))
+    # The merge leaves out the networks of other seeds.
+    merged = validated.merge(runs[["run", "steps"]], on="run")
+    at_end = merged[merged["step"] == merged["steps"]].set_index("run")["accuracy"]
+    # A network that has diverged has no accuracy, and counts as guessing. If it were left out, its rate would look
+    # better than it is.
+    is_diverged = runs["status"] == "diverged"
+    return runs.assign(accuracy=runs["run"].map(at_end).mask(is_diverged, compute_chance(runs)))
+
+
+def compute_chance(runs: pd.DataFrame) -> pd.Series:
+    """Compute the accuracy of guessing, by the number of classes."""
+    chance: pd.Series = 1 / runs["data.classes"]
+    return chance
+
+
+def select_collapses(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Find the rows whose accuracy is below half of the median of their group.
+
+    Args:
+        accuracies: rows with `accuracy`, one for each network.
+        by: the columns that make the groups.
+    """
+    medians = accuracies.groupby([*by], dropna=False)["accuracy"].transform("median")
+    is_collapsed: pd.Series = accuracies["accuracy"] < 0.5 * medians
+    return is_collapsed

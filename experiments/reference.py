@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.command import run_command
-from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_measurements, list_questions
+from bnlab.harness.lab.registry import REFERENCE, find_question, list_measurements, list_questions
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
 
 
@@ -80,7 +80,7 @@ def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     """Leave out measured values that the question does not read, and give the others seven digits."""
     # These say where a value was measured. Rounded, a momentum would no longer be found by its value.
     key_columns = [*table.key, "epoch"]
-    read = find_experiment(path.parts[-3]).columns
+    read = find_question(path.parts[-3]).columns
     measured = [str(column) for column in frame if column not in key_columns and frame[column].dtype == "float64"]
     left_out = [column for column in measured if column not in read]
     left_out += [str(column) for column in frame if column not in table.columns]  # which are no longer measured

@@ -142,7 +142,7 @@ class LastBatch(Estimator):
     """
 
     name: ClassVar[str] = "last_batch"
-    look: ClassVar[Look] = Look("last batch only", "orange")
+    look: ClassVar[Look] = Look("last batch", "orange")
 
     def gains(self, stream: Stream) -> Tensor:
         return torch.ones(len(stream), dtype=torch.float64, device="cpu")
@@ -177,7 +177,7 @@ class LastFullBatch(Estimator):
     """
 
     name: ClassVar[str] = "last_full_batch"
-    look: ClassVar[Look] = Look("last full batch only", "orange", "mixed")
+    look: ClassVar[Look] = Look("last full batch", "orange", "mixed")
 
     def gains(self, stream: Stream) -> Tensor:
         is_full = stream.counts == _count_largest(stream)

@@ -109,7 +109,7 @@ class Averaged(OfAveraging):
     """Running averages from the network's buffers, averaged with the same factors as its weights."""
 
     name: ClassVar[str] = "averaged"
-    look: ClassVar[Look] = Look("average of its buffers", "orange", "dotted")
+    look: ClassVar[Look] = Look("averaged buffers", "orange", "dotted")
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""A module or folder for each experiment, with one EXPERIMENT each; `bnlab.harness.lab.registry` finds them."""
+"""A module or folder for each experiment, with one QUESTION each; `bnlab.harness.lab.registry` finds them."""

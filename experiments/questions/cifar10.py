@@ -14,9 +14,9 @@ import pandas as pd
 
 import bnlab.harness.reporting.frames as frames
 import experiments.margins as margins
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, paired, rows, select, share_name
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, select, share_name
 from bnlab.harness.reporting.plots import LOST, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above, below, within
 from experiments.margins import COST_OF_EMA, COSTS_A_POINT, EACH, OVER_TIME, divide_by_best_momentum, select_largest
 
 START = 0.02
@@ -44,13 +44,7 @@ def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Sco
     return compute_unaveraged
 
 
-def compute_gains(tables: Tables) -> pd.DataFrame:
-    """Test accuracy minus that under PyTorch's momentum in the same network."""
-    frame = rows(tables, "evaluations", SHARES, split="test", momentum=(0.1, None))
-    return paired(frame, "accuracy", against="ema")
-
-
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q6", "Q8", "Q9", "Q10", "Q11", "Q12", "Q14", "Q17", "H1", "H2", "H4", "H8", "H9", "H12"),
     sweeps=("cifar10", "cifar10_large"),
     columns=("accuracy", "mean_gap"),
@@ -84,8 +78,8 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA), COSTS_A_POINT, lines="each"),
         "start_costs_first": Claim(
             "After a fiftieth of training, at batch 1024, the start at 0 and 1 alone costs over a point.",
-            score(compute_gains, "accuracy", EACH, scale=100, estimator="ema_debiased", panel=share_name(START),
-                  batch_size=1024), COSTS_A_POINT, lines="each"),
+            score("evaluations", "accuracy", EACH, at=START, against="ema", matching=("run", "momentum"), scale=100,
+                  split="test", estimator="ema_debiased", momentum=0.1, batch_size=1024), COSTS_A_POINT, lines="each"),
         "lag_costs_early": Claim(
             "After a tenth of training PyTorch's momentum costs over a point without its start, by lag and noise.",
             score("evaluations", "accuracy", EACH, at=EARLY, split="test",

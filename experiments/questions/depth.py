@@ -7,9 +7,9 @@ that needs no batch is between. Running averages err by lag and noise; precise s
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
-from bnlab.harness.reporting.frames import gap_over_layers, name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import gap_over_layers, paired, rows, score, select
 from bnlab.harness.reporting.plots import GAP, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
 
 NORMS = {"none": "batch norm everywhere", "group": "every second a group norm"}
 EVERYWHERE = NORMS["none"]
@@ -70,16 +70,15 @@ FINDINGS = {
     "precise": Headline("The gap of precise statistics grows with depth", {"precise_grows": ()}),
 }  # fmt: skip
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("F12", "H7"),
     columns=("mean_gap",),
     figures={rule: Figure(
         f"The gap of {words} by layer",
         "Read from left to right, from the second layer on, in batches of {batch_size}; beside group norms the others "
         "keep their numbers.",
-        score(lambda tables: name_panels(compute_gaps(tables), "{network}, {panel}"), "mean_gap",
-              ("panel", "line", "depth"), geometric=True, estimator=rule),
-        Curves("depth", "line", GAP), FINDINGS[rule]) for rule, words in RULES.items()},
+        score(compute_gaps, "mean_gap", ("network", "panel", "line", "depth"), geometric=True, estimator=rule),
+        Curves("depth", "line", GAP), FINDINGS[rule], "{network}, {panel}") for rule, words in RULES.items()},
     claims={
         **{f"{rule}_grows": Claim(
             f"With batch norm everywhere the gap of {words} is larger in the network's second half than in its first.",

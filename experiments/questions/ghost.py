@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import find_parameter, paired, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above, below, within
+from experiments.devices import ON_BOTH
 from experiments.margins import A_POINT, AS_ACCURATE
 
 SIZE = "norm.batch_size"  # images that are normalized together
@@ -56,16 +57,18 @@ def compute_leads(tables: Tables) -> pd.DataFrame:
     return paired(frame, "accuracy", TEST_BATCH)
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("F3", "F10", "H3", "H5", "H10"),
     sweeps=("ghost", "ghost_steps"),
     columns=("accuracy",),
+    remarks=(ON_BOTH,),
     figures={
         "accuracy": Figure(
             "Accuracy by the number of images that are normalized together",
             "Read up from the size of the parts: test accuracy after training in batches of 256; test batches have as "
             "many images as the parts.",
-            score(select_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100),
+            score(select_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100,
+                  momentum=(0.1, None)),
             Curves(SIZE, "estimator", Axis("test accuracy (%)")),
             Headline("Training in parts of 2 images costs accuracy, under exact statistics too",
                     {"tiny_parts_are_not_rescued": ()})),

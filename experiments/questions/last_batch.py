@@ -19,9 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below, within
-from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import OtherThan, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below, within
 from bnlab.harness.updates import count_training
 from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT, SIX_IMAGES
 
@@ -103,17 +103,10 @@ def subtract_plain_average(tables: Tables) -> pd.DataFrame:
     return paired(both, "accuracy", "ema", along="estimator")
 
 
-def name_size_panels(frame: pd.DataFrame) -> pd.DataFrame:
-    """Name panels by batch size, at a constant rate, and leave out the end, which is no number of updates later."""
-    constant = select(frame, **CONSTANT)
-    during = constant[constant["when"] != END]
-    return name_panels(during, "batch size {batch_size}")
-
-
 SINCE = Axis("updates since the small batch", linear=1.0)
 LOST_IN_WEIGHTS = Axis("accuracy lost against full batches (points)")
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q38", "Q9", "Q11", "Q14"),
     sweeps=("last_batch", "last_batch_64"),
     columns=("accuracy",),
@@ -123,12 +116,13 @@ EXPERIMENT = Experiment(
             "Read from left to right through the last batch, at 0 (the axis is stretched near it), at a constant "
             "learning rate: test accuracy under exact statistics of networks trained in full batches alone, minus "
             "that of networks with a smaller last batch of the epoch; lines are its size, as a share of a full one.",
-            score(lambda tables: name_size_panels(compute_lost_in_weights(tables)), "accuracy",
-                  ("panel", "remainder", "since"), scale=-100),
+            score(compute_lost_in_weights, "accuracy", ("batch_size", "remainder", "since"), scale=-100,
+                  when=OtherThan(END), **CONSTANT),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
             Headline("At a constant, high learning rate, one update from a last batch of a sixth or less damages the "
                      "weights",
-                     {"weights_lose": ()})),
+                     {"weights_lose": ()}),
+            panels="batch size {batch_size}"),
     },
     claims={
         "weights_lose": Claim(

@@ -17,20 +17,22 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import score, select
 from bnlab.harness.reporting.plots import Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below
 from experiments.margins import COSTS_A_POINT, SIX_IMAGES
 from experiments.recipes import (
+    RATE,
+    RATES,
     RUNNING,
     SCHEDULE,
+    VALIDATED,
     compute_growth,
     pick,
     select_accuracies,
     select_complete,
     subtract_exact,
 )
-from experiments.tuning import RATE, RATES, VALIDATED
 
 CELL = (SCHEDULE, RATE)
 AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: "constant"}
@@ -57,14 +59,7 @@ def pick_rates(tables: Tables) -> pd.DataFrame:
     return pick(select_complete(tables, at_end, group), group)
 
 
-def select_validated(tables: Tables) -> pd.DataFrame:
-    """Find what rates are picked by: validation accuracy at the end, in panels by schedule."""
-    validated = select_accuracies(tables, CELL, (1.0,), "val")
-    names = {"constant": "constant rate", "onecycle": "one-cycle"}
-    return validated.assign(panel=validated[SCHEDULE].map(names))
-
-
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q14", "Q17", "H2"),
     columns=("accuracy",),
     figures={
@@ -72,8 +67,11 @@ EXPERIMENT = Experiment(
             "Which rate one picks, under running averages and under exact statistics",
             "Find the highest point of each line: validation accuracy at the end of 2,250 updates, in batches of 64, "
             "by learning rate.",
-            score(select_validated, "accuracy", ("panel", "line", RATE), scale=100),
-            Curves(RATE, "line", VALIDATED, across=RATES)),
+            score(lambda tables: select_accuracies(tables, CELL, (1.0,), "val"), "accuracy", (SCHEDULE, "line", RATE),
+                  scale=100),
+            Curves(RATE, "line", VALIDATED, across=RATES),
+            panels="{optimizer.schedule}",
+            names={SCHEDULE: {"constant": "constant rate", "onecycle": "one-cycle"}}),
     },
     claims={
         "it_grows_with_the_rate": Claim(

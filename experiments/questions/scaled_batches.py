@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import paired, score
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below
 from experiments.margins import AS_ACCURATE, COSTS_A_POINT
 from experiments.recipes import CONSTANT, COSINE, LAST, RUNNING, SCHEDULE, select_accuracies, select_lost
 
@@ -56,7 +56,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
     return lost.assign(panel=lost[SCHEDULE].map(PANELS), done=done.round())
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q10", "Q11", "H2"),
     columns=("accuracy",),
     command="""bnlab sweep experiment=scaled_batches data.download=true

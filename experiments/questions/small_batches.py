@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from bnlab.common.names import EstimatorName
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above
-from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above
+from experiments.devices import ON_BOTH
 from experiments.margins import A_POINT, GAINS, name_lines
 
 NAMES = {
@@ -35,13 +36,6 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
     # Without parameters, in which EvalNorm differs from batch size to batch size.
     frame["kind"] = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
     return name_lines(frame, "kind", NAMES)
-
-
-def compute_gains(tables: Tables) -> pd.DataFrame:
-    """Find what each kind of statistics gains over running averages, on networks that were never frozen."""
-    unfrozen = select(select_accuracies(tables), freeze_with="none")
-    gains = paired(unfrozen, "accuracy", RUNNING, along="line", matching=("seed", "batch_size"))
-    return name_panels(gains, "batch size {batch_size}")
 
 
 def compute_repairs(tables: Tables) -> pd.DataFrame:
@@ -71,18 +65,21 @@ def score_gain(line: str, against: str, **wanted: Any) -> Score:
     )
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q11", "Q13", "F3", "F8", "F9", "F11", "H3", "H7"),
     columns=("accuracy", "tid_mean", "tid_std"),
+    remarks=(ON_BOTH,),
     figures={
         "accuracy": Figure(
             "Accuracy gained over running averages, by what is predicted with",
             "Compare with 0, running averages, of networks that were never frozen. EvalNorm weighs each example as a "
             "batch of the training size does.",
-            score(compute_gains, "accuracy", ("panel", "line"), scale=100),
-            Forest("line", Axis("points gained"), mark=(0.0, "as accurate")),
+            score(select_accuracies, "accuracy", ("batch_size", "line"), scale=100, against=RUNNING, along="line",
+                  freeze_with="none"),
+            Forest("line", Axis("points gained"), mark=(0.0, "as under running averages")),
             Headline("EvalNorm is more accurate than running averages, most so after batches of 2",
-                    {"eval_norm_beats_running_averages": ()})),
+                    {"eval_norm_beats_running_averages": ()}),
+            panels="batch size {batch_size}"),
     },
     claims={
         "eval_norm_beats_running_averages": Claim(

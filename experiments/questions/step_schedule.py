@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import paired, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below
 from experiments.margins import AS_ACCURATE, COSTS_A_POINT
 from experiments.recipes import EXACT, LAST, RUNNING, SCHEDULE, TUNED, select_accuracies, select_lost
 
@@ -68,7 +68,7 @@ def select_after(tables: Tables) -> pd.DataFrame:
     return lost.assign(panel=lost["drop"].map(PANELS))
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q11", "Q14", "H2"),
     columns=("accuracy",),
     command="""bnlab sweep experiment=step_schedule data.download=true

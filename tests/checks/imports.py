@@ -53,15 +53,15 @@ FOLDERS = {
     "recording": "trace observer steps recorders block frozen",
     "exact": "task source fixed_point operations walk check measure population",
     "doctor": "codes scores patient fits cause history averages elsewhere experiments causes repair report diagnose",
-    "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python papers "
-    "reproduction report runs new",
+    "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python report "
+    "runs new",
     "watching": "keeper comparison watch",
     "commands.demo": "patterns network store specimen faults",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
     "harness.artifacts": "seeding data corruptions norms models optimizers tasks training job_settings run live "
     "training_runner",
-    "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
-    "overview page watched",
+    "harness.reporting": "wording means selection frames tables axes looks plots verdicts question printed drawing "
+    "outcome quotes measured means_table any_sweep page",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
@@ -88,7 +88,7 @@ REPORTING = {
         )
     ),
 }
-SHARED = {f"experiments.{name}" for name in ("cells", "margins", "recipes", "tuning")}  # by several questions
+SHARED = {f"experiments.{name}" for name in ("devices", "margins", "recipes")}  # by several questions
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",
@@ -179,7 +179,7 @@ def find_imports_against_the_order_of_a_folder() -> Iterator[str]:
 def find_reports_that_see_more_than_tables() -> Iterator[str]:
     """Find modules of reports, and questions, that import what trains or measures."""
     for path in (HARNESS / "reporting").rglob("*.py"):
-        looks = {"bnlab.harness.statistic_kinds"} if path.stem == "wording" else set[str]()
+        looks = {"bnlab.harness.statistic_kinds"} if path.stem in ("wording", "looks") else set[str]()
         yield from list_others(path, REPORTING | looks)
     for path in list_questions():
         own_plots = f"experiments.questions.{path.parent.name}.plots"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-import pandas as pd
-
-from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_questions
-from bnlab.harness.reporting.experiment import Experiment, Tables
+from bnlab.harness.lab.registry import REFERENCE, find_question, list_questions
 from bnlab.harness.reporting.outcome import Outcome, decide_outcome
-from experiments.literature import decide, list_findings
+from bnlab.harness.reporting.question import Question, Tables
+from bnlab.harness.reporting.tables import load as read
+from experiments.literature import decide, list_quoted
 
 ROOT = REFERENCE.parents[1]
 
@@ -19,10 +18,15 @@ def list_measured() -> list[str]:
     return [name for name in list_questions() if (REFERENCE / name).is_dir()]
 
 
-def load(name: str) -> tuple[Experiment, Tables]:
-    """Load a question with its committed tables."""
-    paths = sorted((REFERENCE / name / "tables").glob("*.parquet"))
-    return find_experiment(name), {path.stem: pd.read_parquet(path) for path in paths}
+def load(name: str) -> tuple[Question, dict[str, Tables]]:
+    """Load a question with its committed tables, as `decide_outcome` takes both."""
+    return find_question(name), {name: read_tables(name)}
+
+
+@cache
+def read_tables(name: str) -> Tables:
+    """Read the committed tables of a sweep."""
+    return read(name, REFERENCE)
 
 
 @cache
@@ -34,5 +38,4 @@ def decide_all() -> dict[str, Outcome]:
 @cache
 def decide_quoted() -> list[Outcome]:
     """Decide the same, and the claims of the papers that the page on the literature quotes."""
-    names = {name for finding in list_findings() for _, name, _ in finding.list_quotes()}
-    return [*decide_all().values(), *(decide(name) for name in sorted(names - {*decide_all()}))]
+    return [*decide_all().values(), *(decide(name) for name in list_quoted() if name not in decide_all())]

@@ -6,16 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from bnlab.harness.lab.papers import read_paper
-from bnlab.harness.lab.registry import REFERENCE, list_papers
-from bnlab.harness.lab.reproduction import make_experiments, select_conditions
+from bnlab.harness.lab.registry import REFERENCE, find_paper, list_papers
 from bnlab.harness.reporting.outcome import decide_outcome
-from bnlab.harness.reporting.page import write_answers, write_experiment
-from bnlab.harness.reporting.tables import load
+from bnlab.harness.reporting.page import write_answers, write_readme
 from docs import codes
 from experiments import describe, literature
 from experiments.pages import read_catalogue
-from tests.checks.outcomes import ROOT, decide_all, decide_quoted
+from tests.checks.outcomes import ROOT, decide_all, decide_quoted, read_tables
 
 REPORT = "run: bnlab report results=results/reference"
 
@@ -24,9 +21,7 @@ def find_other_verdicts() -> Iterator[str]:
     """Find the pages of experiments whose tables and sentences on claims are others."""
     for name, outcome in decide_all().items():
         page = (REFERENCE / name / "README.md").read_text(encoding="utf-8")
-        # Devices are a fact on the committed tables, which no claim decides.
-        page, _, _ = page.partition("**Trained on a CPU and on a GPU.**")
-        if list_verdicts(page) != list_verdicts(write_experiment(outcome)):
+        if list_verdicts(page) != list_verdicts(write_readme(outcome)):
             yield f"{name}/README.md has other verdicts; {REPORT}"
 
 
@@ -38,28 +33,22 @@ def list_verdicts(page: str) -> list[str]:
 def find_other_answers() -> Iterator[str]:
     """Find the pages on all questions that are others; an answer for another verdict has no sentence."""
     pages = write_answers(read_catalogue(), [*decide_all().values()])
-    answers = (REFERENCE / "ANSWERS.md").read_text(encoding="utf-8")
-    if pages["ANSWERS.md"] != answers:
-        yield f"ANSWERS.md is another; {REPORT}"
-
-    # What the added seeds say alone stands on the committed page besides.
-    hypotheses = (REFERENCE / "HYPOTHESES.md").read_text(encoding="utf-8").splitlines()
-    if not {*pages["HYPOTHESES.md"].splitlines()} <= {*hypotheses}:
-        yield f"HYPOTHESES.md is another; {REPORT}"
+    for name, page in pages.items():
+        if page != (REFERENCE / name).read_text(encoding="utf-8"):
+            yield f"{name} is another; {REPORT}"
 
 
 def find_other_papers() -> Iterator[str]:
     """Find the pages of papers that lack a verdict or a figure."""
     for name in list_papers():
-        paper = read_paper(name)
+        paper = find_paper(name)
         folder = REFERENCE / "papers" / name
         page = (folder / "README.md").read_text(encoding="utf-8")
         expected = []
-        for experiment in make_experiments(paper):
-            outcome = select_conditions(paper, decide_outcome(experiment, load(experiment.name, REFERENCE)))
-            for row in outcome.frame.to_dict("records"):
-                expected.append(f"| {row['condition']} | {row['number']} | {row['n']} | {row['said']} |")
-            expected += [figure.title for figure in experiment.figures.values()]
+        outcome = decide_outcome(paper, {reads: read_tables(reads) for reads in paper.list_reads()})
+        for row in outcome.frame.to_dict("records"):
+            expected.append(f"| {row['condition']} | {row['number']} | {row['n']} | {row['said']} |")
+        expected += [figure.title for figure in outcome.question.figures.values()]
 
         missing = [line for line in expected if line not in page]
         drawn = {path.stem for path in folder.glob("figures/*.png")}

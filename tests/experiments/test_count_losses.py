@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.question import Tables
 from experiments.count_losses import compute_losses, say_count, say_others
 
 STEPS = 560

@@ -50,7 +50,11 @@ def list_first(file: str) -> list[str]:
     is_measured = (ROOT / "results" / "reference" / name).is_dir()
     count = 1 if is_measured or name in OVERVIEWED else 2
     swept: dict[str, Any] = settings.get("hydra", {"sweeper": {"params": {"batch_size": "64"}}})["sweeper"]["params"]
-    first = {key: ",".join(str(values).split(",")[:count]) for key, values in swept.items()}
+    first = {}
+    for key, values in swept.items():
+        # What depends on other settings is a list: its first row stands for all.
+        listed = next(iter(values.values())) if isinstance(values, dict) else values
+        first[key] = ",".join(str(listed).split(",")[:count])
     return [f"{key}={values}" for key, values in first.items() if key not in ("seed", "steps")]
 
 

@@ -20,13 +20,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import scipy
 import torch
 
-from bnlab.harness import average_gap, load
-from bnlab.harness.lab.registry import find_experiment
-from bnlab.harness.reporting.frames import DEEPER
-from bnlab.harness.reporting.overview import make_overview
+from bnlab.harness import load
+from bnlab.harness.lab.registry import find_question
+from bnlab.harness.reporting.any_sweep import describe_sweep
+from bnlab.harness.reporting.outcome import decide_outcome
 from bnlab.harness.reporting.wording import write_value
 from tests.commands.running import call_bnlab
 from tests.experiments.commands import ROOT, Call, Called, Write
@@ -191,7 +190,7 @@ def test_a_reader_can_follow(page: Path, follow: Follow) -> None:
 def test_the_gaps_of_a_reader_are_those_of_the_report(follow: Follow) -> None:
     names = follow(list_sections(ROOT / "docs" / "howto" / "sweep.md"))
 
-    drawn = make_overview(names["tables"]).figures["gap"].score({})
+    drawn = describe_sweep("first", names["tables"]).question.figures["gap"].score({})
     of_ema = drawn[drawn["estimator"] == "ema"]
     expected = of_ema.set_index(["batch_size", "momentum"])["mean"]
     pd.testing.assert_series_equal(names["by_momentum"], expected, check_names=False)
@@ -249,22 +248,27 @@ def test_another_processor_moves_no_prediction(monkeypatch: pytest.MonkeyPatch) 
 def test_a_reader_draws_the_gap_against_any_setting(swept: str, follow: Follow, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "howto" / "question.md").read_text(encoding="utf-8")
     setting, _, values = swept.partition("=")
-    assert page.count("optimizer.weight_decay") == 2, "once in the sweep, once in the question"
+    assert page.count("optimizer.weight_decay") == 3, "in the sweep, in the report, and in the question"
     asked = page.replace("optimizer.weight_decay=0,0.0005,0.005", swept).replace("optimizer.weight_decay", setting)
 
     follow(SECTION.split(asked))
 
-    assert (tmp_path / "results" / "decay" / "figures" / "gap.png").exists()
+    figures = tmp_path / "results" / "decay" / "figures"
+    assert (figures / f"gap_by_{setting.replace('.', '_')}_momentum_layer.png").exists()
+    assert (figures / "lost.png").exists()
     tables = load("decay")
-    frame = find_experiment("decay").figures["gap"].score(tables)
+    question = find_question("decay")
+    frame = question.figures["lost"].score(tables)
     assert (frame["n"] == 3).all()
+    assert {*decide_outcome(question, {"decay": tables}).frame["n"]} == {3}
 
-    deeper = frame[frame["panel"].str.endswith(DEEPER)].set_index(setting)["mean"].sort_index()
-    assert [write_value(value) for value in deeper.index] == values.split(",")
-    gaps = average_gap(tables["gaps"]).merge(tables["runs"][["run", setting]], on="run")
-    of_ema = gaps[gaps["estimator"] == "ema"]
-    expected = of_ema.groupby(setting)["mean_gap"].agg(scipy.stats.gmean)
-    pd.testing.assert_series_equal(deeper, expected, check_names=False)
+    of_pytorch = frame[frame["momentum"] == 0.1].set_index(setting)["mean"].sort_index()
+    assert [write_value(value) for value in of_pytorch.index] == values.split(",")
+    last = tables["evaluations"].merge(tables["runs"][["run", setting, "steps"]], on="run").query("step == steps")
+    means = last.groupby([setting, "estimator", "momentum"], dropna=False)["accuracy"].mean()
+    exact = means.xs("exact", level="estimator").droplevel("momentum")
+    expected = 100 * (exact - means.xs(("ema", 0.1), level=("estimator", "momentum")))
+    pd.testing.assert_series_equal(of_pytorch, expected, check_names=False)
 
 
 @pytest.mark.slow

@@ -42,12 +42,12 @@ hydra:
 """
 QUESTION = '''"""Does width matter?"""
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import ACCURACY, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, above
 
 SCORE = score("evaluations", "accuracy", ("panel", "model.width"), at=1.0, scale=100, estimator="exact")
-EXPERIMENT = Experiment(
+QUESTION = Question(
     figures={"accuracy": Figure("By width", "Exact statistics.", SCORE, Curves("model.width", "panel", ACCURACY))},
     claims={"learns": Claim("It learns.", SCORE, above(0.0, "%"), lines="each")},
 )

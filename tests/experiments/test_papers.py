@@ -1,30 +1,31 @@
-"""Papers, redrawn: what their files declare, what is drawn of it, and the committed pages."""
+"""Papers, redrawn: claims and figures of several sweeps, printed numbers in grey, and the pages."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
-from bnlab.harness.errors import UserError
-from bnlab.harness.lab.papers import make_paper, read_paper
-from bnlab.harness.lab.registry import REFERENCE
-from bnlab.harness.lab.reproduction import make_experiments
+from bnlab.harness.lab.registry import REFERENCE, find_paper, list_papers
 from bnlab.harness.reporting import drawing
-from bnlab.harness.reporting.experiment import Figure
+from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.outcome import decide_outcome
+from bnlab.harness.reporting.page import write_paper
+from bnlab.harness.reporting.plots import Axis, Curves, Forest, Plot
+from bnlab.harness.reporting.printed import make_panel, make_printed_figure
+from bnlab.harness.reporting.question import Claim, Figure, Paper, Printed, Question, above, cite, show
+from bnlab.harness.reporting.tables import load
 from tests.experiments.commands import Call
 
-# Seeds 0, 1, 2 gain 2 points against the reference, give or take.
 GAINS = pd.DataFrame(
     {"run": list("abcabc"), "step": 9, "estimator": ["ema"] * 3 + ["exact"] * 3, "momentum": np.nan, "split": "test"}
 )
@@ -32,34 +33,63 @@ GAINS["accuracy"] = [0.72, 0.71, 0.73, 0.70, 0.69, 0.71]
 RUNS = pd.DataFrame({"run": list("abc"), "seed": [0, 1, 2], "batch_size": 8, "steps": 9, "data": "planted"})
 TABLES = {"runs": RUNS, "evaluations": GAINS}
 
-
-def declare(**changed: Any) -> dict[str, Any]:
-    """Declare a paper with a claim and a figure on planted tables."""
-    gain = {"source": "evaluations", "value": "accuracy", "by": ["panel", "estimator"], "at": 1.0, "scale": 100}
-    declared = yaml.safe_load("""
-        {name: planted, title: A paper, authors: Nobody, year: 2020, arxiv: "1234.5678", question: Is it so,
-         read: [{what: abstract, source: abstract}], not_read: [], setting: [[task, theirs, ours]], differs: [all],
-         printed: [
-           {id: kin, panel: kin, series: ema, x: 8, unit: "% top-1", value: 55.0, sd: 1.0, where: 1, source: a},
-           {id: range, span: [2, 4], axis: images, unit: images, where: section 1, source: text}]}
-    """)
-    claim = {"text": "It gains a point.", "lines": "each", "margin": {"above": 1.0, "unit": "points"}}
-    claim["score"] = {**gain, "by": ["batch_size"], "against": "exact", "estimator": "ema"}
-    figure = {"title": "Drawn", "score": gain, "marks": ["kin", "range"]}
-    figure["plot"] = {"kind": "Forest", "by": "estimator", "axis": {"label": "%"}}
-    return {**declared, "claims": {"gains": claim}, "figures": {"drawn": figure}, **changed}
+KIN = Printed(panel="kin", series="ema", x=8, unit="% top-1", value=55.0, sd=1.0, where="table 1", source="paper text")
+RANGE = Printed(span=(2, 4), axis="images", unit="images", where="section 1", source="paper text")
+PAPER = Paper(
+    title="A paper", authors="Nobody", year=2020, arxiv="1234.5678",
+    read=[{"what": "abstract", "source": "paper text"}], setting=[("task", "theirs", "ours")],
+    printed={"kin": KIN, "range": RANGE}, differs=["All of it."])  # fmt: skip
+PERCENT = Axis("%")
 
 
-def test_planted_tables_give_the_expected_verdict() -> None:
-    (experiment,) = make_experiments(make_paper(declare()))
-    (row,) = decide_outcome(experiment, TABLES).frame.to_dict("records")
-    assert row["mean"] == pytest.approx(2.0)
-    assert row["verdict"] == "holds"
+def gain(*by: str, **how: Any) -> Any:
+    return score("evaluations", "accuracy", by, at=1.0, scale=100, **how)
 
-    declared = declare()
-    declared["claims"]["gains"]["margin"] = {"below": 1.0, "unit": "points"}
-    (experiment,) = make_experiments(make_paper(declared))
-    assert [*decide_outcome(experiment, TABLES).frame["verdict"]] == ["fails"]
+
+OLDER: Any = ModuleType("questions.older")
+OLDER.QUESTION = Question(
+    figures={"of_sizes": Figure("Sizes", "", gain("panel", "batch_size"), Curves("batch_size", "panel", PERCENT))},
+    claims={"learns": Claim("It learns.", gain("estimator"), above(50.0, "%"), lines="each")},
+)
+QUESTION = Question(
+    paper=PAPER,
+    figures={
+        "drawn": Figure(
+            "Drawn", "", gain("panel", "estimator"), Forest("estimator", PERCENT), printed=[KIN, RANGE], reads="older"
+        ),
+        "shown": show(OLDER, "of_sizes", [KIN]),
+        "printed": make_printed_figure("Theirs", "", Forest("panel", PERCENT), [KIN], reads="older"),
+        "missing": Figure("Missing", "", gain("panel", "estimator"), Forest("estimator", PERCENT), reads="younger"),
+    },
+    claims={
+        "cited": cite(OLDER, "learns", "that it learns"),
+        "in_one": cite(OLDER, "learns", "that one does", "exact statistics"),
+        "in_none": cite(OLDER, "learns", "that another does", "no such estimator"),
+        "missing": Claim("It is so.", gain("batch_size"), above(0.0, "%"), lines="each", reads="younger"),
+    },
+    name="planted",
+    asks="Is it so?",
+)  # fmt: skip
+
+
+def test_claims_are_decided_by_the_sweeps_that_they_read_in_the_conditions_that_are_meant() -> None:
+    frame = decide_outcome(QUESTION, {"older": TABLES}).frame
+
+    assert frame["claim"].tolist() == ["cited", "cited", "in_one", "in_none"]
+    assert frame["condition"].tolist() == ["running average", *["exact statistics"] * 2, "no such estimator"]
+    assert frame["mean"].tolist() == pytest.approx([72.0, 70.0, 70.0, np.nan], nan_ok=True)
+    assert frame["verdict"].tolist() == ["holds"] * 3 + ["not measured"]
+
+
+def test_the_page_has_the_tables_of_claims_and_of_printed_numbers() -> None:
+    page = write_paper(decide_outcome(QUESTION, {"older": TABLES}), ["older"])
+
+    assert "| task | theirs | ours |" in page
+    assert "That it learns, [older](../../older/README.md): **It learns.** (*above 50 %*)" in page
+    assert page.count("| exact statistics | 70.0 [67.5, 72.5] | 3 | holds |") == 2
+    assert "Nothing of younger has been measured" in page
+    assert "| kin: ema | 55.0 ± 1.0% top-1 | table 1 | paper text |" in page
+    assert "| images | 2 to 4 images | section 1 | paper text |" in page
 
 
 def list_grey(ax: Axes) -> list[Line2D]:
@@ -67,63 +97,72 @@ def list_grey(ax: Axes) -> list[Line2D]:
     return [line for line in ax.lines if len({*to_rgb(line.get_color())}) == 1 and 0 < to_rgb(line.get_color())[0] < 1]
 
 
-@pytest.mark.parametrize("kind", ["Forest", "Curves"])
-def test_printed_numbers_are_grey_and_apart(kind: str) -> None:
-    declared = declare()
-    if kind == "Curves":
-        declared["figures"]["drawn"]["score"]["by"] = ["panel", "estimator", "batch_size"]
-        declared["figures"]["drawn"]["plot"] |= {"kind": "Curves", "x": "batch_size"}
-    (experiment,) = make_experiments(make_paper(declared))
-    figure: Figure = experiment.figures["drawn"]
-    (ours,) = drawing.draw(figure, figure.score(TABLES)).axes
+@pytest.mark.parametrize(
+    ("plot", "by"),
+    [
+        (Forest("estimator", PERCENT), ("panel", "estimator")),
+        (Curves("batch_size", "estimator", PERCENT), ("panel", "estimator", "batch_size")),
+    ],
+)
+def test_printed_numbers_are_grey_and_apart(plot: Plot, by: tuple[str, ...], tmp_path: Path) -> None:
+    declared = replace(QUESTION.figures["drawn"], plot=plot, score=gain(*by))
+    figure, points = drawing.read_points(declared, TABLES)
+    (ours,) = drawing.draw(figure, points).axes
     assert not list_grey(ours)
     assert [patch.get_label() for patch in ours.patches] == ["theirs: 2 to 4 images"]
+    assert "Grey intervals" in drawing.write("drawn", declared, TABLES, tmp_path).caption
 
-    assert figure.below is not None
-    printed = figure.below.score(TABLES)
+    theirs_plot, printed = make_panel(figure.plot, [KIN])
     assert printed[["mean", "low", "high", "n"]].to_numpy().tolist() == [[55.0, 53.0, 57.0, 0]]
-    below = drawing.draw(Figure("", "", figure.score, figure.below.plot), printed)
+    below = drawing.draw(Figure("", "", figure.score, theirs_plot), printed)
     (theirs,) = below.axes
-    assert "% top-1" in (theirs.get_xlabel(), below.get_supylabel())
+    assert "% top-1" in (theirs.get_xlabel(), theirs.get_ylabel())
     assert ours.dataLim.bounds != theirs.dataLim.bounds
     assert list_grey(theirs)
     plt.close("all")
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (["colour"], 1, "planted: no key 'colour'"),
-        (["printed", 0, "valu"], 1, "planted, printed: no key 'valu'; did you mean value?"),
-        (["claims", "gains", "margin", "abov"], 1, "planted, claim gains: no key 'abov'; did you mean above?"),
-        (["figures", "drawn", "plot", "kind"], "Bars", "planted, figure drawn: kind 'Bars'; must be one of"),
-        (["figures", "drawn", "marks", 0], "kim", "planted, figure drawn: no printed number 'kim'; did you mean kin?"),
-        (["claims", "gains"], {"of": "gap.x"}, "planted, claim gains: no claim 'gap.x'"),
-        (["printed", 0], {"id": "a"}, "planted, printed: where is missing"),
-        (["printed", 0], 3, "planted, printed: 3 is no mapping"),
-        (["claims", "gains", "margin"], {"unit": "points"}, "planted, claim gains: its margin needs above, below or"),
-        (["claims", "gains", "score"], {"value": "accuracy"}, "planted, claim gains: its score needs a source"),
-        (["figures", "drawn", "plot", "axis"], "LOSS", "axis='*bnlab.harness.reporting.plots.LOSS"),
-        (["figures", "drawn"], {"of": "gap.x"}, "planted, figure drawn: no figure 'gap.x'"),
-        (["differs", 0], {"It differs": "much"}, "planted: put quotes around"),
-    ],
-)
-def test_mistakes_in_a_file_are_named_in_a_line(path: list[Any], value: Any, message: str) -> None:
-    declared = declare()
-    place: Any = declared
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    with pytest.raises(UserError, match=message) as caught:
-        make_experiments(make_paper(declared))
-    assert "\n" not in str(caught.value)
+def test_a_figure_of_printed_numbers_alone_is_of_no_seeds(tmp_path: Path) -> None:
+    written = drawing.write("printed", QUESTION.figures["printed"], TABLES, tmp_path)
+    assert written.caption.startswith("Grey: their numbers")
+    assert "seed" not in written.caption
+    assert (tmp_path / "printed.png").exists()
+
+
+@pytest.mark.parametrize("name", list_papers())
+def test_papers_cite_claims_and_printed_numbers_that_there_are(name: str) -> None:
+    """Importing a paper finds the claims and figures that it takes from questions."""
+    paper = find_paper(name)
+    assert paper.paper is not None
+    assert paper.asks.endswith("?")
+    listed = [number for figure in paper.figures.values() for number in figure.printed]
+    assert all(number in paper.paper.printed.values() for number in listed)
+    assert all(claim.about or not claim.is_cited for claim in paper.claims.values())
+
+
+def test_the_example_of_a_paper_is_decided_and_drawn(tmp_path: Path) -> None:
+    recipes = (REFERENCE.parents[1] / "docs/contributing/adding.md").read_text(encoding="utf-8")
+    data, module = [block for block in recipes.split("```") if "experiments/papers/small." in block]
+    (tmp_path / "small.yaml").write_text(data.removeprefix("yaml"), encoding="utf-8")
+    names: dict[str, Any] = {"__file__": str(tmp_path / "small.py")}
+    exec(module.removeprefix("python"), names)
+    tables = load("gap", REFERENCE)
+
+    outcome = decide_outcome(names["QUESTION"], {"gap": tables})
+    drawing.write("cost", names["QUESTION"].figures["cost"], tables, tmp_path)
+
+    costs_early = outcome.frame.loc[outcome.frame["claim"] == "costs_early", "condition"]
+    assert costs_early.str.extract("(batch size [0-9]+)")[0].tolist() == ["batch size 4", "batch size 16"]
+    assert {*outcome.frame["verdict"]} <= {"holds", "fails", "undecided"}
+    assert "points lost" in write_paper(outcome, ["gap"])
+    assert (tmp_path / "cost.png").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("paper=iofe", "no paper 'iofe': did you mean ioffe?"),
-        ("paper=ioffe results=nowhere", "nothing that ioffe reads has been measured in nowhere/"),
+        ("paper=ioffe results=nowhere", "nothing that it reads has been measured in nowhere/"),
         ("paper=ioffe experiment=gap", "paper= stands without"),
     ],
 )
@@ -131,15 +170,6 @@ def test_mistakes_of_the_command(words: str, message: str, call: Call) -> None:
     done = call(f"report {words}")
     assert done.code == 2
     assert message in done.err
-
-
-@pytest.mark.parametrize("text", ["name: [a", "- a list"])
-def test_a_file_that_declares_nothing_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "broken.yaml"
-    path.write_text(text, encoding="utf-8")
-    monkeypatch.setattr("bnlab.harness.lab.papers.list_papers", lambda: {"broken": path})
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: "):
-        read_paper("broken")
 
 
 def test_a_paper_is_redrawn_in_any_folder(tmp_path: Path, call: Call) -> None:

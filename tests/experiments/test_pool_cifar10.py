@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy
 
-from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.question import Tables
 from experiments.pool_cifar10 import (
     EXPERIMENTS,
     compare_networks,

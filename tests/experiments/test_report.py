@@ -9,7 +9,6 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,14 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.lab import report
-from bnlab.harness.reporting import watched
-from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.question import Tables
 from bnlab.harness.schema import read_key, write_frame
 from experiments import reference
 from experiments.questions import momentum, quickstart
 from tests.experiments.commands import ROOT, SWEEP, Call
-from tests.experiments.questions.test_real_claims import SEVEN, plant
 
 TABLES = ROOT / "results" / "reference" / "quickstart" / "tables"
 FOUND = "31.8 [28.2, 35.5]"
@@ -46,8 +42,8 @@ def list_files(folder: Path) -> list[str]:
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the quickstart one of its figures: they take a second each."""
-    figures = {"gap": quickstart.EXPERIMENT.figures["gap"]}
-    monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures=figures))
+    figures = {"gap": quickstart.QUESTION.figures["gap"]}
+    monkeypatch.setattr(quickstart, "QUESTION", replace(quickstart.QUESTION, figures=figures))
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -96,8 +92,6 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
         ("name=mine figure.format=png", ["figure.format=png: ", "pdf, svg"]),
         ("name=mine figure.style=no.mplstyle", ["figure.style=no.mplstyle: "]),
         ("name=mine name=yours", ["name=yours: ", "experiment=NAME"]),
-        ("watch=nowhere.parquet", ["nowhere.parquet: ", "watch.history.to_parquet('nowhere.parquet')"]),
-        ("watch=a.parquet name=mine", ["watch=", "experiment="]),
         ("-m", ["-m: ", "--help"]),
     ],
 )
@@ -109,105 +103,17 @@ def test_mistakes(words: str, named: list[str], call: Call) -> None:
     assert done.err.count("\n") <= 2
 
 
-def write_history(path: Path, difference: float = 0.02, **columns: Any) -> Path:
-    """A history of three comparisons, the first before there were exact statistics."""
-    exact = [None, 0.6, 0.7]
-    running = [0.1, 0.6 - difference, 0.7]
-    history = pd.DataFrame({"update": [0, 100, 200], "metric": "accuracy", "running": running, "exact": exact})
-    history = history.astype({"exact": float})
-    history["lost"] = history["exact"] - history["running"]
-    path.parent.mkdir(exist_ok=True)
-    history.assign(**columns).to_parquet(path)
-    return path
-
-
-@pytest.mark.parametrize("has_map", [False, True])
-def test_watched_trainings_are_drawn_beside_the_map(
-    has_map: bool, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "REFERENCE", tmp_path / "reference")
-    if has_map:
-        for name, table in plant(SEVEN, range(7)).items():
-            (tmp_path / "real" / "tables").mkdir(parents=True, exist_ok=True)
-            table.to_parquet(tmp_path / "real" / "tables" / f"{name}.parquet")
-    first = write_history(tmp_path / "small" / "watch.parquet")
-    second = write_history(tmp_path / "large" / "watch.parquet", 0.05)
-    done = call(f"report watch={first},{second}", f"results={tmp_path}")
-
-    assert done.code == 0
-    assert done.err.count("\n") == done.err.count(f" {tmp_path}/") == (not has_map)
-    assert (tmp_path / "watch" / "figures" / "map.png").exists() is has_map
-    page = (tmp_path / "watch" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 1 + has_map
-
-
-def test_what_watched_trainings_have_lost_is_in_points(tmp_path: Path) -> None:
-    """Histories in files of one name are called by their paths; of two rows of one update the last one counts."""
-    small = write_history(tmp_path / "small" / "watch.parquet")
-    large = write_history(tmp_path / "large" / "watch.parquet", 0.05, update=[0, 100, 100])
-    tables = watched.read_histories([small, large])
-    (figure,) = watched.declare_figures(tables).values()
-
-    drawn = figure.score(tables)
-    assert drawn["mean"].round(9).tolist() == [2.0, 0.0, 0.0]
-    assert drawn["update"].tolist() == [100, 200, 100]
-    assert drawn["line"].tolist() == [str(small), str(small), str(large)]
-    lower = tables[watched.WATCHED].assign(lost=[-0.02, 0.0, 0.0])  # as of a loss
-    (of_loss,) = watched.declare_figures({watched.WATCHED: lower}).values()
-    assert of_loss.score({})["mean"].tolist() == [-0.02, 0.0, 0.0]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_validations_without_a_finite_number_are_left_out_and_counted(bad: float, tmp_path: Path) -> None:
-    path = write_history(tmp_path / "watch.parquet")
-    history = pd.read_parquet(path).dropna(subset=["exact"])
-    history.loc[history.index[-1], ["running", "lost"]] = [bad, -bad]
-
-    (figure,) = watched.declare_figures({watched.WATCHED: history.assign(line="a")}).values()
-
-    means = figure.score({})["mean"]
-    assert means.isna().sum() == 1
-    assert means.dropna().round(9).tolist() == [2.0]  # in points all the same
-    assert "1 validation " in figure.caption
-
-
-@pytest.mark.parametrize(
-    ("columns", "named"),
-    [
-        ({"lost": "much"}, "'lost'"),
-        ({"exact": float("nan"), "lost": float("nan")}, "exact statistics"),
-        ({"running": float("inf"), "lost": float("-inf")}, "running averages"),
-    ],
-)
-def test_histories_that_are_none(columns: dict[str, Any], named: str, tmp_path: Path, call: Call) -> None:
-    path = write_history(tmp_path / "watch.parquet", **columns)
-    done = call(f"report watch={path}", f"results={tmp_path / 'results'}")
-
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith(f"error: {path}: ") and named in done.err
-    assert not (tmp_path / "results").exists()
-
-
-def test_a_damaged_history_and_a_table_of_something_else(folder: Path, call: Call) -> None:
-    path = folder / "damaged.parquet"
-    path.write_text("no parquet", encoding="utf-8")
-    for other in (folder / "quickstart" / "tables" / "runs.parquet", path):
-        done = call(f"report watch={other}")
-        assert (done.code, done.err.count("\n")) == (2, 1)
-        assert done.err.startswith(f"error: {other}: ")
-
-
 def test_what_fails_is_named_and_the_rest_is_decided_and_drawn(
     folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(tables: Tables) -> pd.DataFrame:
         raise KeyError("oops")
 
-    claims = {**quickstart.EXPERIMENT.claims}
+    claims = {**quickstart.QUESTION.claims}
     claims["default_costs_early"] = replace(claims["default_costs_early"], score=fail)
-    figures = {"estimators": replace(quickstart.EXPERIMENT.figures["estimators"], score=fail)}
-    figures["gap"] = quickstart.EXPERIMENT.figures["gap"]
-    monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, claims=claims, figures=figures))
+    figures = {"estimators": replace(quickstart.QUESTION.figures["estimators"], score=fail)}
+    figures["gap"] = quickstart.QUESTION.figures["gap"]
+    monkeypatch.setattr(quickstart, "QUESTION", replace(quickstart.QUESTION, claims=claims, figures=figures))
 
     done = call("report", f"results={folder}")
 
@@ -228,12 +134,12 @@ def test_a_question_that_cannot_be_imported_is_left_out(
     folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder / "quickstart", folder / "momentum")
-    monkeypatch.delattr(momentum, "EXPERIMENT")
-    monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={}))
+    monkeypatch.delattr(momentum, "QUESTION")
+    monkeypatch.setattr(quickstart, "QUESTION", replace(quickstart.QUESTION, figures={}))
     done = call("report", f"results={folder}")
 
     assert done.code == 1
-    assert re.match(r"momentum .* experiment=experiments\.questions\.momentum\.EXPERIMENT: ", done.err)
+    assert re.match(r"momentum .* experiment=experiments\.questions\.momentum\.QUESTION: ", done.err)
     assert (folder / "quickstart" / "README.md").exists()
 
 
@@ -246,10 +152,10 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
     assert done.out.endswith(f"{results}/adhoc/report.html\n")
 
     names = sorted(path.name for path in (results / "adhoc" / "figures").glob("*.png"))
-    assert names == ["accuracy.png", "accuracy_lost.png", "gap.png", "gap_training.png"]
+    assert names == ["accuracy.png", "accuracy_lost.png", "cost.png", "gap.png", "gap_training.png"]
 
     page = (results / "adhoc" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
     assert len(rows) == 1 + 2 * 4, "of each batch size two momenta, the cumulative average and exact statistics"
     assert "src=" not in page.replace('src="data:image', "")
@@ -308,9 +214,9 @@ def test_own_sweeps_are_hinted_at_with_the_command(results: Path, call: Call) ->
 
 
 def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = quickstart.EXPERIMENT.figures
+    figures = quickstart.QUESTION.figures
     empty = replace(figures["gap"], score=lambda tables: figures["gap"].score(tables)[:0])
-    monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={"gap": empty}))
+    monkeypatch.setattr(quickstart, "QUESTION", replace(quickstart.QUESTION, figures={"gap": empty}))
     done = call("report name=quickstart", f"results={folder}")
 
     assert done.code == 0, "the name of a question means the question"

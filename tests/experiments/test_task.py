@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from bnlab.harness import load, load_images, load_model
-from bnlab.harness.reporting.overview import make_overview
+from bnlab.harness.reporting.any_sweep import describe_sweep
 from tests.experiments.commands import Call, Write
 from tests.harness.kills import assert_same, interrupted_at
 from tests.helpers import find_network
@@ -94,7 +94,9 @@ def test_what_is_lost_or_added_has_its_direction(write: Write, call: Call, tmp_p
         tables = load(name, tmp_path)
         last = tables["evaluations"].query("step == 8").set_index("estimator")["metric"]
 
-        figure = make_overview(tables).figures["overlap_lost_training" if sign < 0 else "depth_error_added_training"]
+        figure = describe_sweep("trial", tables).question.figures[
+            "overlap_lost_training" if sign < 0 else "depth_error_added_training"
+        ]
         *_, mean = figure.score(tables).sort_values("epoch")["mean"]
 
         assert mean == pytest.approx(sign * (last["ema"] - last["exact"]))
@@ -159,12 +161,13 @@ def test_two_tasks_in_one_sweep_stand_apart(write: Write, call: Call, tmp_path: 
         assert call("sweep", *SMALL, *words, f"results={tmp_path}").code == 0
 
     tables = load("adhoc", tmp_path)
-    overview = make_overview(tables)
+    described = describe_sweep("trial", tables)
+    assert described.means is not None
 
     assert tables["evaluations"][["accuracy", "metric"]].notna().sum(axis=1).eq(1).all()
-    assert {"overlap_training", "depth_error_training", "accuracy_training"} <= {*overview.figures}
+    assert {"overlap_training", "depth_error_training", "accuracy_training"} <= {*described.question.figures}
     labels = {"test overlap", "test depth error (mm)", "test accuracy (%)"}
-    assert labels <= {*overview.table.columns}
+    assert labels <= {*described.means[""].columns}
 
 
 MISTAKES = {

@@ -88,9 +88,14 @@ def require_memory() -> None:
 
 def print_table(frame: pd.DataFrame) -> None:
     """Print a table; on a terminal that is narrower, in several parts, so that no number is cut at its edge."""
+    print(format_table(frame))
+
+
+def format_table(frame: pd.DataFrame) -> str:
+    """Write a table as `print_table` prints it."""
     columns = find_width(sys.stdout)
     # Without `float_format`, a single small or large number would give its whole column exponents.
-    print(frame.to_string(index=False, na_rep="", float_format="{:.10g}".format, line_width=columns))
+    return str(frame.to_string(index=False, na_rep="", float_format="{:.10g}".format, line_width=columns))
 
 
 def write_command(command: str, word: str, results: Path) -> str:

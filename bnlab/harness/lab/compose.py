@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -93,19 +93,20 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
         # left out, because they are divided among the jobs later.
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
         is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
-        if is_multirun:
-            params = chosen.sweeper.params or {}
-            by_file = [_read_word(f"{key}={value}") for key, value in params.items()]
-            # Words of the command line come last, so that they take the place of what the file says.
-            overrides = [*by_file, *overrides]
-        grid = _list_jobs(overrides, is_multirun)
+        params: Any = (chosen.sweeper.params or {}) if is_multirun else {}
+        by_job = {key: value for key, value in params.items() if isinstance(value, DictConfig)}
+        by_file = [_read_word(f"{key}={value}") for key, value in params.items() if key not in by_job]
+        # Words of the command line come last, so that they take the place of what the file says.
+        grid = _list_jobs([*by_file, *overrides], is_multirun)
+        given = {override.get_key_element() for override in overrides}
+        for key, table in by_job.items():
+            if key not in given:
+                grid = _look_up(key, table, grid)
         configs = [_build(job, begin) for job in grid]
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
-        chosen_words = [str(override.input_line) for override in job]
-        distinguishing = [word for word in chosen_words if not word.startswith(_SAME_FOR_ALL)]
-        heading = f"job {number}  {' '.join(distinguishing)}" if len(grid) > 1 else ""
+        heading = f"job {number}  {_set_apart(job)}" if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
 
     launcher: Any = OmegaConf.to_container(chosen.launcher)
@@ -160,6 +161,28 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
         else:
             values[key] = [override]
     return [list(job) for job in itertools.product(*values.values())]
+
+
+def _look_up(key: str, table: Mapping[str, object], grid: Iterable[Sequence[Override]]) -> list[list[Override]]:
+    """Add to each job the values of a setting that a file has for it, as `batch_size=4 steps=36: 0.025,0.1`.
+
+    Hydra's own sweeper has none of this: in its grids all values of a setting meet all values of the others.
+    """
+    jobs = []
+    for job in grid:
+        words = [str(override.input_line) for override in job]
+        rows = [values for of, values in table.items() if {*of.split()} <= {*words}]
+        if not rows:
+            raise UserError(f"{key}: the file has no value for {_set_apart(job)}; add {key}=VALUE")
+        for values in rows:
+            jobs += _list_jobs([*job, _read_word(f"{key}={values}")], multirun=True)
+    return jobs
+
+
+def _set_apart(job: Sequence[Override]) -> str:
+    """Say what sets a job apart from others of its sweep."""
+    words = [str(override.input_line) for override in job]
+    return " ".join(word for word in words if not word.startswith(_SAME_FOR_ALL))
 
 
 def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:

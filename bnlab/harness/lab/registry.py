@@ -1,4 +1,7 @@
-"""Finding questions: a module or folder for each, in `experiments/questions` and `questions/` of the current folder."""
+"""Finding questions: a module or folder for each, in `experiments/questions` and `questions/` of the current folder.
+
+Papers that are redrawn are questions too, in `experiments/papers`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +20,8 @@ from bnlab.harness.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from bnlab.harness.measurements import Measurement
-    from bnlab.harness.reporting.experiment import Experiment
     from bnlab.harness.reporting.outcome import Outcome
+    from bnlab.harness.reporting.question import Paper, Question
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _IN_WHEEL = _PACKAGE / "conf"  # where a wheel has what lies beside the package in a clone
@@ -47,18 +50,35 @@ def import_shipped() -> None:
     importlib.import_module(_SHIPPED)
 
 
-def find_experiment(name: str) -> Experiment:
-    """Find the EXPERIMENT of a question, and fill in name, question and source; UserError if it cannot be imported."""
+def find_question(name: str) -> Question:
+    """Find the QUESTION of a module, and fill in name, question and source; UserError if it cannot be imported."""
+    return _import_question("question", name, _find_modules())
+
+
+def find_paper(name: str) -> Question:
+    """Find the QUESTION of a paper that is redrawn, in the same way; it may have the name of another question."""
+    return _import_question("paper", name, _find_papers())
+
+
+def read_paper(module: str) -> Paper:
+    """Read what a paper says that is redrawn, in the YAML file beside its module: `read_paper(__file__)`."""
+    from bnlab.harness.reporting.question import Paper, Printed
+
+    declared = yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
+    printed = {key: Printed(**number) for key, number in declared.pop("printed", {}).items()}
+    return Paper(printed=printed, **declared)
+
+
+def _import_question(kind: str, name: str, known: Mapping[str, str]) -> Question:
     from bnlab.harness.own import import_object
 
-    known = _find_modules()
     if name not in known:
-        raise UserError(f"no question {name!r}: {suggest(name, known)}")
-    experiment: Experiment = import_object("experiment", f"{known[name]}.EXPERIMENT")
+        raise UserError(f"no {kind} {name!r}: {suggest(name, known)}")
+    question: Question = import_object("experiment", f"{known[name]}.QUESTION")
     module = importlib.import_module(known[name])
     # The first paragraph asks the question, and those below say where it comes from.
-    question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
-    return replace(experiment, name=name, question=question, source=" ".join(source.split()))
+    asks, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    return replace(question, name=name, asks=" ".join(asks.split()), source=" ".join(source.split()))
 
 
 def list_questions() -> list[str]:
@@ -66,10 +86,9 @@ def list_questions() -> list[str]:
     return sorted(_find_modules())
 
 
-def list_papers() -> dict[str, Path]:
-    """List the files of all papers that are redrawn, by the papers' names."""
-    (folder,) = importlib.import_module(f"{_SHIPPED}.papers").__path__
-    return {path.stem: path for path in sorted(Path(folder).glob("*.yaml"))}
+def list_papers() -> list[str]:
+    """List the names of all papers that are redrawn."""
+    return sorted(_find_papers())
 
 
 def is_shipped(name: str) -> bool:
@@ -84,15 +103,21 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
 
 def _find_modules() -> dict[str, str]:
     """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
-    shipped = f"{_SHIPPED}.questions"
     # Absolute, because Python caches what a path leads to, and the current folder may change.
     folder = Path(_FOLDER).resolve()
-    packages = {shipped: list(importlib.import_module(shipped).__path__), _FOLDER: [str(folder)]}
-    modules = {}
-    for package, folders in packages.items():
-        for module in pkgutil.iter_modules(folders):
-            modules[module.name] = f"{package}.{module.name}"
-    return modules
+    own = {module.name: f"{_FOLDER}.{module.name}" for module in pkgutil.iter_modules([str(folder)])}
+    return _list_modules(f"{_SHIPPED}.questions") | own
+
+
+def _find_papers() -> dict[str, str]:
+    """Find the import path of the module of each paper."""
+    return _list_modules(f"{_SHIPPED}.papers")
+
+
+def _list_modules(package: str) -> dict[str, str]:
+    """List the modules of a package by their names."""
+    folders = importlib.import_module(package).__path__
+    return {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(folders)}
 
 
 def list_measurements() -> dict[str, Measurement]:

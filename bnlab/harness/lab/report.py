@@ -1,4 +1,4 @@
-"""bnlab report: figures and verdicts of experiments, any sweep, redrawn papers, or trainings that were watched."""
+"""bnlab report: figures and verdicts of questions, of any sweep, and of papers that are redrawn."""
 
 from __future__ import annotations
 
@@ -9,46 +9,64 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
-from bnlab.harness.lab.command import print_table, run_command, write_command
-from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_papers, list_questions, write_pages
+from bnlab.harness.lab.command import format_table, run_command, write_command
+from bnlab.harness.lab.registry import REFERENCE, find_paper, find_question, list_papers, list_questions, write_pages
 from bnlab.harness.progress import find_width
 from bnlab.harness.records import read_commands
 
 # All of these take long to import. Functions import what they need, so that a mistake is answered before that, and
 # Ctrl-C in the meantime is caught by `run_command`.
 if TYPE_CHECKING:
-    from bnlab.harness.lab.papers import Paper
+    from bnlab.harness.reporting.any_sweep import Layout
     from bnlab.harness.reporting.drawing import PaperFile
-    from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
     from bnlab.harness.reporting.outcome import Outcome
+    from bnlab.harness.reporting.question import Figure, Question, Tables
     from bnlab.harness.reporting.tables import LoadedTables
 
-USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [watch=FILE] [results=FOLDER]
+USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [results=FOLDER]
+                    [x=COLUMN] [colour=COLUMN] [panels=COLUMN,...] [value=COLUMN] [at=SHARE,...]
+                    [where.COLUMN=VALUE,...] [versus=ESTIMATOR] [names.COLUMN={VALUE: WORDS, ...}]
                     [figure.width=INCHES] [figure.format=FORMAT] [figure.style=FILE]
 
-experiment=NAME    figures and verdicts of a question, and its page; with name=SWEEP of a sweep under another name, in
-                   the folder SWEEP/NAME
-name=NAME          figures and a page of any sweep, by what was swept, without a question
+experiment=NAME    figures and verdicts of the question NAME, and its page; with name=SWEEP by the tables of that sweep,
+                   in the folder SWEEP/NAME
+name=NAME          figures and a page of any sweep, by what was swept; where a question has its name, of this question
 paper=NAME         a published paper beside what is found here, by the tables that are there, and its page; several with
                    commas between them, or all
-watch=FILE         what your own trainings lost under running averages, beside the map of the question real; several
-                   files with commas between them. bnlab.watch writes one: watch.history.to_parquet(FILE)
-without either     figures, verdicts and pages of all questions that have results; the committed ones:
+without these      figures, verdicts and pages of all questions that have results; the committed ones:
                    results=results/reference
+
+Beside name=, a figure as you want it of each value that has these columns, and its means with their intervals:
+x=momentum         what is across: a setting by its name on the command line, momentum, epoch, step, or depth (layers)
+colour=estimator   what has a colour for each value
+panels=layer       what has a panel for each value; all that was varied and is told apart by nothing else has one, too
+value=mean_gap     what is drawn: a column of gaps, evaluations or a table of your own; else all that has these columns
+at=0.5             shares of the training; else the last step, or with x=epoch all of them
+where.norm=batch   rows with this value, or with one of several
+versus=ema         the difference to this estimator, within each network and step; versus.norm=batch to another value of
+                   a setting, within each seed
+names.norm='{batch: batch norm, group: group norm}'   words for values, in the order in which they are drawn
+colours='{batch: black, group: C1}'   matplotlib's colours for values of colour=, in place of their own
+title=WORDS, label.x=WORDS, label.y=WORDS   in place of those that are chosen
+
 figure.width=3.25  of the files for papers beside the PNGs of the page, in inches; figure.format=pdf or svg;
                    figure.style=FILE.mplstyle, with settings of matplotlib's such as font.size: 8
 
-A page is report.html, in the folder of the results, of a paper in papers/NAME there, of histories in watch. Of papers
-and without either word there is a README.md beside it, too, and where questions of bnlab's own have results, ANSWERS.md
-and HYPOTHESES.md.
+A page is report.html, in the folder of the results, of a paper in papers/NAME there. Of papers, and of all questions
+at once, there is a README.md beside it, too, and where questions of bnlab's own have results, ANSWERS.md and
+HYPOTHESES.md.
 
-The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
-_WORDS = ("experiment", "name", "paper", "watch", "results", "figure.width", "figure.format", "figure.style")
+The exit code is 1 where a claim could not be scored or a figure not drawn and the others are there, and 2 where there
+is nothing."""
+_WORDS = ("experiment", "name", "paper", "results", "figure.width", "figure.format", "figure.style")
+_OF_LAYOUTS = ("x", "colour", "panels", "value", "at", "versus", "colours", "title", "label.x", "label.y")
+_BY_COLUMN = ("where.", "names.", "versus.")
 _LEAST_WIDTH, _MOST_WIDTH = 1.5, 20.0  # inches
-_MAPPED = "real"  # the question whose map stands beside histories
 _ROWS = 12  # as many rows of a table are printed
 _WIDTH = 110  # of a paragraph
 
@@ -60,39 +78,94 @@ def main(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     """Report on one question, one sweep, or all questions, as the words of the command line say; the exit code."""
-
     given: dict[str, str] = {}
     for word in words:
         key, _, value = word.partition("=")
-        if key not in _WORDS or not value or key in given:
+        is_known = key in (*_WORDS, *_OF_LAYOUTS) or key.startswith(_BY_COLUMN)
+        if not is_known or not value or key in given:
             raise UserError(
-                f"{word}: there are experiment=NAME, name=NAME, paper=NAME, watch=FILE, results=FOLDER, "
-                "figure.width=INCHES, figure.format=FORMAT and figure.style=FILE"
+                f"{word}: there are experiment=NAME, name=NAME, paper=NAME, results=FOLDER, those of figures "
+                f"({', '.join(_OF_LAYOUTS)}, where.COLUMN), figure.width, figure.format and figure.style"
             )
         given[key] = value
 
     results = Path(given.pop("results", "results"))
     file = _read_paper_file(given)
+    asked = {key: given.pop(key) for key in [*given] if key not in _WORDS}
     if "paper" in given:
-        if len(given) > 1:
-            raise UserError("paper= stands without experiment= and name=: its file names the experiments")
+        if len(given) > 1 or asked:
+            raise UserError("paper= stands without experiment=, name= and words of figures: its file has them")
         return _report_papers(given["paper"], results, file)
-    if "watch" in given:
-        if len(given) > 1:
-            raise UserError("watch= stands without experiment=, name= and paper=")
-        return _report_watched(given["watch"], results, file)
+    if asked:
+        if [*given] != ["name"]:
+            raise UserError(f"{next(iter(asked))}= draws a figure of a sweep: say which by name=NAME alone")
+        return _report_sweep(given["name"], asked, results, file)
     experiment = given.get("experiment", "")
     name = given.get("name", experiment)  # of the tables
     if not name:
         return _report_all(results, file)
     if not experiment and name not in list_questions():
-        return _report_sweep(name, results, file)
+        return _report_sweep(name, {}, results, file)
     if experiment and experiment not in list_questions() and (results / experiment).is_dir():
         command = write_command("report", f"name={experiment}", results)
         raise UserError(f"{experiment} is a sweep and no question; its figures: {command}")
 
     _, failures = _report_question(experiment or name, name, results, file)
     return int(failures > 0)
+
+
+def _read_layout(words: Mapping[str, str]) -> Layout:
+    """Read the words of the command line that say how a figure is to be."""
+    from bnlab.harness.reporting.any_sweep import Layout
+
+    where: dict[str, Any] = {}
+    names = {}
+    along, against = "estimator", None
+    for key, value in words.items():
+        kind, _, column = key.partition(".")
+        if kind == "where":
+            where[column] = _parse(key, value)
+        elif kind == "names":
+            names[column] = _parse_one(key, value, dict, "{value: words, ...}")
+        elif kind == "versus":
+            if against is not None:
+                raise UserError(f"{key}={value}: versus stands once, with an estimator or with a value of a setting")
+            along = column or along
+            against = _parse_one(key, value, (str, int, float), "one value")
+    shares = [share for share in words.get("at", "").strip("[]").split(",") if share]
+    return Layout(
+        value=words.get("value", ""),
+        x=words.get("x", ""),
+        colour=words.get("colour", ""),
+        panels=_parse("panels", words.get("panels", "")),
+        at=[_parse_one("at", share, (int, float), "a share of the training, 0 to 1") for share in shares],
+        where=where,
+        against=against,
+        along=along,
+        names=names,
+        colours=_parse_one("colours", words["colours"], dict, "{value: colour, ...}") if "colours" in words else {},
+        title=words.get("title", ""),
+        x_label=words.get("label.x", ""),
+        y_label=words.get("label.y", ""),
+    )
+
+
+def _parse(key: str, value: str) -> list[Any]:
+    """Parse the values of a word, which are YAML, with commas or in brackets where there are several."""
+    try:
+        values = yaml.safe_load(f"[{value}]")
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}={value}: is no YAML: {' '.join(str(error).split())}") from error
+    is_list = len(values) == 1 and isinstance(values[0], list)
+    return values[0] if is_list else values
+
+
+def _parse_one(key: str, value: str, kind: Any, wanted: str) -> Any:
+    """Parse the single value of a word; UserError if it is of another kind."""
+    values = _parse(key, value)
+    if len(values) != 1 or not isinstance(values[0], kind):
+        raise UserError(f"{key}={value}: must be {wanted}")
+    return values[0]
 
 
 def _read_paper_file(given: dict[str, str]) -> PaperFile | None:
@@ -164,32 +237,52 @@ def _report_all(results: Path, file: PaperFile | None) -> int:
 
 
 def _report_question(experiment: str, name: str, results: Path, file: PaperFile | None) -> tuple[Outcome, int]:
-    """Draw every figure of a question, print the verdicts on its claims, write its page.
-
-    The tables are those of the sweep with this name; NoRows where nothing of it has been measured. Returns the outcome,
-    and how many figures and claims failed.
-    """
+    """Report on a question by the tables of the sweep with this name; how many figures and claims failed."""
+    from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.page import write_question
-    from bnlab.harness.reporting.tables import load
 
-    question = find_experiment(experiment)
-    tables = load(name, results)
-    if "runs" not in tables or tables["runs"].empty:
-        raise NoRows(f"no network of {name} has been measured in {results}/")
-
+    question = find_question(experiment)
     folder = results / name
     if not question.command:
         question = replace(question, command="\n".join(_list_commands(question, folder)))
+    tables = _load_read(question, results, {experiment: name})
     if experiment != name:  # the sweep may have other reports, of its own and of other questions
         folder = folder / experiment
-    outcome, failures = _decide_and_draw(question, tables, folder, file)
-    lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
-    print("\n".join(lines))
+    outcome, failures = _print_and_draw(decide_outcome(question, tables), tables, folder, file)
     _write_page(folder, write_question(outcome, folder))
     return outcome, failures
 
 
-def _list_commands(question: Experiment, folder: Path) -> list[str]:
+def _load_read(question: Question, results: Path, names: Mapping[str, str] | None = None) -> dict[str, LoadedTables]:
+    """Load the tables of the sweeps that a question reads, as far as there are any; the others are named on stderr.
+
+    Args:
+        question: the question.
+        results: the folder of results.
+        names: of sweeps that have another name there.
+    """
+    from bnlab.harness.reporting.tables import load
+
+    tables = {}
+    missing = []
+    for reads in question.list_reads():
+        name = (names or {}).get(reads, reads)
+        try:
+            loaded = load(name, results)
+            if loaded["runs"].empty:
+                raise NoRows(f"no network of {name} has been measured in {results}/")
+            tables[reads] = loaded
+        except UserError as error:
+            missing.append(error)
+    if not tables:
+        nothing = f"nothing that it reads has been measured in {results}/"
+        raise NoRows(str(missing[0]) if len(missing) == 1 else nothing)
+    for reason in missing:
+        print(f"{question.name}: {reason}", file=sys.stderr)
+    return tables
+
+
+def _list_commands(question: Question, folder: Path) -> list[str]:
     """List the commands that have made a question's tables; of committed ones those that make them somewhere else."""
     is_committed = folder.resolve().parent == REFERENCE
     commands = [] if is_committed else read_commands(folder)
@@ -200,29 +293,27 @@ def _list_commands(question: Experiment, folder: Path) -> list[str]:
     return commands
 
 
-def _decide_and_draw(
-    question: Experiment, tables: LoadedTables, folder: Path, file: PaperFile | None
+def _print_and_draw(
+    outcome: Outcome, tables: Mapping[str, LoadedTables], folder: Path, file: PaperFile | None
 ) -> tuple[Outcome, int]:
-    """Decide the claims of a question and draw its figures; how many of both failed."""
-    from bnlab.harness.reporting.outcome import decide_outcome
+    """Print what the tables say on a question, and draw its figures; how many figures and claims failed."""
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
 
-    outcome = decide_outcome(question, tables)
     unscored = outcome.frame[outcome.frame["verdict"] == CANNOT_BE_SCORED]
     for row in unscored.to_dict("records"):
-        print(f"claim {row['claim']} of {question.name} cannot be scored: {row['note']}", file=sys.stderr)
+        print(f"claim {row['claim']} of {outcome.question.name} cannot be scored: {row['note']}", file=sys.stderr)
 
-    drawn, failed = _draw_figures(question.name, outcome.experiment.figures, tables, folder / "figures", file)
-    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn), notes=tables.notes)
+    print("\n".join(_describe(outcome)))
+    drawn, failed = _draw_figures(outcome.question, tables, folder / "figures", file)
+    notes = [note for of_sweep in tables.values() for note in of_sweep.notes]
+    outcome = replace(outcome, question=replace(outcome.question, figures=drawn), notes=notes)
     return outcome, len(unscored) + failed
 
 
 def _report_papers(words: str, results: Path, file: PaperFile | None) -> int:
     """Report on the papers of a list, or on all; the exit code. What has no tables is named on stderr."""
-    from bnlab.harness.lab.papers import read_paper
-
-    names = words.split(",") if words != "all" else list(list_papers())
-    papers = [read_paper(name) for name in dict.fromkeys(names)]
+    names = words.split(",") if words != "all" else list_papers()
+    papers = [find_paper(name) for name in dict.fromkeys(names)]
     failures = []
     for paper in papers:
         try:
@@ -232,7 +323,7 @@ def _report_papers(words: str, results: Path, file: PaperFile | None) -> int:
     return int(any(failures)) if failures else 2
 
 
-def _name_committed(paper: Paper) -> str:
+def _name_committed(paper: Question) -> str:
     """Say where a paper is redrawn with the committed results, which a wheel does not have."""
     page = REFERENCE / "papers" / paper.name / "README.md"
     if page.exists():
@@ -240,68 +331,20 @@ def _name_committed(paper: Paper) -> str:
     return "a clone of the repository has results that it is redrawn from: results=results/reference"
 
 
-def _report_paper(paper: Paper, results: Path, file: PaperFile | None) -> int:
-    """Draw a paper's figures, print the verdicts on its claims, write its page; how many of both failed."""
-    from bnlab.harness.lab.reproduction import make_experiments, select_conditions, write_paper
-    from bnlab.harness.reporting.page import write_html
-    from bnlab.harness.reporting.tables import load
+def _report_paper(paper: Question, results: Path, file: PaperFile | None) -> int:
+    """Report on a paper by the tables of the sweeps that it reads; how many figures and claims failed."""
+    from bnlab.harness.reporting.outcome import decide_outcome
+    from bnlab.harness.reporting.page import write_html, write_paper
 
-    name = paper.name
-    folder = results / "papers" / name
-    lines = ["", f"{name}: {paper.question}"]
-    outcomes: list[Outcome] = []
-    failures = 0
-    for experiment in make_experiments(paper):
-        try:
-            tables = load(experiment.name, results)
-        except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            continue
-        outcome, failed = _decide_and_draw(experiment, tables, folder, file)
-        outcomes.append(select_conditions(paper, outcome))
-        lines += _describe(outcomes[-1])
-        failures += failed
-    if not outcomes:
-        raise NoRows(f"nothing that {name} reads has been measured in {results}/")
-
-    page = write_paper(paper, outcomes, write_command("report", f"paper={name}", results))
-    print("\n".join([*lines, ""]))
+    folder = results / "papers" / paper.name
+    paper = replace(paper, command=write_command("report", f"paper={paper.name}", results))
+    tables = _load_read(paper, results)
+    outcome, failures = _print_and_draw(decide_outcome(paper, tables), tables, folder, file)
+    page = write_paper(outcome, list_questions())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(page, encoding="utf-8")
-    _write_page(folder, write_html(name, page, folder))
+    _write_page(folder, write_html(paper.name, page, folder))
     return failures
-
-
-def _report_watched(words: str, results: Path, file: PaperFile | None) -> int:
-    """Draw what trainings have lost that bnlab.watch has watched, beside the map of `real`; the exit code."""
-    from bnlab.harness.reporting.page import render, write_html
-    from bnlab.harness.reporting.tables import load
-    from bnlab.harness.reporting.watched import declare_figures, read_histories
-
-    paths = [Path(word) for word in dict.fromkeys(words.split(","))]
-    histories = read_histories(paths)
-    folder = results / "watch"
-    figures, failures = _draw_figures("watch", declare_figures(histories), histories, folder / "figures", file)
-
-    maps: dict[str, Figure] = {}
-    no_map = ""
-    real = results if (results / _MAPPED).is_dir() else REFERENCE
-    try:
-        tables = load(_MAPPED, real)
-    except UserError:
-        no_map = f"The map of {_MAPPED} is left out: nothing of it has been measured in {results}/."
-        print(no_map, file=sys.stderr)
-    else:
-        figure = find_experiment(_MAPPED).figures["map"]
-        maps, failed = _draw_figures(_MAPPED, {"map": figure}, tables, folder / "figures", file)
-        failures += failed
-        if not maps:
-            no_map = f"The map of {_MAPPED} is left out: it cannot be drawn."
-
-    command = write_command("report", f"watch={words}", results)
-    values = {"figures": figures, "map": maps.get("map"), "no_map": no_map, "command": command}
-    _write_page(folder, write_html("watch", render("watched.md", **values), folder))
-    return int(failures > 0)
 
 
 def _write_page(folder: Path, page: str) -> None:
@@ -313,7 +356,7 @@ def _write_page(folder: Path, page: str) -> None:
 
 
 def _draw_figures(
-    name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path, file: PaperFile | None
+    question: Question, tables: Mapping[str, Tables], folder: Path, file: PaperFile | None
 ) -> tuple[dict[str, Figure], int]:
     """Draw all figures that can be drawn, now with whole captions; count those that failed, and name them on stderr."""
     import matplotlib
@@ -332,16 +375,19 @@ def _draw_figures(
     # Committed figures are PNGs alone, others have a PDF beside them.
     if file is None and not is_committed:
         paper_file = drawing.PaperFile()
-    for key, figure in figures.items():
+    for key, figure in question.figures.items():
+        reads = figure.reads or question.name
+        if reads not in tables:
+            continue
         try:
-            drawn[key] = drawing.write(key, figure, tables, folder, paper_file)
+            drawn[key] = drawing.write(key, figure, tables[reads], folder, paper_file)
         except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
         except (Exception, SystemExit) as error:  # the code of a question may raise either
             # The figure that has failed is still open.
             pyplot.close("all")
             failed += 1
-            print(f"figure {key} of {name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
+            print(f"figure {key} of {question.name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
         else:
             print(folder / f"{key}.png")
             if file is not None:
@@ -350,11 +396,30 @@ def _draw_figures(
 
 
 def _describe(outcome: Outcome) -> Iterator[str]:
+    """Describe an outcome: what was measured and its means, or the verdicts on each claim."""
+    columns = find_width(sys.stdout) or sys.maxsize
+    if outcome.means is None:
+        yield f"{outcome.question.name}: {outcome.question.asks}"
+        yield from _list_verdicts(outcome, columns)
+        yield ""
+        return
+    if outcome.networks:
+        yield textwrap.fill(outcome.networks, min(_WIDTH, columns))
+        yield ""
+    for name, table in outcome.means.items():
+        # Of an asked figure all means are printed, since no page has them.
+        rows = len(table) if name in outcome.question.figures else _ROWS
+        yield format_table(table.head(rows))
+        if len(table) > rows:
+            yield f"... {len(table) - rows} more on the page"
+        yield ""
+
+
+def _list_verdicts(outcome: Outcome, columns: int) -> Iterator[str]:
     """Write a question's verdicts in aligned lines, under the sentence of each claim.
 
     On a narrow terminal what is too long goes on below, between two words: half a number would be read as another one.
     """
-    columns = find_width(sys.stdout) or sys.maxsize
     width = max(map(len, outcome.frame["condition"]), default=0)
     number_width = max(map(len, outcome.frame["number"]), default=0)
     for claim, conditions in outcome.list_claims():
@@ -370,31 +435,21 @@ def _describe(outcome: Outcome) -> Iterator[str]:
                 yield f"      {number}  {verdict}"
 
 
-def _report_sweep(name: str, results: Path, file: PaperFile | None) -> int:
-    """Print the first rows of a sweep's table, draw its figures and write its page; the exit code."""
-    from bnlab.harness.reporting.overview import make_overview
-    from bnlab.harness.reporting.page import write_overview
+def _report_sweep(name: str, asked: Mapping[str, str], results: Path, file: PaperFile | None) -> int:
+    """Report on any sweep by the question that is made from its tables, or draw figures of it as words say."""
+    from bnlab.harness.reporting.any_sweep import describe_sweep, make_asked
+    from bnlab.harness.reporting.page import write_sweep
     from bnlab.harness.reporting.tables import load
 
     try:
         tables = load(name, results)
-        overview = make_overview(tables, tables.own)
+        outcome = make_asked(name, tables, _read_layout(asked)) if asked else describe_sweep(name, tables)
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
 
-    print(textwrap.fill(overview.networks, min(_WIDTH, find_width(sys.stdout) or _WIDTH)))
-    print()
-    for table in (overview.table, *overview.own.values()):
-        if table.empty:  # of a sweep with own measurements alone
-            continue
-        print_table(table.head(_ROWS))
-        more = len(table) - _ROWS
-        if more > 0:
-            print(f"... {more} more on the page")
-        print()
-
     folder = results / name
-    drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures", file)
-    page = write_overview(replace(overview, figures=drawn, notes=tables.notes), folder, read_commands(folder))
-    _write_page(folder, page)
-    return 1 if failed else 0
+    question = replace(outcome.question, command="\n".join(read_commands(folder)))
+    outcome, failed = _print_and_draw(replace(outcome, question=question), {name: tables}, folder, file)
+    if not asked:
+        _write_page(folder, write_sweep(outcome, folder))
+    return int(failed > 0)

@@ -70,13 +70,13 @@ Score = Callable[[Tables], pd.DataFrame]
 _LONG = ("settings", "versions")  # columns of `runs` with JSON, which would be copied into each measured row
 # Columns that say where a value was measured: the two rows of a pair agree in them.
 _PLACES = ("step", "panel", "layer", "channel", "split", "shift")
-# Columns that differ together, by the column along which values are compared.
-_DIFFERING = {
+DIFFERING = {
     "estimator": ("estimator", "momentum"),
     "panel": ("panel", "step"),  # a panel is a share of the training, and so another step
     "depth": ("depth", "layer"),
     "batch_size": ("batch_size", "step"),  # at the same share of the training, other sizes have made other updates
 }
+"""Columns that differ together, by the column along which values are compared."""
 
 RATIO_OVER_LAYERS: dict[str, Any] = {"depth": OtherThan(1), "average": "layer", "geometric": True}
 """In `score`: ratios that were taken layer by layer become their geometric mean over the deeper layers."""
@@ -124,7 +124,7 @@ def rows(
 
     shares = np.atleast_1d(at).tolist()
     if shares:
-        return pd.concat([_select_share(chosen, share) for share in shares], ignore_index=True)
+        return pd.concat([select_share(chosen, share) for share in shares], ignore_index=True)
     # Each length of training has panels of its own, and their names say it.
     words = [name_value(column, f"{{{column}}}") for column in by]
     ordered = chosen.sort_values("step", kind="stable")
@@ -171,7 +171,7 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     )
 
 
-def _select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
+def select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
     """Select, for each network, the step nearest to a share of the training, if it is near."""
     steps = frame["steps"]
     # A short training has no step within 2% of every share. Without the 1e-9, rounding would decide about a step that
@@ -233,7 +233,7 @@ def paired(
     reference_rows = frame[is_reference]
     others = frame[~is_reference]
 
-    compared = _DIFFERING.get(along, (along,))
+    compared = DIFFERING.get(along, (along,))
     # Two rows of a pair agree in where and by what they were measured, except in what is compared.
     keys = [*matching]
     for column in (*_PLACES, "estimator", "momentum"):
@@ -295,25 +295,25 @@ def score(
     Args:
         source: the name of a table, of which `rows` are taken, or a function of the tables that gives other rows.
         value, by, average, scale, geometric: see `interval`.
-        at: shares of the training, of a table, see `rows`; its networks may differ in the settings among `by`, or else
-            in their batch size.
+        at: shares of the training, of a table, see `rows`; its networks may differ in the settings among `by`, `along`
+            and `matching`, or else in their batch size.
         against, along, matching, ratio: the reference, see `paired`; None: nothing is compared.
         wanted: see `select`. With a reference both sides of a comparison have these values, but in the columns in which
             they differ: estimator and momentum, where estimators are compared. There the reference is `against`, and
             `wanted` is what is compared with it.
     """
-    differing = () if against is None else _DIFFERING.get(along, (along,))
+    differing = () if against is None else DIFFERING.get(along, (along,))
     wanted_of_compared = {column: wanted[column] for column in wanted if column in differing}
     wanted_of_both = {column: wanted[column] for column in wanted if column not in differing}
+    told_apart = [*by] if against is None else [*by, along, *matching]
 
     def compute(tables: Tables) -> pd.DataFrame:
         if isinstance(source, str):
             table = tables.get(source, pd.DataFrame())
             # What the table lacks has to be a setting of the networks.
-            settings = [column for column in by if column != "panel" and column not in table]
-            if not settings:
-                settings = ["batch_size"]
-            frame = rows(tables, source, at, settings, **wanted_of_both)
+            places = ("run", "seed", "panel", *table)
+            settings = [column for column in dict.fromkeys(told_apart) if column not in places]
+            frame = rows(tables, source, at, settings or ["batch_size"], **wanted_of_both)
         else:
             frame = select(source(tables), **wanted_of_both)
         if against is not None:

@@ -1,42 +1,35 @@
-"""What an experiment says on its question: verdicts, and answers written by hand that quote them with their numbers."""
+"""What the tables say on a question: its claims with their verdicts, and what was measured."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
-import jinja2
+import numpy as np
 import pandas as pd
 
-from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.reporting.experiment import (
-    POST_HOC,
-    Claim,
-    Experiment,
-    Tables,
-    choose_conditions,
-    decide,
-    find_conditions,
-    say_where,
-    state_headlines,
+from bnlab.harness.errors import NoRows, where_raised
+from bnlab.harness.reporting.frames import Tables, put_in_order
+from bnlab.harness.reporting.means import MEASURES, NUMBERS
+from bnlab.harness.reporting.question import POST_HOC, Claim, Question
+from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_MEASURED, NOT_TESTED, judge
+from bnlab.harness.reporting.wording import (
+    count_share,
+    describe_networks,
+    estimator_label,
+    format_number,
+    list_values,
+    name_value,
 )
-from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
 
 READING = (
     "Numbers are means over seeds with 95% intervals. [How a line comes to hold, to fail or to stay undecided]"
     "({rules}), and what *post hoc* (†) means."
 )
 """What stands on each page with verdicts; `rules` leads to docs/verdicts.md."""
-_IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
-_LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
-_COUNTED = ("of the networks", "of the seeds")
-_IN_PERCENT = ("share", *_COUNTED)
-_QUOTED = re.compile(r'(?:holds|fails|undecided|estimated|drawn)\("(\w+)\.')
-_VERDICTS = ("holds", "fails", "undecided")
-_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
 
 
 def _find_no_points(name: str) -> pd.DataFrame:
@@ -45,31 +38,40 @@ def _find_no_points(name: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of an experiment: what its tables say on its question.
+    """What the tables say on a question.
 
     Attributes:
-        experiment: the question; its figures have headlines as titles where these hold.
-        frame: verdicts with their numbers, see `experiment.decide`.
-        basis: the names of the networks' data, and how many seeds the claims are of, as `glyphs, n = 5 to 15`.
+        question: the question; its figures have headlines as titles where these hold.
+        frame: verdicts with their numbers, see `decide`.
         networks: what was measured, and what was not varied.
+        bases: by the name of a sweep that it reads, the names of the networks' data, and how many seeds the claims are
+            of, as `glyphs, n = 5 to 15`.
+        data: the names of the networks' data alone.
         read_figure: gives the points of a figure by its name, with the column `where` as in `frame`; NoRows without
             any.
-        data: the names of the networks' data alone.
         notes: what is to be said of rows by other code of the user's than there is now.
+        means: of any sweep, the means by condition in words: under an empty name, and those of the user's own tables by
+            their names; None: the question has claims instead.
     """
 
-    experiment: Experiment
+    question: Question
     frame: pd.DataFrame
-    basis: str
-    networks: str
-    read_figure: Callable[[str], pd.DataFrame] = field(default=_find_no_points, repr=False)
+    networks: str = ""
+    bases: Mapping[str, str] = field(default_factory=dict)
     data: str = ""
+    read_figure: Callable[[str], pd.DataFrame] = field(default=_find_no_points, repr=False)
     notes: Sequence[str] = ()
+    means: Mapping[str, pd.DataFrame] | None = None
+
+    @property
+    def basis(self) -> str:
+        """What all of its sweeps are of, each named once."""
+        return "; ".join(dict.fromkeys(self.bases.values()))
 
     def list_claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
         """List the claims, each with the rows of `frame` on its conditions."""
         claims = []
-        for name, claim in self.experiment.claims.items():
+        for name, claim in self.question.claims.items():
             conditions = self.frame[self.frame["claim"] == name]
             claims.append((claim, conditions.to_dict("records")))
         return claims
@@ -91,27 +93,134 @@ class Outcome:
         return list(tables.values())
 
 
-def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
-    """Decide the claims of an experiment, and say what was measured."""
-    runs = tables["runs"]
-    frame = decide(experiment, tables)
-    data = list_values(runs["data"])
-    # A claim that was not measured, or cannot be scored, has n = 0, which is no number of seeds.
-    decided = frame[frame["n"] > 0]
-    counts = set[int]()
-    for _, cells in decided.groupby("claim"):
-        counts |= count_seeds(cells)
-    basis = say_basis(data, counts)
-    networks = describe_networks(runs)
+def decide_outcome(question: Question, tables: Mapping[str, Tables]) -> Outcome:
+    """Decide the claims of a question, and say what was measured.
+
+    Args:
+        question: what is asked.
+        tables: by the name of each sweep that it reads, see `Question.list_reads`, those tables. Of a sweep that is not
+            among them, as of one that was not measured, no claim is decided.
+    """
+    frame = decide(question, tables)
+    data = {name: list_values(of_sweep["runs"]["data"]) for name, of_sweep in tables.items()}
+    bases = {}
+    for name in tables:
+        claims = [key for key, claim in question.claims.items() if (claim.reads or question.name) == name]
+        # A claim that was not measured, or cannot be scored, has n = 0, which is no number of seeds.
+        decided = frame[frame["claim"].isin(claims) & (frame["n"] > 0)]
+        counts = set[int]()
+        for _, cells in decided.groupby("claim"):
+            counts |= count_seeds(cells)
+        bases[name] = say_basis(data[name], counts)
+    networks = describe_networks(tables[question.name]["runs"]) if question.name in tables else ""
 
     # A page quotes many points of one figure, whose score may take long.
     @cache
     def read_figure(name: str) -> pd.DataFrame:
-        points = experiment.figures[name].score(tables)
+        figure = question.figures[name]
+        points = figure.score(tables[figure.reads or question.name])
         where = pd.Series([say_where(row) for row in points.to_dict("records")], index=points.index, dtype=object)
         return points.assign(where=where)
 
-    return Outcome(state_headlines(experiment, frame), frame, basis, networks, read_figure, data)
+    named = state_headlines(question, frame)
+    return Outcome(named, frame, networks, bases, data.get(question.name, ""), read_figure)
+
+
+def decide(question: Question, tables: Mapping[str, Tables]) -> pd.DataFrame:
+    """Decide each claim from the tables of the sweep that it reads.
+
+    Returns:
+        A row for each condition of each claim, with the columns experiment (the question's name), claim, condition,
+        where (the condition as a tuple of words, in the same order in all rows of a claim), mean, low, high (the 95%
+        interval of the condition alone), n, verdict, note (see `judge`), and in words number (mean and interval, or a
+        count) and said (verdict and note). A claim without rows has one without numbers, *not measured*; so has one
+        whose score raises, *cannot be scored*, noting the line of the question's code and the reason.
+    """
+    decided = []
+    for name, claim in question.claims.items():
+        reads = claim.reads or question.name
+        if reads not in tables:
+            continue
+        for row in _decide_claim(claim, tables[reads]):
+            decided.append({"experiment": question.name, "claim": name, **row})
+
+    columns = ["experiment", "claim", "condition", "where", *NUMBERS, "verdict", "note", "number", "said"]
+    return pd.DataFrame(decided, columns=columns)
+
+
+def _decide_claim(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
+    """Decide the conditions of a claim, with what is said of each."""
+    try:
+        judged = _judge_conditions(claim, tables)
+        conditions = [row for row in judged if _is_meant(row["where"], claim.conditions)]
+        if not conditions:
+            conditions = [_leave_open(" or ".join(claim.conditions), NOT_MEASURED)]
+    except NoRows:
+        conditions = [_leave_open("no rows", NOT_MEASURED)]
+    except (Exception, SystemExit) as error:  # the code of a question may raise either
+        conditions = [_leave_open("all conditions", CANNOT_BE_SCORED, where_raised(error))]
+
+    decided = []
+    for row in conditions:
+        verdict = row["verdict"]
+        number = ""
+        if verdict == NOT_TESTED and row["share"]:
+            number = count_share(row["mean"], row["n"])
+        elif row["n"]:
+            number = format_number(row["mean"], row["low"], row["high"])
+        said = verdict
+        if row["note"]:
+            said = f"{verdict} ({row['note']})"
+        condition = ", ".join(word for word in row["where"] if word)
+        decided.append({**row, "condition": condition, "number": number, "said": said})
+    return decided
+
+
+def _leave_open(condition: str, verdict: str, note: str = "") -> dict[str, Any]:
+    """Make the one row of a claim that has no numbers."""
+    numbers = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "share": False}
+    return {"where": (condition,), **numbers, "verdict": verdict, "note": note}
+
+
+def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
+    """Judge each condition of a claim: panels in order of appearance, within them the other conditions in theirs."""
+    frame = claim.score(tables)
+    if frame.empty:
+        raise NoRows("no rows")
+
+    others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
+    ordered = frame
+    if others:
+        ordered = frame.sort_values(others, kind="stable")
+    if "panel" in frame:
+        panels = frame["panel"].unique()
+        # This sort is stable, so that the order of the other conditions stays within a panel.
+        ordered = put_in_order(ordered, "panel", panels)
+
+    judged = judge(ordered, claim.margin, claim.lines).to_dict("records")
+    conditions = []
+    for row, judgement in zip(ordered.to_dict("records"), judged, strict=True):
+        numbers = {key: row[key] for key in (*NUMBERS, "share")}
+        words = {str(key): value for key, value in judgement.items()}
+        conditions.append({"where": say_where(row), **numbers, **words})
+    return conditions
+
+
+def say_where(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Say what tells a row of a score from the others; empty where it has no value."""
+    words = []
+    for key, value in row.items():
+        # The momentum stands in the name of the estimator.
+        if key in MEASURES or (key == "momentum" and "estimator" in row):
+            continue
+        # An empty word keeps the others in their places, which are the same in all rows of a claim.
+        if pd.isna(value) or value == "":
+            words.append("")
+        elif key == "estimator":
+            words.append(estimator_label(value, row.get("momentum", math.nan)))
+        else:
+            words.append(name_value(key, value))
+    return tuple(words)
 
 
 def count_seeds(cells: pd.DataFrame) -> set[int]:
@@ -129,212 +238,64 @@ def say_basis(data: str, counts: Collection[int]) -> str:
     return f"{data}, n = {' to '.join(outer)}"
 
 
-@dataclass(frozen=True)
-class Prose:
-    """A question and its answer.
-
-    Attributes:
-        question: as one would ask it.
-        paragraphs: the answer in Markdown.
-        figure: the names of experiment and figure; empty without one.
-        quoted: the names of the experiments that the template quotes, in order.
-        seeds: by experiment, of how many seeds each number is that was quoted.
-    """
-
-    question: str
-    paragraphs: list[str]
-    figure: tuple[str, str]
-    quoted: tuple[str, ...]
-    seeds: Mapping[str, set[int]] = field(default_factory=dict)
+def state_headlines(question: Question, verdicts: pd.DataFrame) -> Question:
+    """Give each figure whose headline holds, all claims in all conditions, that as its title; see `decide`."""
+    figures = dict(question.figures)
+    for name, figure in figures.items():
+        headline = figure.headline
+        if headline is None:
+            continue
+        has_held = _have_verdict(verdicts, headline.claims, "holds")
+        has_failed = _have_verdict(verdicts, headline.fails, "fails")
+        if has_held and has_failed:
+            quoted = [question.claims[claim] for claim in (*headline.claims, *headline.fails)]
+            mark = POST_HOC if any(claim.post_hoc for claim in quoted) else ""
+            figures[name] = replace(figure, title=headline.text + mark)
+    return replace(question, figures=figures)
 
 
-class UntrueQuote(Exception):
-    """A quoted verdict is another one, or there is none."""
-
-
-def fill_prose(template: str, outcomes: Sequence[Outcome]) -> Prose:
-    """Fill in a template: `# Question?`, paragraphs, and where there is a figure `![](experiment/figure)`."""
-    heading, _, rest = template.partition("\n")
-    question = heading.removeprefix("# ")
-    seeds: dict[str, set[int]] = {}
-    paragraphs = fill_paragraphs(_IMAGE.sub("", rest), outcomes, after_one=2, seeds=seeds)
-
-    image = _IMAGE.search(rest)
-    figure = ("", "")
-    if image:
-        figure = (image[1], image[2])
-    quoted = tuple(dict.fromkeys(_QUOTED.findall(rest)))
-    return Prose(question, paragraphs, figure, quoted, seeds)
-
-
-def fill_paragraphs(
-    template: str, outcomes: Sequence[Outcome], after_one: int = 3, seeds: dict[str, set[int]] | None = None
-) -> list[str]:
-    """Fill in paragraphs, between empty lines, of sentences, a line each; a sentence with an untrue quote is left out.
-
-    The rows of a table and the items of a list are sentences too, and keep their lines.
-
-    A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails` and `undecided`. It gives mean and interval
-    of the claim `cost` of the experiment `gap`, in the condition that has these words. Of several conditions, for which
-    further words are given, or none for all, it gives the range of their means and the outer bounds of their intervals.
-    With `sign=-1` a gain is quoted as a cost. With `interval=False` the mean stands alone, with two digits, and a share
-    of networks is a count, as `3 of 3`. With `shown=False` the verdict is required and no number is given; only
-    `undecided` always gives its estimate.
-
-    `{{ estimated("gap.cost", "batch size 4") }}` gives mean and interval whatever the verdict, for a sentence that
-    does not say whether the claim's limit is passed.
-
-    What rests on a claim that is *post hoc* has a mark behind it, POST_HOC.
-
-    `{{ drawn("gap.lost", "batch size 4, step 9", unit="points") }}` gives a point of a figure in the same way, without
-    a verdict; each number has two digits. Other numbers with intervals have `after_one` of them where the first is 1,
-    see `wording.say_numbers`. To `seeds` is added, by experiment, of how many seeds each number is.
-    """
-    known = {outcome.experiment.name: outcome for outcome in outcomes}
-    quotes = _Quotes(known, after_one, {} if seeds is None else seeds)
-    paragraphs = []
-    for paragraph in template.strip().split("\n\n"):
-        filled = [quotes.fill(line) for line in paragraph.splitlines()]
-        sentences = [sentence for sentence in filled if sentence]
-        if sentences:
-            separator = "\n" if sentences[0].startswith(_LINE_STARTS) else " "
-            paragraphs.append(separator.join(sentences))
-    return paragraphs
-
-
-@dataclass(frozen=True)
-class _Quotes:
-    """What a template calls, see `fill_paragraphs`; UntrueQuote where there is nothing to say.
-
-    Attributes:
-        outcomes: by the names of their experiments.
-        after_one: significant digits where the first is 1.
-        seeds: by experiment, of how many seeds each number is that was quoted so far.
-    """
-
-    outcomes: Mapping[str, Outcome]
-    after_one: int
-    seeds: dict[str, set[int]]
-
-    def fill(self, line: str) -> str:
-        """Fill in a sentence; empty with an untrue quote."""
-        quotes: dict[str, Callable[..., str]] = {"drawn": self._quote_point, "estimated": self._quote_estimate}
-        for verdict in _VERDICTS:
-            quotes[verdict] = partial(self._quote_verdict, verdict)
-        try:
-            filled = _JINJA.from_string(line.strip()).render(quotes)
-        except UntrueQuote:
-            return ""
-
-        marked_once = re.sub(f"{POST_HOC}+", POST_HOC, filled)  # where a sentence rests on several claims
-        return " ".join(marked_once.split())
-
-    def _quote_verdict(
-        self,
-        verdict: str,
-        claim: str,
-        *conditions: str,
-        sign: int = 1,
-        shown: bool = True,
-        interval: bool = True,
-    ) -> str:
-        outcome, name = self._find(claim)
-        cells = find_conditions(outcome.frame, name, conditions)
+def _have_verdict(verdicts: pd.DataFrame, claims: Mapping[str, Sequence[str]], verdict: str) -> bool:
+    """Find out if all of these claims have a verdict in all of their conditions."""
+    for claim, conditions in claims.items():
+        cells = find_conditions(verdicts, claim, conditions)
+        # A claim or condition that is missing has no verdict at all, and does not let a headline stand.
         if {*cells["verdict"]} != {verdict}:
-            raise UntrueQuote
-        self._add_seeds(outcome, cells)
-        declared = outcome.experiment.claims[name]
-        mark = POST_HOC if declared.post_hoc else ""
-        if not shown:
-            if verdict == "undecided":
-                raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
-            return mark
-
-        unit = declared.margin.unit
-        if unit in _COUNTED and not interval:
-            return _say_counts(cells) + mark
-        return _say_means(cells, unit, sign, interval, self.after_one) + mark
-
-    def _quote_estimate(self, claim: str, *conditions: str, sign: int = 1, interval: bool = True) -> str:
-        outcome, name = self._find(claim)
-        cells = _require_means(find_conditions(outcome.frame, name, conditions))
-        self._add_seeds(outcome, cells)
-        declared = outcome.experiment.claims[name]
-        mark = POST_HOC if declared.post_hoc else ""
-        unit = declared.margin.unit
-        if unit in _COUNTED:
-            return _say_counts(cells) + mark
-        return _say_means(cells, unit, sign, interval, self.after_one) + mark
-
-    def _quote_point(self, figure: str, *conditions: str, unit: str, sign: int = 1, interval: bool = True) -> str:
-        outcome, name = self._find(figure)
-        try:
-            points = outcome.read_figure(name)
-        except (UserError, LookupError):  # tables of a sweep without what is drawn
-            raise UntrueQuote from None
-        cells = _require_means(choose_conditions(points, conditions))
-        self._add_seeds(outcome, cells)
-        return _say_means(cells, unit, sign, interval, after_one=2)
-
-    def _find(self, reference: str) -> tuple[Outcome, str]:
-        """Find the experiment of a claim or a figure, as `gap.cost`, and the name of it there."""
-        experiment, _, name = reference.partition(".")
-        # A folder of results may lack this experiment.
-        if experiment not in self.outcomes:
-            raise UntrueQuote
-        return self.outcomes[experiment], name
-
-    def _add_seeds(self, outcome: Outcome, cells: pd.DataFrame) -> None:
-        self.seeds.setdefault(outcome.experiment.name, set()).update(count_seeds(cells))
+            return False
+    return True
 
 
-def _require_means(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return cells of which all have a mean; UntrueQuote if one has none, or there are none."""
-    if cells.empty or cells["mean"].isna().any():
-        raise UntrueQuote
-    return cells
+def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
+    """Find the verdicts on a claim in the conditions that have all words of one of `conditions`; in all without any."""
+    is_of_claim = verdicts["claim"] == claim
+    return choose_conditions(verdicts[is_of_claim], conditions)
 
 
-def _say_counts(cells: pd.DataFrame) -> str:
-    """Say shares of networks as counts, as `2 of 3`, the smallest and the largest."""
-    ordered = cells.sort_values("mean")
-    counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
-    return " to ".join(dict.fromkeys(counts))
+def choose_conditions(cells: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Choose the rows whose column `where` has all words of one of `conditions`; all rows without any.
 
-
-def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, after_one: int) -> str:
-    """Say mean, unit and interval, as `5.3 points [3.2, 7.5]`; of several cells the range and the outer bounds.
-
-    Shares are said in percent, and of `points gained` only `points`. For `after_one` see `wording.say_numbers`.
+    Where a column's value is itself several words, as `one-cycle, at the end`, a condition names all of them or none.
     """
-    numbers = cells[["mean", "low", "high"]]
-    unit_words = ""
-    if unit:
-        unit_words = " " + re.sub("^points .*", "points", unit)
-    if unit in _IN_PERCENT:
-        # Student's interval may reach below 0 or above 100%, where no share can be.
-        numbers = (100 * numbers).clip(0, 100)
-        unit_words = "%"
-    numbers = sign * numbers
+    is_chosen = cells["where"].map(lambda where: _is_meant(where, conditions))
+    # Without rows `map` returns objects, by which pandas would select columns.
+    return cells[is_chosen.astype(bool)]
 
-    means = []
-    bounds = []
-    for mean, one_bound, other_bound in numbers.itertuples(index=False):
-        # With sign=-1 the bounds have changed places.
-        low, high = sorted((one_bound, other_bound))
-        if has_interval:
-            rounded = say_numbers(mean, low, high, after_one)
-            means.append(rounded[0])
-            bounds += rounded[1:]  # none where there is no interval
-        else:
-            means.append(say_mean(mean, low, high))
-    # They are kept as words, which are rounded already, but ordered as numbers.
-    means.sort(key=float)
-    bounds.sort(key=float)
 
-    smallest_and_largest = dict.fromkeys([means[0], means[-1]])
-    range_of_means = " to ".join(smallest_and_largest)
-    is_certain = len({*bounds, *means}) == 1  # as what is counted
-    if not bounds or is_certain:
-        return f"{range_of_means}{unit_words}"
-    return f"{range_of_means}{unit_words} [{bounds[0]}, {bounds[-1]}]"
+def _is_meant(where: tuple[str, ...], conditions: Sequence[str]) -> bool:
+    """Find out whether a row's values have all words of one of the conditions; without any, all rows are meant."""
+    return not conditions or any(_has_all_words(where, {*words.split(", ")}) for words in conditions)
+
+
+def _has_all_words(where: tuple[str, ...], words: set[str]) -> bool:
+    """Return whether the values of a row have these words, and each value all of its own or none.
+
+    >>> _has_all_words(("16", "one-cycle, at the end"), {"16", "one-cycle", "at the end"})
+    True
+    >>> _has_all_words(("16", "one-cycle, at the end"), {"16", "one-cycle"})
+    False
+    """
+    named: set[str] = set()
+    for value in where:
+        parts = {*value.split(", ")}
+        if parts <= words:
+            named |= parts
+    return named == words

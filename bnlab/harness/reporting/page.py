@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from bnlab.common.pages import fill_in
-from bnlab.harness.reporting.outcome import READING, Outcome, fill_paragraphs, fill_prose, say_basis
-from bnlab.harness.reporting.overview import Overview
+from bnlab.harness.reporting.outcome import READING, Outcome, say_basis
+from bnlab.harness.reporting.quotes import fill_paragraphs, fill_prose
 
 # HTML in Markdown is escaped and shown as text: names of sweeps and docstrings are written by users.
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_COLOURED = ("holds", "fails", "undecided", "one", "not", "cannot")
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Catalogue:
     """Questions and hypotheses, and how they are answered.
 
     Attributes:
-        questions: by number, the template of question and answer, see `outcome.fill_prose`.
+        questions: by number, the template of question and answer, see `quotes.fill_prose`.
         hypotheses: by number, the hypothesis in our words, and the template of what is concluded of it.
-        first: what stands before all questions, see `outcome.fill_paragraphs`.
+        first: what stands before all questions, see `quotes.fill_paragraphs`.
         situations: what to do in which situation, a table behind the index.
         index: by topic, links to its questions in the words of those who ask, `- [why?](#Q1)`.
         last: what stands behind all questions.
@@ -41,48 +42,27 @@ class Catalogue:
     last: str
 
 
-@dataclass(frozen=True)
-class Topic:
-    """Questions that stand together.
-
-    Attributes:
-        text: Markdown, links to them in the words of those who ask.
-        numbers: of those that are answered there, in order.
-    """
-
-    text: str
-    numbers: Sequence[str]
-
-
-@dataclass(frozen=True)
-class AddedSeeds:
-    """Verdicts of the seeds alone that were added when those of the first seeds were known.
-
-    Attributes:
-        text: what they say.
-        counts: a row for each experiment: experiment, conditions, decided, alike, undecided, reversed, undone.
-    """
-
-    text: str
-    counts: pd.DataFrame
-
-
-def write_experiment(outcome: Outcome, devices: str = "") -> str:
-    """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
+def write_readme(outcome: Outcome) -> str:
+    """Write the README.md of an experiment's results."""
     # F1, F2, ... are findings of the literature, which have a page of their own.
-    numbers = [number for number in outcome.experiment.bears_on if not number.startswith("F")]
+    numbers = [number for number in outcome.question.bears_on if not number.startswith("F")]
     reading = READING.format(rules="../../../docs/verdicts.md")
-    return render("experiment.md", outcome=outcome, numbers=numbers, reading=reading, devices=devices)
+    return render("experiment.md", outcome=outcome, numbers=numbers, reading=reading)
 
 
 def write_question(outcome: Outcome, folder: Path) -> str:
     """Write the same as one HTML page; the folder has the figures."""
-    return write_html(outcome.experiment.name, write_experiment(outcome), folder)
+    return write_html(outcome.question.name, write_readme(outcome), folder)
 
 
-def write_answers(
-    catalogue: Catalogue, outcomes: Sequence[Outcome], added_seeds: AddedSeeds | None = None
-) -> dict[str, str]:
+def write_paper(outcome: Outcome, questions: Collection[str]) -> str:
+    """Write the README.md of a paper that is redrawn; `questions` are those that have pages of their own."""
+    missing = [name for name in outcome.question.list_reads() if name not in outcome.bases]
+    reading = READING.format(rules="../../../../docs/verdicts.md")
+    return render("paper.md", outcome=outcome, questions=questions, missing=missing, reading=reading)
+
+
+def write_answers(catalogue: Catalogue, outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Write what the experiments say on each question and each hypothesis.
 
     Returns:
@@ -91,62 +71,35 @@ def write_answers(
     questions = {number: fill_prose(text, outcomes) for number, text in catalogue.questions.items()}
     hypotheses = {}
     for number, (text, conclusion) in catalogue.hypotheses.items():
-        paragraphs = fill_paragraphs(conclusion, outcomes)
-        hypotheses[number] = (text, " ".join(paragraphs))
+        hypotheses[number] = (text, " ".join(fill_paragraphs(conclusion, outcomes)))
 
-    bearing: dict[str, list[Outcome]] = {number: [] for number in (*questions, *hypotheses)}
-    figures = {}
-    for outcome in outcomes:
-        experiment = outcome.experiment
-        for number, bearing_on_it in bearing.items():
-            if number in experiment.bears_on:
-                bearing_on_it.append(outcome)
-        for name, figure in experiment.figures.items():
-            figures[experiment.name, name] = figure
-
-    known = {outcome.experiment.name: outcome for outcome in outcomes}
-    # A folder of results may lack experiments that an answer quotes.
-    quoted = {}
-    bases = {}
-    for number, prose in questions.items():
-        names = [name for name in prose.quoted if name in known]
-        quoted[number] = [known[name] for name in names]
-        for name in names:
-            bases[number, name] = say_basis(known[name].data, prose.seeds.get(name, ()))
+    bearing = {}
+    for number in (*questions, *hypotheses):
+        bearing[number] = [outcome.question.name for outcome in outcomes if number in outcome.question.bears_on]
+    linked = {topic: re.findall(r"\]\(#(Q\d+)\)", text) for topic, text in catalogue.index.items()}
     answers = render(
         "answers.md",
-        first=fill_paragraphs(catalogue.first, outcomes, after_one=2),
-        situations=fill_paragraphs(catalogue.situations, outcomes, after_one=2),
-        topics=_list_topics(catalogue.index),
+        first=fill_paragraphs(catalogue.first, outcomes),
+        situations=fill_paragraphs(catalogue.situations, outcomes),
         last=fill_paragraphs(catalogue.last, outcomes),
+        index=catalogue.index,
+        linked=linked,
+        # Later topics overwrite earlier ones, so that a question that several of them link to is answered once.
+        answered_in={number: topic for topic, numbers in linked.items() for number in numbers},
         questions=questions,
-        quoted=quoted,
-        bases=bases,
         bearing=bearing,
-        figures=figures,
+        # A folder of results may lack experiments that an answer quotes.
+        known={outcome.question.name: outcome for outcome in outcomes},
+        say_basis=say_basis,
     )
     reading = READING.format(rules="../../docs/verdicts.md")
-    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=reading)
+    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, reading=reading)
     return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page}
 
 
-def _list_topics(index: Mapping[str, str]) -> dict[str, Topic]:
-    """List the topics with the questions that they answer: those they link to and no later topic does."""
-    linked = {topic: re.findall(r"\]\(#(Q\d+)\)", text) for topic, text in index.items()}
-    # Later topics overwrite earlier ones, so that a question that several of them link to is answered once.
-    answered_in = {number: topic for topic, numbers in linked.items() for number in numbers}
-
-    topics = {}
-    for topic, text in index.items():
-        numbers = [number for number in linked[topic] if answered_in[number] == topic]
-        topics[topic] = Topic(text, numbers)
-    return topics
-
-
-def write_overview(overview: Overview, folder: Path, commands: Sequence[str]) -> str:
-    """Write a page on a sweep without a question: its results lie in the folder, and the commands have made them."""
-    page = render("overview.md", overview=overview, folder=folder, commands=commands)
-    return write_html(folder.name, page, folder)
+def write_sweep(outcome: Outcome, folder: Path) -> str:
+    """Write the page of any sweep, whose results lie in the folder."""
+    return write_html(folder.name, render("sweep.md", outcome=outcome, folder=folder), folder)
 
 
 def write_html(name: str, page: str, folder: Path) -> str:
@@ -165,22 +118,21 @@ def _link_headings(page: str) -> str:
 
 def _convert(page: str, folder: Path) -> Markup:
     """Convert Markdown to HTML that holds the images of its folder, and whose links stay inside of it."""
-
-    def embed(match: re.Match[str]) -> str:
-        path = folder / match[1]
-        if not path.exists():
-            return ""
-        image = base64.b64encode(path.read_bytes()).decode()
-        return f'<img onclick="enlarge(this)" src="data:image/png;base64,{image}" alt="{match[2]}">'
-
-    html = _MARKDOWN.render(page)
-    html = re.sub(r'<img src="([^"]*)" alt="([^"]*)" />', embed, html)
-    # The page has to work without any other file: a link to one beside it becomes plain words.
-    html = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", html)
-    # page.html colours a verdict by its first word: `not measured` and `cannot be scored` have more.
-    html = re.sub(r"<td>(holds|fails|undecided|one seed|not|cannot)\b", r'<td class="\1">\1', html)
-    # A table that is wider than the screen scrolls by itself, and the page does not.
-    return Markup(html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
+    tokens = _MARKDOWN.parse(page)
+    for token, following in itertools.pairwise(tokens):
+        # page.html colours a verdict by its first word: `not measured` and `cannot be scored` have more.
+        word, _, _ = following.content.partition(" ")
+        if token.type == "td_open" and word in _COLOURED:
+            token.attrSet("class", word)
+        for part in token.children or ():
+            target = str(part.attrs.get("src") or part.attrs.get("href", ""))
+            if part.type == "image" and (folder / target).exists():
+                image = base64.b64encode((folder / target).read_bytes()).decode()
+                part.attrSet("src", f"data:image/png;base64,{image}")
+            # The page has to work without any other file: a link to one beside it becomes plain words.
+            if part.type == "link_open" and target.startswith("../"):
+                del part.attrs["href"]
+    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
 
 
 def render(name: str, **values: object) -> str:

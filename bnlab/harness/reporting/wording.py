@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ _SHARED = (
     "optimizer.schedule",
 )
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
-_MOST_DIGITS = 6  # decimals of an interval
+_MOST_DECIMALS = 6  # of an interval
 
 
 def name_value(key: str, value: Any) -> str:
@@ -178,6 +179,7 @@ def list_differences(frame: pd.DataFrame, columns: Iterable[str]) -> str:
     return "; ".join(differing[:3])
 
 
+@cache  # of each row an estimator is named
 def find_look(kind: str) -> Look:
     """Find how an estimator looks by its name without parameters; one that is not known here has none of its own."""
     from bnlab.harness.statistic_kinds import list_looks  # with torch, for which reading tables does not wait
@@ -210,46 +212,54 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     return label
 
 
-def round_numbers(mean: float, low: float, high: float) -> list[str]:
+def round_numbers(mean: float, low: float, high: float, digits: int | None = None) -> list[str]:
     """Round mean, low and high to two digits of the interval's half; the mean alone where there is no interval.
 
-    A mean that is not in the middle of its interval, as a geometric one, has two digits of its own at least.
+    A mean that is not in the middle of its interval, as a geometric one, has two digits of its own at least. With
+    `digits`, as in prose, no number has more significant digits than these.
+
+    >>> round_numbers(26.63, 23.1, 30.12), round_numbers(131.8, 117.0, 148.0)
+    (['26.6', '23.1', '30.1'], ['132', '117', '148'])
+    >>> round_numbers(26.63, 23.1, 30.12, digits=2), round_numbers(131.8, 117.0, 148.0, digits=2)
+    (['27', '23', '30'], ['130', '120', '150'])
     """
     half = (high - low) / 2
     if not math.isfinite(half):
-        return [f"{mean + 0.0:.3g}"]  # no -0.0
+        return [f"{mean + 0.0:.{digits or 3}g}"]  # no -0.0
 
     numbers = (mean, low, high)
     largest = max(abs(low), abs(high))
     if 0 < largest < _TINY:
         return [f"{number:.1e}" for number in numbers]
 
-    digits = 3
+    decimals = 3
     if mean:  # two digits, also of small numbers that all seeds share
-        digits = min(_MOST_DIGITS, max(digits, 1 - math.floor(math.log10(abs(mean)))))
+        decimals = max(decimals, _count_decimals(mean))
     if half > 1e-9 * abs(mean):  # else the interval is of rounding
-        wanted = 1 - math.floor(math.log10(half))
-        digits = min(_MOST_DIGITS, max(0, wanted))
-    centre, *bounds = [f"{_round(number, digits):.{digits}f}" for number in numbers]
+        decimals = max(0, _count_decimals(half))
+    decimals = min(_MOST_DECIMALS, decimals)
+    centre, *bounds = [_write(number, decimals, digits) for number in numbers]
 
     # The ends of the interval say where its middle is, however wide it is, but nothing of another mean.
     is_middle = abs(mean - low - half) <= 1e-6 * half
     if mean and not is_middle:
-        centre = _keep_two_digits(mean, digits)
+        centre = _write(mean, max(decimals, _count_decimals(mean)), digits)
+        if abs(mean) < _TINY:
+            centre = f"{mean:.1e}"
     return [centre, *bounds]
 
 
-def _keep_two_digits(number: float, digits: int) -> str:
-    """Write a number with so many decimals, or more where these would leave fewer than two significant digits."""
-    if abs(number) < _TINY:
-        return f"{number:.1e}"
-    of_its_own = 1 - math.floor(math.log10(abs(number)))
-    digits = max(digits, of_its_own)
-    return f"{_round(number, digits):.{digits}f}"
+def _count_decimals(number: float, digits: int = 2) -> int:
+    """Count the decimals with which a number has so many significant digits; below 0 for tens, hundreds, ..."""
+    return digits - 1 - math.floor(math.log10(abs(number)))
 
 
-def _round(number: float, digits: int) -> float:
-    return round(number, digits) + 0.0  # no -0.0
+def _write(number: float, decimals: int, digits: int | None) -> str:
+    """Write a number with so many decimals, or fewer where these would be more than `digits` significant digits."""
+    if digits and number:
+        shortened = float(f"{number:.{digits - 1}e}")  # 0.0996 has the digits of 0.10
+        decimals = min(decimals, _count_decimals(shortened, digits))
+    return f"{round(number, decimals) + 0.0:.{max(0, decimals)}f}"  # no -0.0
 
 
 def format_number(mean: float, low: float, high: float) -> str:
@@ -273,45 +283,33 @@ def count_share(share: float, n: int) -> str:
     return f"{round(share * n)} of {n}"
 
 
-def say_numbers(mean: float, low: float, high: float, after_one: int = 3) -> list[str]:
-    """Write mean, low and high as one would say them; the mean alone where there is no interval.
-
-    They have two significant digits, `after_one` where the first is 1, and no more than `round_numbers` gives them.
-
-    >>> say_numbers(26.63, 23.1, 30.12), say_numbers(0.0722, 0.0031, 0.1413)
-    (['27', '23', '30'], ['0.072', '0.003', '0.141'])
-    """
-    said = []
-    rounded = round_numbers(mean, low, high)
-    for number, given in zip((mean, low, high), rounded, strict=False):
-        # A step of the second digit is 10% of 10 and 5% of 20, so numbers that begin with 1 may have a third.
-        magnitude = f"{number:.1e}".lstrip("-")
-        digits = after_one if magnitude.startswith("1") else 2
-        said.append(_shorten(number, given, digits))
-    return said
+def name_rows(
+    frame: pd.DataFrame, columns: Sequence[str], names: Mapping[str, Mapping[Any, str]] | None = None
+) -> list[str]:
+    """Name each row by its values, as `batch size 32, norm group`."""
+    rows = []
+    for row in frame.to_dict("records"):
+        # A component that does not have a setting, as a norm without a momentum, is named without it.
+        shown = [key for key in columns if pd.notna(row[key]) or key.partition(".")[0] not in columns]
+        rows.append(", ".join(_name_cell(row, column, names or {}) for column in shown))
+    return rows
 
 
-def say_mean(mean: float, low: float, high: float) -> str:
-    """Write a mean that stands without its interval: two significant digits, and no more than `round_numbers` gives it.
-
-    >>> say_mean(26.63, 23.1, 30.12), say_mean(131.8, 117.0, 148.0), say_mean(0.01, -0.14, 0.16)
-    ('27', '130', '0.01')
-    """
-    given, *_ = round_numbers(mean, low, high)
-    return _shorten(mean, given, digits=2)
-
-
-def _shorten(number: float, given: str, digits: int) -> str:
-    """Write a number with so many significant digits, and no more decimals than `given`."""
-    # A number that is written as 0 has no significant digit; its decimals say how near to 0 it is.
-    if "e" in given or not math.isfinite(number) or float(given) == 0:
+def _name_cell(row: Mapping[Any, Any], column: str, names: Mapping[str, Mapping[Any, str]]) -> str:
+    """Name the value that a row has in a column; an estimator with the row's momentum."""
+    given = names.get(column, {}).get(row[column])
+    if column == "estimator":
+        momentum = row["momentum"]
+        of_momentum = names.get("momentum", {}).get(momentum)
+        if of_momentum is not None:
+            return of_momentum
+        if given is None or pd.isna(momentum):
+            return given or estimator_label(row["estimator"], momentum)
+        return f"{given} (momentum {momentum:g})"
+    if given is not None:
         return given
-
-    # The exponent is read after rounding: 0.0996 has the digits of 0.10.
-    _, _, exponent = f"{number:.1e}".partition("e")
-    _, _, given_decimals = given.partition(".")
-    wanted = digits - 1 - int(exponent)
-    decimals = min(wanted, len(given_decimals))
-    rounded = round(number, decimals)
-    shown = max(0, decimals)
-    return f"{rounded:.{shown}f}"
+    if column == "when":
+        return str(row["when"])
+    if pd.isna(row[column]):
+        return f"no {name_setting(column)}"
+    return name_value(column, write_value(row[column]))

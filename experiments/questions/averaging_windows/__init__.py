@@ -7,26 +7,17 @@ them.
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
-from bnlab.harness.reporting.frames import name_panels, rows, score
+from bnlab.harness.reporting.frames import OtherThan, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves
-from experiments.margins import name_lines
+from bnlab.harness.reporting.question import Figure, Question, Tables
 
 SETTINGS = ("batch_size", "optimizer.schedule")
 STATISTICS = {
-    "kept": "kept from the trained network",
-    "averaged": "averaged as the weights",
-    "recomputed": "recomputed",
+    "kept": "running averages of the trained network",
+    "averaged": "averaged buffers",
+    "recomputed": "exact statistics",
 }
 SCHEDULES = {"onecycle": "one-cycle", "constant": "constant rate"}
-
-
-def name_windows(tables: Tables) -> pd.DataFrame:
-    """Name the panels by share of training and schedule, and the lines by their statistics; averages alone."""
-    frame = rows(tables, "averaged_weights", (0.55, 1.0), SETTINGS)
-    averages = frame[frame["window"] > 0]
-    named = averages.assign(words=averages["optimizer.schedule"].map(SCHEDULES))
-    return name_lines(name_panels(named, "{words}, {panel}"), "statistics", STATISTICS)
 
 
 def find_best_window(tables: Tables) -> pd.DataFrame:
@@ -42,7 +33,7 @@ def find_best_window(tables: Tables) -> pd.DataFrame:
     return chosen.assign(panel=chosen["panel"].str.removeprefix("after "))
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q24",),
     columns=("accuracy", "accuracy_lost", "mean_gap", "var_gap"),
     figures={
@@ -50,9 +41,11 @@ EXPERIMENT = Experiment(
             "Accuracy of averaged weights by how far the average reaches back",
             "Compare the lines of a panel: the same averaged weights under different statistics. Averages are "
             "exponential, over each update.",
-            score(name_windows, "accuracy", ("panel", "line", "window"), scale=100),
-            Curves("window", "line", Axis("test accuracy (%)", (20, 100)),
-                   across=Axis("share of training that the average reaches back", log=True))),
+            score("averaged_weights", "accuracy", ("optimizer.schedule", "panel", "statistics", "window"),
+                  at=(0.55, 1.0), scale=100, window=OtherThan(0.0)),
+            Curves("window", "statistics", Axis("test accuracy (%)", (20, 100)),
+                   across=Axis("share of training that the average reaches back", log=True)),
+            panels="{optimizer.schedule}, {panel}", names={"optimizer.schedule": SCHEDULES, "statistics": STATISTICS}),
     },
     claims={},
 )  # fmt: skip

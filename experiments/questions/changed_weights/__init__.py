@@ -9,9 +9,9 @@ before their first number. They are not blind to the unchanged networks: all 30 
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, within
-from bnlab.harness.reporting.frames import name_panels, put_in_order, rows, score, select
+from bnlab.harness.reporting.frames import put_in_order, rows, score, select
 from bnlab.harness.reporting.plots import LOST, LOST_OF_ANY_SIZE, Forest
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, within
 from experiments.margins import A_POINT, COSTS_A_POINT, SIX_IMAGES, name_lines
 
 NAMES = {
@@ -22,10 +22,10 @@ NAMES = {
     "rounded:4": "rounded to 4 bits",
 }
 REMEDIES = {
-    "stale:0": "old running averages",
-    "exact:32": "exact, of 32 images",
-    "exact:512": "exact, of 512 images",
-    "precise:0": "one pass over all images",
+    "stale:0": "running averages, old",
+    "exact:32": "exact statistics of 32 images",
+    "exact:512": "exact statistics of 512 images",
+    "precise:0": "precise BN, one pass over all images",
 }
 AVERAGED = NAMES["averaged"]
 PRUNED = NAMES["pruned"]
@@ -67,9 +67,7 @@ def compute_remedies(tables: Tables) -> pd.DataFrame:
     frame["images"] = frame["images"].mask(is_one_pass, 0)
     frame["kind"] = frame["statistics"] + ":" + frame["images"].astype(str)
 
-    drawn = name_lines(frame, "kind", REMEDIES)
-    named = name_panels(drawn, "batch size {batch_size}")
-    return put_in_order(named, "name", NAMES.values())
+    return put_in_order(name_lines(frame, "kind", REMEDIES), "name", NAMES.values())
 
 
 def select_matched(tables: Tables) -> pd.DataFrame:
@@ -85,10 +83,10 @@ def select_merged(tables: Tables) -> pd.DataFrame:
     """Find what two branches and two matched networks lose under their averaged statistics, once they are averaged."""
     branches = select(compute_losses(tables), line=AVERAGED, statistics="stale").assign(line=BRANCHES)
     apart = select(select_matched(tables), line=MATCHED, statistics="stale").assign(line=TRAINED_APART)
-    return name_panels(pd.concat([branches, apart]), "batch size {batch_size}")
+    return pd.concat([branches, apart])
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q11", "Q14", "F2", "F15", "H4", "H9"),
     sweeps=("changed_weights", "matched_weights"),
     columns=("accuracy", "accuracy_lost", "mean_gap", "var_gap"),
@@ -97,20 +95,22 @@ EXPERIMENT = Experiment(
             "What changed weights lose, by the statistics that they predict with",
             "Compare the points beside a change: points of test accuracy lost against exact statistics of all training "
             "images. The axis is linear up to 0.3 points and logarithmic beyond.",
-            score(compute_remedies, "accuracy_lost", ("panel", "name", "line"), scale=100),
+            score(compute_remedies, "accuracy_lost", ("batch_size", "name", "line"), scale=100),
             Forest("name", LOST_OF_ANY_SIZE, series="line"),
             Headline("Weights of 4 bits need new statistics, and one pass is as good",
-                    {"four_bits_need_new_ones": (), "one_pass_is_enough": ()})),
+                    {"four_bits_need_new_ones": (), "one_pass_is_enough": ()}),
+            panels="batch size {batch_size}"),
         "merged": Figure(
             "What merged networks lose under the average of their running averages",
             "Compare the two ways to get two networks: points of test accuracy lost against exact statistics of the "
             "merged weights. Branches: the second network goes on from the first one's checkpoint half-way. Networks "
             "trained apart are matched first: the channels of one are put in the order in which they resemble the "
             "other's most.",
-            score(select_merged, "accuracy_lost", ("panel", "line"), scale=100),
+            score(select_merged, "accuracy_lost", EACH, scale=100),
             Forest("line", LOST),
             Headline("Averaged statistics work for two branches of one training run, not for networks trained apart",
-                    {"matched_averages_lose_over_a_point": ()}, {"averaged_networks_need_new_ones": ()})),
+                    {"matched_averages_lose_over_a_point": ()}, {"averaged_networks_need_new_ones": ()}),
+            panels="batch size {batch_size}"),
     },
     claims={
         "averaged_networks_need_new_ones": Claim(

@@ -6,22 +6,22 @@ written before their first number where they are not called post hoc.
 """
 
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
 import experiments.margins as margins
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below, within
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     paired,
     rows,
     score,
-    select,
     share_name,
 )
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import EACH, divide_by_best_momentum, name_lines
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below, within
+from experiments.margins import EACH, divide_by_best_momentum
 
 START = 0.02
 EARLY = 0.1
@@ -31,44 +31,34 @@ SHARES = (START, EARLY, HALF, END)  # of the training
 PLAIN = "to the images as they are"
 AUGMENTED = "to the images as training sees them"
 REFERENCES = {PLAIN: "gaps", AUGMENTED: "augmented_gaps"}  # by the name of a line, its table
-LINES = {"ema": "running averages", "exact": "exact, of augmented images"}
+LINES = {"ema": "running averages", "exact": "exact statistics of augmented images"}
+BATCHES = {size: f"batches of {size}" for size in (32, 128, 1024)}
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 
 
 def compute_gaps(tables: Tables) -> pd.DataFrame:
-    """Find the gaps of running means to both references."""
+    """Find the gaps of PyTorch's running means to both references, at the end."""
     frames = []
     for line, table in REFERENCES.items():
-        gaps = rows(tables, table, SHARES[1:], estimator=("ema", "predictive"))
+        gaps = rows(tables, table, END, estimator="ema", momentum=0.1)
         named = gaps.assign(line=line)
         frames.append(named)
     return pd.concat(frames, ignore_index=True)
 
 
-def compute_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
-    """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented."""
-    tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
-    # Of several exact statistics `paired` takes those of the split `train` as the reference: plain images.
-    return paired(tested, "accuracy")
-
-
 def compute_against_augmented(tables: Tables, *shares: float) -> pd.DataFrame:
     """Subtract from the test accuracy under PyTorch's momentum that under exact statistics of augmented images."""
-    # The inner comparison leaves out its reference, so that the only exact statistics left are those of augmented
-    # images.
-    return paired(compute_gains_over_plain(tables, *shares), "accuracy")
+    tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
+    # Of several exact statistics `paired` takes those of plain images as the reference, and leaves them out: the only
+    # ones left are those of augmented images.
+    return paired(paired(tested, "accuracy"), "accuracy")
 
 
-def select_lines(tables: Tables) -> pd.DataFrame:
-    """Find what is gained at the end against exact statistics of the images as they are; `name` is the batch size."""
-    gains = name_lines(compute_gains_over_plain(tables, END), "estimator", LINES)
-    names = "batches of " + gains["batch_size"].astype(str)
-    return gains.assign(name=names, panel="").sort_values("batch_size", kind="stable")
-
-
+# Against exact statistics of plain images: of several `paired` takes those of the split `train` as the reference.
+OVER_PLAIN: dict[str, Any] = {"at": END, "against": "exact", "scale": 100, "split": "test"}
 RATIOS = partial(divide_by_best_momentum, at=SHARES, table="augmented_gaps")
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q6", "Q8", "Q10", "Q11", "H1", "H12"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10_augmented data.download=true
@@ -80,10 +70,12 @@ EXPERIMENT = Experiment(
             "Accuracy gained by statistics of augmented images, at the end of training, on CIFAR-10",
             "Compare with 0, exact statistics of plain training images, of the same networks. Exact statistics of "
             "augmented images are of all training images, each shifted and mirrored as in training.",
-            score(select_lines, "accuracy", ("panel", "name", "line"), scale=100),
-            Forest("name", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="line"),
+            score("evaluations", "accuracy", ("batch_size", "estimator"), estimator=[*LINES], momentum=(0.1, None),
+                  **OVER_PLAIN),
+            Forest("batch_size", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="estimator"),
             Headline("Networks are more accurate under statistics of augmented images than under those of plain ones, "
-                     "at batch sizes 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
+                     "at batch sizes 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")}),
+            panels="", names={"estimator": LINES, "batch_size": BATCHES}),
     },
     claims={
         "u_comes_back": Claim(
@@ -94,8 +86,8 @@ EXPERIMENT = Experiment(
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
             "images as they are: at most half as far, in the deeper layers.",
-            score(lambda tables: select(compute_gaps(tables), panel=share_name(END), estimator="ema", momentum=0.1),
-                  "mean_gap", ("batch_size",), against=PLAIN, along="line", ratio=True, **RATIO_OVER_LAYERS),
+            score(compute_gaps, "mean_gap", ("batch_size",), against=PLAIN, along="line", ratio=True,
+                  **RATIO_OVER_LAYERS),
             below(0.5, "times", "a gap that is halved is seen in any figure"), lines="each"),
         "predictive_is_late_at_the_end": Claim(
             "At the end of the schedule predictive momentum is late: its gap to augmented images in the deeper "
@@ -115,7 +107,7 @@ EXPERIMENT = Experiment(
             lines="each", post_hoc="asked"),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
-            score(lambda tables: compute_gains_over_plain(tables, END), "accuracy", EACH, scale=100, estimator="exact"),
+            score("evaluations", "accuracy", EACH, estimator="exact", **OVER_PLAIN),
             above(0.0, "points gained", margins.AS_ACCURATE), lines="each"),
         "as_accurate_as_augmented": Claim(
             "At the end PyTorch's running averages are as accurate as exact statistics of augmented images, to 0.3 "

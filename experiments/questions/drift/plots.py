@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from bnlab.harness.reporting.axes import Axis, set_axes
+from bnlab.harness.reporting.looks import GREYS, MARK, choose_looks_of_words
 from bnlab.harness.reporting.means import require_one_row
-from bnlab.harness.reporting.plots import MARK, Axis, Plot, split_panels
-from bnlab.harness.reporting.style import SERIES, set_axes
+from bnlab.harness.reporting.plots import Plot, split_panels
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,17 @@ class StreamPlot(Plot):
         """Draw the rows of each panel, see `Plot.draw`."""
         require_one_row(frame, ["panel", self.by, self.x])
         across, upward = self.axes
-        orange, blue, *_ = SERIES
+        looks = choose_looks_of_words([self.truth, self.average])
+        blue = looks[self.average]["color"]
         for ax, here in split_panels(frame, axes):
             series = here.pivot(index=self.x, columns=self.by, values="mean").sort_index()
             x = series.index.to_numpy()
             truth = series[self.truth]
             average = series[self.average]
             ax.fill_between(x, truth, average, color=blue, alpha=0.2, linewidth=0)
-            ax.plot(x, series[self.values], ".", color=orange, alpha=0.7, label=self.values)
-            ax.plot(x, truth, "--", color="black", label=self.truth)
-            ax.plot(x, average, color=blue, linewidth=2.2, label=self.average)
+            ax.plot(x, series[self.values], ".", color=GREYS[1], alpha=0.7, label=self.values)
+            ax.plot(x, truth, label=self.truth, **looks[self.truth])
+            ax.plot(x, average, label=self.average, **{**looks[self.average], "linewidth": 2.2})
             set_axes(ax, across, upward, here[self.x])
 
             low, high = ax.get_ylim()

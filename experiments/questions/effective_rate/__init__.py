@@ -13,9 +13,9 @@ Correlations are by ranks, over all networks and steps of a seed.
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above
 from bnlab.harness.reporting.frames import paired, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above
 from experiments.recipes import SCHEDULE, name_dataset, select_lost
 
 CELL = ("data", "batch_size", SCHEDULE)
@@ -60,7 +60,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
     return rates.assign(panel=rates["dataset"], line=line, at=np.exp(place))
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q10", "H2"),
     columns=("accuracy", "weight_norm", "rate"),
     command="""# of the networks of three experiments, which are neither trained nor measured again:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import paired, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below
 from experiments.margins import AS_ACCURATE, COSTS_A_POINT
 from experiments.recipes import (
     CONSTANT,
@@ -60,7 +60,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
     return lost.assign(panel="", line=lost[SCHEDULE].map(LINES), done=done.round(1))
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q11", "Q14", "H2"),
     columns=("accuracy",),
     command="""apt-get install dataset-fashion-mnist

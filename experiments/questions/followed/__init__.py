@@ -18,9 +18,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import OtherThan, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below
 from experiments.margins import AS_ACCURATE
 from experiments.recipes import (
     CONSTANT,
@@ -126,7 +126,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
     return together.assign(name=name)
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q10", "Q24", "H9"),
     columns=("accuracy",),
     command="""# of the networks of three experiments, which are neither trained nor measured again:

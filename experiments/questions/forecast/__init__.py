@@ -33,12 +33,11 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
 from bnlab.harness.reporting.frames import score, select
 from bnlab.harness.reporting.means import average_gap
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.recipes import EXACT, LAST, RUNNING, SCHEDULE, TUNED, select_accuracies
-from experiments.tuning import RATE
+from bnlab.harness.reporting.question import Claim, Figure, Question, Score, Tables, above, below
+from experiments.recipes import EXACT, LAST, RATE, RUNNING, SCHEDULE, TUNED, select_accuracies
 
 FLAGGED = 1.0  # points gained, above which a loss of more than LARGE points is flagged
 LARGE = 2.0  # points
@@ -46,11 +45,11 @@ LITTLE = 0.5  # points
 FACTOR = 2.0  # up to which a gain is near a loss
 MOST_SCATTER = 3.0  # of independent batches; see `batch_scatter`
 SETTINGS = ("data", "model", "model.depth", "optimizer", "order", "batch_size", SCHEDULE, RATE)
-GAINS = {"gained": "self-tuned averages", "by_last_batch": "the last batch"}
-RECOVERIES = {"won_back": "self-tuned averages", "won_back_by_last_batch": "the last batch"}
+GAINS = {"gained": "self-tuned momentum", "by_last_batch": "last batch"}
+RECOVERIES = {"won_back": "self-tuned momentum", "won_back_by_last_batch": "last batch"}
 RIVALS = {
     "by_gap": "a curve of the gap",
-    "by_last_batch": "the last batch",
+    "by_last_batch": "last batch",
     "by_seeds": "other seeds at this step",
     "by_exact": "exact statistics",
 }
@@ -255,7 +254,7 @@ def score_steps(select_steps: Callable[[Tables], pd.DataFrame], value: str = "hi
     return score(select_steps, value, ("kind", *by), average=("run", "step"))
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q16", "Q10", "Q14"),
     sweeps=("forecast",),
     columns=("accuracy", "mean_gap", "scatter"),

@@ -1,14 +1,15 @@
 """After how many updates are running averages good enough, by batch size and schedule?
 
 Every batch is full, and the number of updates is set independently of the batch size. Learning rates are picked by
-validation on seeds 100 to 102 and tested on seeds 103 to 109 (`python -m experiments.tune`). At a constant rate one
-network is measured after 9 to 2,250 updates, at the rate that is best after 2,250. One-cycle schedules of 36 to 2,250
-updates have a rate each. All claims but the post hoc ones were written before their first number; what earlier
-experiments had shown is said to be known. Where exact accuracy is below 50% a network has little to lose, and nothing
-is claimed; networks that collapsed, to less than half of the median accuracy, are left out. At a constant rate in
-batches of 16 the rates 0.025 and 0.1 tied to five digits, and the smaller was taken, at which running averages lose a
-point less. Batches of 4 and 16 were trained on a CPU, those of 64 and 256 on a GPU. A claim that one curve of the gap
-foretells the loss failed and was withdrawn, and so were claims that no page quotes:
+validation under exact statistics on seeds 100 to 102, and tested on seeds 103 to 109. Tried were 0.025, 0.1 and 0.4;
+where the best one was the largest or the smallest of those tried, the next one beyond it, a factor of four apart, was
+tried too. At a constant rate one network is measured after 9 to 2,250 updates, at the rate that is best after 2,250.
+One-cycle schedules of 36 to 2,250 updates have a rate each. All claims but the post hoc ones were written before their
+first number; what earlier experiments had shown is said to be known. Where exact accuracy is below 50% a network has
+little to lose, and nothing is claimed; networks that collapsed, to less than half of the median accuracy, are left out.
+At a constant rate in batches of 16 the rates 0.025 and 0.1 tied to five digits, and the smaller was taken, at which
+running averages lose a point less. Batches of 4 and 16 were trained on a CPU, those of 64 and 256 on a GPU. A claim
+that one curve of the gap foretells the loss failed and was withdrawn, and so were claims that no page quotes:
 [all of them, with their verdicts](../../../experiments/withdrawn.md#claims-that-nothing-quotes).
 """
 
@@ -16,14 +17,13 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, PartBelow, Tables, above, below
-from bnlab.harness.reporting.frames import lowest, name_panels, paired, rows, score, select
-from bnlab.harness.reporting.plots import Axis, Curves
-from experiments.cells import Cells
-from experiments.margins import COSTS_A_POINT, SIX_IMAGES
-from experiments.tuning import RATE, RATES, VALIDATED, select_collapses, select_tested, validate
+from bnlab.harness.reporting.frames import lowest, paired, rows, score, select
+from bnlab.harness.reporting.plots import ACCURACY, Axis, Cells, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
+from experiments.devices import ON_BOTH
+from experiments.margins import COSTS_A_POINT, SIX_IMAGES, score_each_seed
+from experiments.recipes import RATE, SCHEDULE, VALIDATED, select_collapses, select_tested, validate
 
-SCHEDULE = "optimizer.schedule"
 CELL = ("batch_size", SCHEDULE, "steps")
 CONSTANT, ONE_CYCLE = "constant", "onecycle"
 AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: CONSTANT}
@@ -43,7 +43,7 @@ def find_rows(tables: Tables) -> pd.DataFrame:
 
     They come with `updates` and the columns of `select_exact`.
     """
-    tested = select_tested(tables, CELL)
+    tested = select_tested(tables)
     settings = (*CELL, RATE)
     frame = rows(tested, "evaluations", by=settings, split="test")
     schedule = frame[SCHEDULE]
@@ -64,21 +64,12 @@ def compute_lost(tables: Tables) -> pd.DataFrame:
     """Subtract the accuracy under exact statistics of the same weights: a share, negative where statistics lose."""
     frame = find_rows(tables)
     lost = paired(frame, "accuracy")
-    lost["hollow"] = ~lost["is_learned"]
     return lost[~lost["is_collapsed"]]
-
-
-def compute_map(tables: Tables) -> pd.DataFrame:
-    """Find what running averages lose, with what one needs to judge a cell: exact accuracy and learning rate."""
-    lost = compute_lost(tables)
-    exact = (100 * lost["exact_mean"]).map("{:.0f}%".format)
-    rate = lost[RATE].map("{:g}".format)
-    return lost.assign(beside=exact + " · " + rate)
 
 
 def select_training(tables: Tables) -> pd.DataFrame:
     """Find test accuracies over 560 updates in batches of 64: at a constant rate, and of a one-cycle schedule."""
-    tested = select_tested(tables, CELL)
+    tested = select_tested(tables)
     frame = rows(tested, "evaluations", by=(*CELL, RATE), split="test")
     read = select(frame, batch_size=64, estimator=("ema", "exact", "last_batch"))
     # The training at a constant rate goes on to 2,250 updates. Cut off, both panels cover the same number.
@@ -91,11 +82,6 @@ def select_training(tables: Tables) -> pd.DataFrame:
 def name_by_rate(frame: pd.DataFrame, words: str) -> pd.DataFrame:
     """Name a panel by the learning rate that its networks have in common."""
     return frame.assign(panel=frame[RATE].map(words.format))
-
-
-def compute_training_difference(tables: Tables) -> pd.DataFrame:
-    """Subtract in each network what `select_training` finds under exact statistics from the others."""
-    return paired(select_training(tables), "accuracy")
 
 
 def compute_lost_by_larger_momentum(tables: Tables) -> pd.DataFrame:
@@ -112,8 +98,7 @@ def select_learned(tables: Tables) -> pd.DataFrame:
 def select_best_momenta(tables: Tables) -> pd.DataFrame:
     """Find the momentum whose running average has the lowest test loss, for each network and number of updates."""
     frame = select(find_rows(tables), estimator="ema")
-    best = lowest(frame, "loss", ["run", "step"])
-    return best.assign(hollow=~best["is_learned"])
+    return lowest(frame, "loss", ["run", "step"])
 
 
 def compute_larger_against_smaller(tables: Tables) -> pd.DataFrame:
@@ -164,12 +149,6 @@ def compute_fall_of_momentum(tables: Tables) -> pd.DataFrame:
     return paired(free, "best", 144, along="updates", matching=matching, ratio=True)
 
 
-def select_validated(tables: Tables) -> pd.DataFrame:
-    """Find validation accuracies of the tuning seeds at their end, in panels by schedule and length."""
-    validated = validate(tables).sort_values([SCHEDULE, "steps"])
-    return name_panels(validated, f"{{{SCHEDULE}}}, {{steps}} updates")
-
-
 def select_exact(tested: Tables) -> pd.DataFrame:
     """Find the exact test accuracy of each network and step, its mean over seeds, and if that is above 50%.
 
@@ -193,24 +172,21 @@ def select_exact(tested: Tables) -> pd.DataFrame:
 
 BOTH = (36, 144, 560, 2250)  # updates after which both schedules were measured
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q4", "Q8", "Q10", "Q11", "Q14", "H2"),
-    sweeps=("ground_constant", "ground_onecycle"),
+    sweeps=("ground_rates", "ground_constant", "ground_onecycle"),
     columns=("accuracy", "loss", "mean_gap", "kl", "output_gap"),
+    remarks=(ON_BOTH,),
     figures={
         "training": Figure(
             "The same weights under three kinds of statistics, over training",
-            "Above, compare the lines: test accuracies of the same networks in batches of 64, under running averages "
+            "Compare the lines: test accuracies of the same networks in batches of 64, under running averages "
             "of momentum 0.1, under exact statistics, and under those of the last batch alone. Left, the first 560 of "
             "2,250 updates at a constant learning rate; right, all updates of one that rises for a fifth of the "
             "training and then falls to 0. Each schedule has the rate that is best for it, and these differ "
-            "sixteenfold. Below, what each loses against exact statistics within a network, which is steadier.",
+            "sixteenfold.",
             score(select_training, "accuracy", ("panel", "estimator", "updates"), scale=100, momentum=(0.1, None)),
-            Curves("updates", "estimator", Axis("test accuracy (%)"), across=Axis("updates")),
-            below=PartBelow(
-                score(lambda tables: select(compute_training_difference(tables), estimator=("ema", "last_batch")),
-                      "accuracy", ("panel", "estimator", "updates"), scale=-100, momentum=(0.1, None)),
-                Curves("updates", "estimator", Axis("points lost"), across=Axis("updates")), "difference"),
+            Curves("updates", "estimator", ACCURACY, across=Axis("updates")),
             headline=Headline(
                 "At batch size 64, eval() understates accuracy until the learning rate has fallen to 0",
                 {"constant_rates_cost_early": ("batch size 64",),
@@ -218,36 +194,33 @@ EXPERIMENT = Experiment(
         "map": Figure(
             "Points of accuracy lost under running averages",
             "Read a cell as the points of test accuracy that a network loses in eval mode, under exact statistics "
-            "minus under PyTorch's running averages (momentum 0.1), of the same weights; bold cells differ from 0 even "
-            "after correcting for all 32 cells, which with seven networks few can pass: the cell of 13 points does "
-            "not, though by itself it is above 0, with an interval of 6.7 to 19. In small below it: accuracy under "
-            "exact statistics, and the learning rate, which was picked under these. "
-            "Bold is by two-sided t tests at 5%, with Holm's correction. Left, one training at a constant learning "
-            "rate is measured after so many updates; right, each cell is a one-cycle training of that length, at its "
-            "end. Batch sizes 4 and 16 were trained on a CPU, 64 and 256 on a GPU.",
-            score(compute_map, "accuracy", ("panel", "batch_size", "updates", "beside"), scale=-100, updates=BOTH,
+            "minus under PyTorch's running averages (momentum 0.1), of the same weights. Above, one training at a "
+            "constant learning rate is measured after so many updates; below, each cell is a one-cycle training of "
+            "that length, at its end. A network that has learned little has little to lose. Batch sizes 4 and 16 were "
+            "trained on a CPU, 64 and 256 on a GPU.",
+            score(compute_lost, "accuracy", ("panel", "batch_size", "updates", "is_learned"), scale=-100, updates=BOTH,
                   **PYTORCH),
-            Cells("updates", "batch_size", "beside", dict.fromkeys(NAMES.values(), "number of updates"), "batch size",
-                  "points of accuracy lost under running averages",
-                  "in small: accuracy under exact statistics · learning rate"),
+            Cells("updates", "batch_size", "is_learned", dict.fromkeys(NAMES.values(), "number of updates"),
+                  "batch size", "points of accuracy lost", "accuracy below 50%, even under exact statistics"),
             Headline("Once the learning rate has fallen, over 560 updates or more, running averages lose less than "
                      "half a point at batch sizes 16 to 256",
                     {"harmless_at_the_end": ("batch size 16", "batch size 64", "batch size 256")})),
         "best_momentum": Figure(
             "The best momentum, by the number of updates",
             "Read up from a number of updates the momentum, of 0.003 to 0.9, of the running average with the lowest "
-            "test loss; circles are hollow, without a band, where exact accuracy is below 50%, so that little can be "
-            "lost.",
-            score(select_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
+            "test loss; nothing is drawn where exact accuracy is below 50%, so that little can be lost.",
+            score(select_best_momenta, "momentum", ("panel", "batch_size", "updates"), geometric=True, is_learned=True),
             Curves("updates", "batch_size", BEST, across=UPDATES),
             Headline("Where the learning rate falls, the best momentum falls with the number of updates, at batch "
                      "sizes 64 and 256", {"the_best_momentum_is_smaller": ()})),
         "rates": Figure(
             "Learning rates are picked by these accuracies, under exact statistics",
-            "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102; a network that "
-            "diverged counts with that of chance.",
-            score(select_validated, "accuracy", ("panel", "batch_size", RATE), scale=100),
-            Curves(RATE, "batch_size", VALIDATED, across=RATES)),
+            "Find the highest point of the lines of a colour: validation accuracy at the end, a line for each of the "
+            "seeds 100 to 102; a network that diverged counts with that of chance.",
+            score_each_seed(validate, "accuracy", (SCHEDULE, "steps", "batch_size", RATE), scale=100),
+            Curves(RATE, "batch_size", VALIDATED, across=Axis("learning rate", (0.004, 2.4), log=True)),
+            panels="{optimizer.schedule}, {steps} updates",
+            names={SCHEDULE: {CONSTANT: CONSTANT, ONE_CYCLE: ONE_CYCLE}}),
     },
     claims={
         "larger_batches_do_not_lose_more": Claim(

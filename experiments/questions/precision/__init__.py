@@ -9,19 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, below, within
 from bnlab.harness.reporting.frames import (
     DEEPER,
     RATIO_OVER_LAYERS,
     gap_over_layers,
     lowest,
-    name_panels,
     paired,
     rows,
     score,
     select,
 )
 from bnlab.harness.reporting.plots import GAP, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, below, within
 from experiments.margins import A_POINT, EACH, FLAT, HARDLY_SEEN, PYTORCH, SIX_IMAGES
 
 LATE = 1.0
@@ -59,7 +58,7 @@ def compute_losses(tables: Tables) -> pd.DataFrame:
     return lost
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q36",),
     columns=("accuracy", "mean_gap", "largest_gap"),
     figures={
@@ -67,11 +66,11 @@ EXPERIMENT = Experiment(
             "Gap against the momentum, after training in float32 and in bfloat16",
             "Compare the two lines of a panel: the gap of running averages, root mean square over the deeper "
             "layers. Their lowest points are the best momenta.",
-            score(lambda tables: name_panels(average_gaps(tables), "{panel}, batch size {batch_size}"), "mean_gap",
-                  ("panel", "precision", "momentum"), geometric=True),
+            score(average_gaps, "mean_gap", (*EACH, "precision", "momentum"), geometric=True),
             Curves("momentum", "precision", GAP, mark=PYTORCH),
             Headline("Training in bfloat16 leaves gaps and best momentum as they are: the lines lie on each other",
-                    {"gap_is_alike": (), "best_momentum_is_alike": ()})),
+                    {"gap_is_alike": (), "best_momentum_is_alike": ()}),
+            panels="{panel}, batch size {batch_size}"),
     },
     claims={
         "bfloat16_is_as_accurate": Claim(
@@ -81,8 +80,8 @@ EXPERIMENT = Experiment(
         "gap_is_alike": Claim(
             "The gap of PyTorch's running average in the deeper layers is within a quarter of that after training in "
             "float32.",
-            score(lambda tables: rows(tables, "gaps", SHARES, NETWORKS, **EMA), "mean_gap", EACH, ratio=True,
-                  **AGAINST_FLOAT32, **RATIO_OVER_LAYERS), within(0.8, 1.25, "times", HARDLY_SEEN), lines="each"),
+            score("gaps", "mean_gap", EACH, at=SHARES, ratio=True, **EMA, **AGAINST_FLOAT32, **RATIO_OVER_LAYERS),
+            within(0.8, 1.25, "times", HARDLY_SEEN), lines="each"),
         "best_momentum_is_alike": Claim(
             "The momentum with the smallest gap is within a factor of two of that after training in float32.",
             score(select_best_momenta, "best", EACH, ratio=True, geometric=True, **AGAINST_FLOAT32),

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above
 from bnlab.harness.reporting.frames import average, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above
 from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
 NETWORKS = ("model.bits", "model.depthwise")
@@ -56,7 +56,9 @@ def find_layers(tables: Tables) -> pd.DataFrame:
     return average(blocks, "kl", ["run", "seed", "step", "panel", "model.bits", "line", "kind"], geometric=True)
 
 
-EXPERIMENT = Experiment(
+ROUNDED = "characters; CNN with rounded weights"
+
+QUESTION = Question(
     bears_on=("Q35",),
     sweeps=("quantized", "quantized_full"),
     columns=("accuracy", "kl", "mean_gap", "var_gap"),
@@ -66,7 +68,7 @@ EXPERIMENT = Experiment(
             "Compare the lines: the divergence at the end of training, with momentum 0.1 and depthwise convolutions. "
             "Layer 1 keeps its precision. Layers 2, 4 and 6 are depthwise, 3, 5 and 7 pointwise.",
             score(name_layers, "kl", ("panel", "line", "depth"), geometric=True),
-            Curves("depth", "line", Axis("KL divergence (nats)", log=True))),
+            Curves("depth", "line", Axis("KL divergence (nats)", log=True)), networks=ROUNDED),
     },
     claims={
         "three_bits_cost": Claim(

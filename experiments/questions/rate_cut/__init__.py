@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
 from bnlab.harness.reporting.frames import score, select
 from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below, within
 from experiments.margins import COSTS_A_POINT
-from experiments.tuning import RATE
+from experiments.recipes import RATE
 
 KEPT, QUARTER, SIXTEENTH, STOPPED = 1.0, 0.25, 0.0625, 0.0
 FACTORS = {KEPT: "the same rate", QUARTER: "a quarter", SIXTEENTH: "a sixteenth", STOPPED: "rate 0"}
-AFTER = (5, 10, 20, 44, 60)  # updates after the cut
 LATER = (10, 20, 44, 60)
 AT_REST: dict[str, Any] = {"factor": STOPPED}
 PER_UPDATE = 0.9  # of an error is left after an update that adds none
@@ -103,7 +102,7 @@ def name_rates(frame: pd.DataFrame) -> pd.Series:
     return "rate " + frame[RATE].map("{:g}".format).astype(str)
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q7", "Q11", "H2"),
     columns=("lost", "accuracy", "exact_accuracy", "mean_gap", "along_cut", "noise"),
     command="""python -m experiments.questions.rate_cut.cut data.download=true

@@ -14,8 +14,7 @@ be trained: nearly all scatter is between the steps of a network, and hardly any
 the same rate were planned as well, and given up before the first of them, because the batch size would be mixed with
 the rate per image; `scaled_batches` has them at rates in proportion to the size. That counts of four networks are not
 tested is a rule from before the training. On which side a loss of exactly 30 of 10,000 images falls was fixed when 18
-of the 24 networks had been measured, and which rates the map frames where several are picked equally often when all
-had.
+of the 24 networks had been measured.
 
 *Exact statistics* are of augmented training images, 5,000 before the end and all at the end; those of averaged weights
 are of 5,000 throughout. In `cifar10` 5,000 are up to a tenth of a point worse than all, so that averaged weights may
@@ -39,30 +38,27 @@ that; of seven seeds that agree it decides, and of four it is shown as a count.
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, PartBelow, Tables, above, below
 from bnlab.harness.reporting.frames import paired, put_in_order, rows, score, select, share_name
-from bnlab.harness.reporting.plots import Axis, Curves
-from experiments.cells import Cells
-from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT, GAINS
+from bnlab.harness.reporting.plots import Axis, Cells, Curves
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
+from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT, GAINS, score_each_seed
 from experiments.recipes import (
     EXACT,
     LAST,
     PLAIN,
+    RATE,
     RUNNING,
     SCHEDULE,
     TUNED,
     compute_growth,
-    find_most_picked,
     pick,
     select_accuracies,
     select_complete,
     select_lost,
     subtract_exact,
 )
-from experiments.tuning import RATE
 
 CELL = (SCHEDULE, RATE)
 CONSTANT, COSINE = "constant", "cosine"
@@ -70,7 +66,6 @@ AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: CONSTANT}
 AT_LARGE_CONSTANT_RATES: dict[str, Any] = {**AT_CONSTANT_RATE, RATE: (0.1, 0.4)}
 ON_COSINE: dict[str, Any] = {SCHEDULE: COSINE}
 ON_USUAL_COSINE: dict[str, Any] = {**ON_COSINE, RATE: 0.1}
-OF_USUAL_RATE: dict[str, Any] = {RATE: 0.1}
 TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 SHARES = (0.02, 0.05, *TENTHS)  # of the training, at which it is measured
 HIGH = TENTHS[:6]  # while a cosine's rate is above a third of its peak
@@ -80,7 +75,7 @@ END = share_name(1.0)
 EPOCHS, UPDATES = 16, 5616  # UPDATES: in batches of 128
 ON_THE_MAP = {CONSTANT: (0.02, 0.1, 0.2, 0.5, 1.0), COSINE: (0.1, 0.5, 0.8, 0.9, 1.0)}  # shares of the training
 PANELS = {CONSTANT: "constant rate", COSINE: "cosine"}
-PICKED_BY = {"picked_exact": EXACT, "picked_running": RUNNING}
+LEARNED = 0.5  # exact accuracy, on average over seeds, from which on a network has something to lose
 ALONG = Axis("share of the training (%)")
 # Of the tables that are measured at four steps
 ON_THE_WAY = (0.1, 0.5, 0.8)
@@ -238,28 +233,17 @@ def subtract_trained(tables: Tables) -> pd.DataFrame:
 
 
 def select_cosine(tables: Tables) -> pd.DataFrame:
-    """Find what is drawn along the usual cosine: test accuracies under running averages and under exact statistics."""
-    return name_for_curves(select_both(tables))
-
-
-def compute_cosine_difference(tables: Tables) -> pd.DataFrame:
-    """Subtract in each network the accuracy under exact statistics from that under running averages."""
-    return name_for_curves(select(subtract_exact(select_both(tables)), line=RUNNING))
-
-
-def select_both(tables: Tables) -> pd.DataFrame:
-    """Select the test accuracies of the usual cosine under running averages and under exact statistics."""
-    return select(select_accuracies(tables, CELL), line=(RUNNING, EXACT), **ON_USUAL_COSINE)
-
-
-def name_for_curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns `estimator`, by which figures choose colours, and `done`, percent of the training."""
-    estimator = frame["line"].map({RUNNING: "ema", EXACT: "exact"})
-    return frame.assign(estimator=estimator, done=100 * frame["epoch"] / EPOCHS)
+    """Find what is drawn along the usual cosine: both test accuracies, and the points by which they differ."""
+    accuracies = select(select_accuracies(tables, CELL), line=(RUNNING, EXACT), **ON_USUAL_COSINE)
+    percent = accuracies.assign(percent=100 * accuracies["accuracy"], panel="test accuracy (%)")
+    differing = select(subtract_exact(accuracies), line=RUNNING)
+    lost = differing.assign(percent=-100 * differing["accuracy"], panel="points lost")
+    both = pd.concat([percent, lost])
+    return both.assign(done=100 * both["epoch"] / EPOCHS)
 
 
 def compute_map(tables: Tables) -> pd.DataFrame:
-    """Find what running averages lose in each cell of the map, with the words of its column, row and cell."""
+    """Find what running averages lose in each cell of the map, with the words of its column and row."""
     of_each = [
         select(select_accuracies(tables, CELL, shares), **{SCHEDULE: schedule})
         for schedule, shares in ON_THE_MAP.items()
@@ -268,38 +252,18 @@ def compute_map(tables: Tables) -> pd.DataFrame:
     place = [*CELL, "panel"]
     exact = select(accuracies, line=EXACT).groupby(place)["accuracy"].mean().rename("exact").reset_index()
     lost = select(subtract_exact(accuracies), line=RUNNING).merge(exact, on=place)
-    lost["small"] = (100 * lost["exact"]).map("{:.0f}%".format)
+    lost["is_learned"] = lost["exact"] > LEARNED
     lost["panel"] = lost[SCHEDULE].map(PANELS)
 
-    # A share of the training falls on a whole step only nearly.
+    # A share of the training falls on a whole step only nearly. Both panels have their columns in the same unit.
     share = (lost["epoch"] / EPOCHS).round(2)
-    updates = (share * UPDATES).round().astype(int)
-    is_falling = lost[SCHEDULE] == COSINE
-    lost["column"] = updates.map("{:,}".format).mask(is_falling, share.map("{:.0%}".format))
-
+    lost["column"] = share.map("{:.0%}".format)
     lost["row"] = "rate " + lost[RATE].map("{:g}".format)
-
-    marked = mark_picks(tables, lost).assign(is_falling=is_falling)
-    return marked.sort_values(["is_falling", RATE, "epoch"], kind="stable")
-
-
-def mark_picks(tables: Tables, lost: pd.DataFrame) -> pd.DataFrame:
-    """Mark the cells at the end whose learning rate most seeds would pick, under either kind of statistics."""
-    group = ("seed", SCHEDULE)
-    at_end = select_accuracies(tables, CELL, (1.0,), "val")
-    complete = select_complete(tables, at_end, group)
-    is_at_end = lost["epoch"] == EPOCHS
-    marked = lost.copy()
-    for column, line in PICKED_BY.items():
-        picked = find_most_picked(select(complete, line=line), group)
-        # Until a seed has been trained at all rates of a schedule, there is no pick.
-        places = zip(lost[SCHEDULE], lost[RATE], strict=True)
-        is_picked = [rate in picked.get(schedule, ()) for schedule, rate in places]
-        marked[column] = is_at_end & np.array(is_picked)
-    return marked
+    lost["is_falling"] = lost[SCHEDULE] == COSINE
+    return lost.sort_values(["is_falling", RATE, "epoch"], kind="stable")
 
 
-EXPERIMENT = Experiment(
+QUESTION = Question(
     bears_on=("Q2", "Q4", "Q6", "Q10", "Q11", "Q14", "Q17", "Q24", "Q27", "Q29", "Q31", "H2", "H9"),
     columns=("accuracy", "loss", "mean_gap"),
     command="""bnlab sweep experiment=real data.copies=true data.root=FOLDER
@@ -309,30 +273,26 @@ EXPERIMENT = Experiment(
     figures={
         "cosine": Figure(
             "The same weights under running averages and under exact statistics, along a cosine",
-            "Above, compare the lines: test accuracy of the same networks, a ResNet-20 on JPEG copies of CIFAR-10 in "
-            "batches of 128 at a peak rate of 0.1, under running averages of momentum 0.1 and under exact statistics "
-            "of augmented images. Below, what running averages lose within each network. At the end statistics are of "
-            "all training images and all 10,000 test images are predicted, before it 5,000 of each.",
-            score(select_cosine, "accuracy", ("panel", "estimator", "done"), scale=100),
-            Curves("done", "estimator", Axis("test accuracy (%)"), across=ALONG),
-            below=PartBelow(
-                score(compute_cosine_difference, "accuracy", ("panel", "estimator", "done"), scale=-100),
-                Curves("done", "estimator", Axis("points lost"), across=ALONG), "difference")),
+            "Left, compare the lines: test accuracy of the same networks, in batches of 128 at a peak rate of 0.1, "
+            "under running averages of momentum 0.1 and under exact statistics of augmented images, a line for each "
+            "seed. Right, what running averages lose within each network. Images are JPEG copies. At the end "
+            "statistics are of all training images and all 10,000 test images are predicted, before it 5,000 of each.",
+            score_each_seed(select_cosine, "percent", ("panel", "line", "done")),
+            Curves("done", "line", Axis(""), across=ALONG, shares_y=False),
+            Headline("Along a cosine eval() understates accuracy by points, and by less than 0.3 at the end",
+                     {"a_cosine_costs_on_the_way": (), "harmless_at_the_end": ("learning rate 0.1",)})),
         "map": Figure(
             "Points of accuracy lost under running averages, on CIFAR-10",
             "Read a cell as the points of test accuracy that a ResNet-20 loses in eval mode: under exact statistics "
-            "of augmented images minus under PyTorch's running averages (momentum 0.1), of the same weights. Below "
-            "it in small: accuracy under exact statistics. Bold: not 0, by two-sided t tests at 5%, after Holm's "
-            "correction over the map. Left, after so many updates in batches of 128 at a constant learning rate; "
-            "right, after such a share of a cosine of 5,616 updates (16 epochs); rows are its peak rates. "
-            "Framed: the rate that more seeds pick by validation accuracy at the end than any other, or each of "
-            "several that equally many pick; 0.025 and 0.4 are the edges of what was tried. Images are JPEG copies. "
-            "Before the end exact statistics are of 5,000 training images, and 5,000 test images are predicted.",
-            score(compute_map, "accuracy", ("panel", "row", "column", "small", *PICKED_BY), scale=-100),
-            Cells("column", "row", "small", {PANELS[CONSTANT]: "updates", PANELS[COSINE]: "share of the cosine"},
-                  "", "points of accuracy lost under running averages", "in small: accuracy under exact statistics",
-                  {"picked_exact": "picked under exact statistics",
-                   "picked_running": "picked under running averages"})),
+            "of augmented images minus under PyTorch's running averages (momentum 0.1), of the same weights. "
+            "Columns are shares of 5,616 updates (16 epochs) in batches of 128; rows are the constant rate, or the "
+            "peak of a cosine. Images are JPEG copies. Before the end exact statistics are of 5,000 training images, "
+            "and 5,000 test images are predicted.",
+            score(compute_map, "accuracy", ("panel", "row", "column", "is_learned"), scale=-100),
+            Cells("column", "row", "is_learned", dict.fromkeys(PANELS.values(), "share of the training"), "",
+                  "points of accuracy lost", "accuracy below 50%, even under exact statistics"),
+            Headline("Running averages cost points at a constant rate, and less than 0.3 at the end of a cosine",
+                     {"a_constant_rate_costs_on_average": (), "harmless_at_the_end": ()})),
     },
     claims={
         "a_cosine_costs_on_the_way": Claim(

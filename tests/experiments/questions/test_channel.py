@@ -76,7 +76,7 @@ def test_figures_draw_all_rows() -> None:
     accuracies = read_accuracies({}).pivot(index="updates", columns="estimator", values="mean")
 
     assert np.array_equal(means["running average"], rows["running"])
-    assert np.array_equal(means["exact"], rows["exact"])
+    assert np.array_equal(means["exact statistics"], rows["exact"])
     assert np.array_equal(means["single batch"], rows["batch"])
     assert np.array_equal(accuracies["ema"], 100 * rows["eval_accuracy"])
     assert np.array_equal(accuracies["exact"], 100 * rows["exact_accuracy"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.questions.gap import PANELS, correlate_ranks, pair_gaps_with_losses
+from experiments.questions.gap import PANELS, correlate_ranks, find_costs
 from tests.harness.reporting.planted import plant
 
 
@@ -23,7 +23,7 @@ def test_the_largest_gap_stands_beside_the_points_that_pytorchs_average_loses_wh
     is_first = evaluations["step"] == 1
     tables["evaluations"] = evaluations.assign(accuracy=evaluations["accuracy"].mask(is_first, 0.5))
 
-    means, variances = (frame for _, frame in pair_gaps_with_losses(tables).groupby("panel"))
+    means, variances = (frame for _, frame in find_costs(tables).groupby("panel"))
 
     assert [*PANELS] == [means["panel"].iloc[0], variances["panel"].iloc[0]]
     for frame, depth in ((means, 2), (variances, 1)):

@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bnlab.harness.lab.registry import find_experiment
-from bnlab.harness.reporting.experiment import decide
+from bnlab.harness.lab.registry import find_question
+from bnlab.harness.reporting.outcome import decide
 from bnlab.harness.updates import lr_factor
 
 FASHION = "mine.read_fashion"
@@ -129,7 +129,7 @@ def plant_cut() -> Tables:
 
 def judge(name: str, tables: Tables) -> dict[str, list[str]]:
     """The verdicts of each claim; none of them is without one."""
-    verdicts = decide(find_experiment(name), tables)
+    verdicts = decide(find_question(name), {name: tables})
     unscored = verdicts[verdicts["verdict"].isin(UNDECIDABLE)]
     assert unscored.empty, unscored[["claim", "condition", "verdict", "note"]].to_string()
     return {str(claim): rows["verdict"].to_list() for claim, rows in verdicts.groupby("claim", sort=False)}
@@ -215,6 +215,6 @@ def test_figures_are_drawn(name: str, of_all: Tables, tmp_path: Path) -> None:
         tables = plant_cut()
     elif name in PLANTED:
         tables = plant(PLANTED[name])
-    for key, figure in find_experiment(name).figures.items():
+    for key, figure in find_question(name).figures.items():
         drawing.write(key, figure, tables, tmp_path)
         assert (tmp_path / f"{key}.png").exists()

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 
-from bnlab.harness.lab.registry import find_experiment
-from bnlab.harness.reporting.experiment import decide
+from bnlab.harness.lab.registry import find_question
 from bnlab.harness.reporting.frames import select, share_name
+from bnlab.harness.reporting.outcome import decide
 from experiments.questions.real import compare_order, compute_deviation, compute_falls, halve, pick_rates
-from experiments.recipes import find_most_picked
 
 RATES = (0.025, 0.1, 0.4)
 SHARES = (0.02, 0.05, *(tenth / 10 for tenth in range(1, 11)))
@@ -87,7 +86,7 @@ def plant_rows(exact: float, lost: float, share: float, order: str) -> Iterator[
 
 def judge(name: str, tables: dict[str, pd.DataFrame]) -> dict[str, list[str]]:
     """The verdicts of each claim; none of them is without one."""
-    verdicts = decide(find_experiment(name), tables)
+    verdicts = decide(find_question(name), {name: tables})
     said = {str(claim): rows["verdict"].to_list() for claim, rows in verdicts.groupby("claim")}
     open_claims = verdicts[~verdicts["verdict"].isin(["holds", "fails", "undecided", "not tested", "one seed"])]
     assert open_claims.empty, open_claims[["claim", "condition", "verdict", "note"]].to_string()
@@ -177,21 +176,6 @@ def test_what_is_lost_where_half_of_the_configurations_are_kept() -> None:
     assert {*halve(kept, 0.05)["seed"]} == {1, 2, 3, 4, 5, 6}
 
 
-def test_of_rates_that_are_picked_equally_often_both_are_said() -> None:
-    """Two seeds pick 0.1 and two 0.4 at a constant rate, three of four 0.4 on a cosine."""
-    best = {"constant": (0.1, 0.4, 0.4, 0.1), "cosine": (0.4, 0.1, 0.4, 0.4)}
-    accuracies = [
-        {"seed": seed, "optimizer.schedule": schedule, "optimizer.lr": rate, "accuracy": 0.9 if rate == picked else 0.8}
-        for schedule, picks in best.items()
-        for seed, picked in enumerate(picks)
-        for rate in RATES
-    ]
-
-    found = find_most_picked(pd.DataFrame(accuracies), ("seed", "optimizer.schedule"))
-
-    assert found.to_dict() == {"constant": (0.1, 0.4), "cosine": (0.4,)}
-
-
 def test_a_rate_that_diverged_is_one_that_was_tried() -> None:
     tables = plant(SEVEN, range(7))
     runs = tables["runs"]
@@ -236,12 +220,12 @@ def test_forecast() -> None:
     won_back = {"most_is_won_back", "most_is_won_back_on_characters"}
     assert not_holding == {"flags_are_large_losses", "nearer_than_other_seeds", *won_back}
     assert {*found["nearer_than_other_seeds"]} == {"fails"}
-    assert found["most_is_won_back"] == ["holds", "fails"]
+    assert found["most_is_won_back"] == ["fails", "holds"], "of the last batch, and of self-tuned momentum"
 
 
 def test_the_map_of_real() -> None:
-    """Cells hold what was planted; at a constant rate running averages would pick the smallest rate."""
-    figure = find_experiment("real").figures["map"]
+    """Cells hold what was planted, in shares of the training."""
+    figure = find_question("real").figures["map"]
 
     cells = figure.score(plant(SEVEN, range(7)))
 
@@ -250,31 +234,23 @@ def test_the_map_of_real() -> None:
     }
     rows = ["rate 0.025", "rate 0.1", "rate 0.4"]
     assert [*cells["row"].unique()] == rows
-    assert of_one["constant rate"] == ["112", "562", "1,123", "2,808", "5,616"]
+    assert of_one["constant rate"] == ["2%", "10%", "20%", "50%", "100%"]
     assert of_one["cosine"] == ["10%", "50%", "80%", "90%", "100%"]
 
     (shown,) = select(cells, panel="cosine", row="rate 0.4", column="50%").to_dict("records")
     lost = sum(lose("cosine", 0.4, 0.5, seed) for seed in range(7)) / 7
     assert shown["mean"] == pytest.approx(lost)
-    assert shown["small"] == "87%"
-
-    place = ["panel", "row", "column"]
-    at_the_end = ["cosine", "rate 0.4", "100%"]
-    running, exact = (cells.loc[cells[mark], place].to_numpy().tolist() for mark in ("picked_running", "picked_exact"))
-    assert running == [["constant rate", "rate 0.025", "5,616"], at_the_end]
-    assert exact == [["constant rate", "rate 0.4", "5,616"], at_the_end]
+    assert shown["is_learned"]
 
 
-def test_below_the_cosine_stands_the_difference_within_networks() -> None:
-    figure = find_experiment("real").figures["cosine"]
-    tables = plant(SEVEN, range(7))
+def test_beside_the_cosine_stands_the_difference_within_networks() -> None:
+    frame = find_question("real").figures["cosine"].score(plant(SEVEN, range(7)))
 
-    accuracies = figure.score(tables).pivot(index="done", columns="estimator", values="mean")
-    assert figure.below is not None
-    difference = figure.below.score(tables).set_index("done")
+    place = ["seed", "done"]
+    accuracies = select(frame, panel="test accuracy (%)").pivot(index=place, columns="line", values="mean")
+    lost = select(frame, panel="points lost").set_index(place)["mean"].sort_index()
 
-    assert len(difference) == len(SHARES)
-    expected = accuracies["exact"] - accuracies["ema"]
-    pd.testing.assert_series_equal(difference["mean"], expected, check_names=False)
-    of_accuracy = select(figure.score(tables), estimator="exact").set_index("done")
-    assert (difference["error"] < of_accuracy["error"]).all(), "seeds differ less within a network"
+    assert len(lost) == 7 * len(SHARES)
+    assert {*frame["n"]} == {7}
+    expected = accuracies["exact statistics"] - accuracies["running averages"]
+    pd.testing.assert_series_equal(lost, expected, check_names=False)

@@ -113,6 +113,14 @@ def test_what_is_not_there_is_said(planted: Tables) -> None:
         score("evaluations", "accuracy", ("batch_size",), at=1.0, momentum=0.1)(several)
 
 
+def test_networks_of_a_score_may_differ_in_what_is_compared(planted: Tables) -> None:
+    runs = planted["runs"].assign(norm=planted["runs"]["batch_size"].map({4: "batch", 32: "group"}))
+    compared: dict[str, Any] = {"against": "batch", "along": "norm", "matching": ("seed",), "norm": "group"}
+    found = score("evaluations", "accuracy", ("panel",), at=1.0, estimator="exact", **compared)
+    # The condition is the panel alone: the norms are told apart because they are compared.
+    assert found({**planted, "runs": runs.assign(batch_size=8)})["n"].tolist() == [planted["runs"]["seed"].nunique()]
+
+
 def test_selection() -> None:
     frame = pd.DataFrame({"x": [1.0, 2.0, np.nan], "name": list("abc")})
     chosen = {"x": 1, "name": ("a", "b")}, {"x": None}, {"x": (None, 2)}, {"name": OtherThan(("a", "c"))}

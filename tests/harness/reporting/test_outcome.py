@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import NoRows
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, above
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs, fill_prose, say_basis
-from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_question
+from bnlab.harness.reporting.outcome import Outcome, decide_outcome, say_basis
+from bnlab.harness.reporting.page import Catalogue, write_answers, write_question, write_readme
 from bnlab.harness.reporting.plots import GAP, Forest
+from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, above
+from bnlab.harness.reporting.quotes import fill_paragraphs, fill_prose
 from bnlab.harness.reporting.wording import describe_networks, format_number
 from tests.harness.reporting.planted import plant
 
@@ -23,12 +24,13 @@ COST = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact"
 COST_AT_4 = score(
     "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
 )
+TABLES = {"trial": plant()}
 DRAWN = Figure("Title", "Caption", COST, Forest("batch_size", GAP))
 
 
-def declare(**parts: Any) -> Experiment:
+def declare(**parts: Any) -> Question:
     """An experiment `trial` on what a running average costs."""
-    return Experiment(**{"bears_on": ("Q1",), "figures": {"cost": DRAWN}, "claims": {}, "name": "trial", **parts})
+    return Question(**{"bears_on": ("Q1",), "figures": {"cost": DRAWN}, "claims": {}, "name": "trial", **parts})
 
 
 def rate(**means: tuple[str, float]) -> pd.DataFrame:
@@ -99,21 +101,21 @@ def test_networks_are_described_by_what_trained_them() -> None:
 
 def answer(unit: str = "points gained", verdict: str = "holds") -> Outcome:
     claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"), lines="each")
-    experiment = Experiment(figures={}, claims={"large": claim}, name="e")
+    question = Question(figures={}, claims={"large": claim}, name="e")
     conditions = {
         "batch size 4": ("undecided", 0.2),
         "batch size 16": (verdict, 0.4),
         "batch size 160": (verdict, 0.6),
     }
     found = rate(**conditions)
-    return Outcome(experiment, found, "", "")
+    return Outcome(question, found)
 
 
 @pytest.mark.parametrize(
     ("text", "filled"),
     [
         ('It is {{ holds("e.large", "batch size 16") }}.', "It is 0.40 points [-0.10, 0.90]."),
-        ('{{ holds("e.large", "batch size 16, late", "batch size 160") }}', "0.40 to 0.60 points [-0.10, 1.10]"),
+        ('{{ holds("e.large", "batch size 16, late", "batch size 160") }}', "0.40 to 0.60 points [-0.10, 1.1]"),
         ('{{ holds("e.large", "batch size 4", "batch size 160") }}', ""),
         ('{{ fails("e.large", "batch size 16") }}', ""),
         ('{{ holds("e.large", "batch size 16", interval=False) }}', "0.40 points"),
@@ -131,9 +133,9 @@ def test_a_sentence_wants_its_conditions_and_verdicts(text: str, filled: str) ->
 
 def test_what_rests_on_a_claim_that_is_post_hoc_is_marked() -> None:
     outcome = answer()
-    claim = outcome.experiment.claims["large"]
+    claim = outcome.question.claims["large"]
     asked = replace(claim, post_hoc="asked")
-    marked = replace(outcome, experiment=replace(outcome.experiment, claims={"large": asked}))
+    marked = replace(outcome, question=replace(outcome.question, claims={"large": asked}))
 
     for quote in ('holds("e.large", "batch size 16")', 'holds("e.large", "batch size 16", interval=False)',
                   'holds("e.large", "batch size 16", shown=False)', 'undecided("e.large", "batch size 4")',
@@ -169,7 +171,7 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
     ("text", "filled"),
     [
         ('{{ estimated("e.large", "batch size 4") }}', "0.20 points [-0.30, 0.70]"),
-        ('{{ estimated("e.large") }}', "0.20 to 0.60 points [-0.30, 1.10]"),
+        ('{{ estimated("e.large") }}', "0.20 to 0.60 points [-0.30, 1.1]"),
         ('{{ estimated("e.large", "batch size 1") }}', ""),
     ],
 )
@@ -178,7 +180,7 @@ def test_an_estimate_is_quoted_with_its_interval_whatever_the_verdict(text: str,
 
 
 def test_an_answer_says_of_how_many_seeds_its_own_numbers_are() -> None:
-    outcome = decide_outcome(declare(), plant())
+    outcome = decide_outcome(declare(), TABLES)
     prose = fill_prose('# Is it so?\n\n{{ drawn("trial.cost", "batch size 4", unit="points") }}', [outcome])
 
     assert say_basis(outcome.data, prose.seeds["trial"]) == "digits, n = 3"
@@ -221,7 +223,7 @@ def test_a_point_of_a_figure_is_quoted_where_it_is_drawn(text: str, filled: str)
 def test_a_figure_is_read_from_the_tables() -> None:
     quote = '{{ drawn("trial.cost", "batch size 4", unit="points") }}'
 
-    assert fill_paragraphs(quote, [decide_outcome(declare(), plant())]) == ["3.0 points [0.5, 5.5]"]
+    assert fill_paragraphs(quote, [decide_outcome(declare(), TABLES)]) == ["3.0 points [0.5, 5.5]"]
     assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == ("trial",)
 
 
@@ -247,9 +249,9 @@ def test_tables_and_lists_keep_their_lines_and_lose_those_that_are_untrue() -> N
 
 
 def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
-    experiment = declare(
+    question = declare(
         bears_on=("Q1", "H1"),
-        question="What is <it>?",
+        asks="What is <it>?",
         source="A paper; `code`.",
         claims={"costs": Claim("It costs.", COST_AT_4, above(0.0, "points", "a reason"), lines="each")},
     )
@@ -262,7 +264,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     situations = "Then:\n\n| a | b |\n|---|---|\n| 1 | 2 |"
     index = {"What it is": "- [Why?](#Q1)", "What to do": "- [What else?](#Q2)"}
     catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, situations, index, "Last.")
-    answers = [decide_outcome(experiment, plant())]
+    answers = [decide_outcome(question, TABLES)]
 
     (tmp_path / "trial" / "figures").mkdir(parents=True)
     (tmp_path / "trial" / "figures" / "cost.png").write_bytes(b"image")
@@ -283,7 +285,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
 
     assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in pages["HYPOTHESES.md"]
 
-    own = write_experiment(answers[0])
+    own = write_readme(answers[0])
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own
     assert "![Title](figures/cost.png)\n\nCaption\n" in own
 
@@ -313,17 +315,17 @@ def test_a_finding_is_the_title_where_its_claims_hold_and_fail(claims: Any, fail
     stated = {name: Claim("It costs.", COST_AT_4, margin, lines="each") for name, margin in MARGINS.items()}
     figure = replace(DRAWN, score=COST_AT_4, headline=Headline("It costs", claims, fails))
 
-    outcome = decide_outcome(declare(figures={"cost": figure}, claims=stated), plant())
+    outcome = decide_outcome(declare(figures={"cost": figure}, claims=stated), TABLES)
 
     assert outcome.frame["verdict"].tolist() == ["holds", "fails"]
-    assert outcome.experiment.figures["cost"].title == title
+    assert outcome.question.figures["cost"].title == title
 
 
 def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_numbers() -> None:
     claims = {name: Claim(f"It {name}.", COST, margin, lines="each") for name, margin in MARGINS.items()}
     claims["third"] = Claim("Of one batch size.", COST_AT_4, MARGINS["costs"], lines="each")
 
-    page = write_experiment(decide_outcome(declare(claims=claims), plant()))
+    page = write_readme(decide_outcome(declare(claims=claims), TABLES))
 
     assert page.index("![Title]") < page.index("| condition |")
     assert page.count("| condition |") == 2
@@ -335,10 +337,10 @@ def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_nu
 
 def test_html_in_prose_is_shown_as_it_is_written_and_links_stay_inside(tmp_path: Path) -> None:
     source = "**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word. [Several](../../docs/x.md)."
-    page = write_question(decide_outcome(declare(source=source), plant()), tmp_path)
+    page = write_question(decide_outcome(declare(source=source), TABLES), tmp_path)
 
     assert "<strong>Bold</strong>, <em>italic</em>, <code>x &lt; y</code> &lt;script&gt;" in page
-    assert "&amp; more_than_one_word. Several." in page
+    assert "&amp; more_than_one_word. <a>Several</a>." in page
 
 
 def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
@@ -346,11 +348,11 @@ def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
         raise KeyError("a | b")
 
     found = decide_outcome(
-        declare(figures={}, claims={"costs": Claim("It costs.", fail, MARGINS["costs"], lines="each")}), plant()
+        declare(figures={}, claims={"costs": Claim("It costs.", fail, MARGINS["costs"], lines="each")}), TABLES
     )
 
     assert found.basis == "digits"
     assert found.frame["said"].str.contains("KeyError: 'a | b'", regex=False).all()
 
-    (line,) = [line for line in write_experiment(found).splitlines() if line.endswith("KeyError: 'a \\| b') |")]
+    (line,) = [line for line in write_readme(found).splitlines() if line.endswith("KeyError: 'a \\| b') |")]
     assert "|  | 0 | " in line

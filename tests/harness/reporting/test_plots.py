@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import defaultdict
@@ -22,10 +21,10 @@ from PIL import Image
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.drawing import PaperFile
-from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, Axis, Curves, Dots, Forest, Plot
-from bnlab.harness.reporting.style import RC, choose_looks, find_colour
+from bnlab.harness.reporting.looks import RC, choose_looks, find_colour
+from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, Axis, Cells, Curves, Dots, Forest, Plot
+from bnlab.harness.reporting.question import Figure
 from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
 
@@ -82,10 +81,9 @@ def test_curves() -> None:
     axes = drawn.axes
 
     assert [ax.get_title() for ax in axes] == ["after 50% of training", "at the end of training"]
-    assert {ax.get_ylabel() for ax in axes} == {""}, "said once, beside the panels"
+    assert [ax.get_ylabel() for ax in axes] == [GAP.label, ""], "said once, beside the panels"
     assert {ax.get_xlabel().replace("\n", " ") for ax in axes} == {"momentum (weight of the new batch)"}
     assert drawn.get_suptitle() == "A title"
-    assert drawn.get_supylabel() == GAP.label
     assert axes[0].get_xscale() == axes[0].get_yscale() == "log"
     assert list_names(drawn) == ["batch size 4", "batch size 32", "default", "exact"]
     assert [len(ax.collections) for ax in axes] == [2, 2], "a band a line"
@@ -198,7 +196,7 @@ DOTS = pd.DataFrame(
 """Two networks at two steps each, in two panels."""
 
 
-def test_dots_stand_at_their_rows_and_the_picture_says_how_many_they_are() -> None:
+def test_dots_stand_at_their_rows_and_the_legend_counts_them() -> None:
     drawn = draw(Dots("gap", "batch_size", Axis("gap", log=True), LOST), DOTS)
     left, right = drawn.axes
 
@@ -207,10 +205,8 @@ def test_dots_stand_at_their_rows_and_the_picture_says_how_many_they_are() -> No
         places = np.concatenate([np.asarray(dots.get_offsets()) for dots in ax.collections])
         np.testing.assert_array_equal(np.sort(places, axis=0), np.sort(of_panel, axis=0))
     assert left.get_xlim() == right.get_xlim()
-    assert {"0.01", "0.03", "0.1", "0.3"} <= {*list_words(left.get_xticklabels())}
+    assert {"0.01", "0.1"} <= {*list_words(left.get_xticklabels())}
     assert list_names(drawn) == ["batch size 4 (2 dots)", "batch size 64 (2 dots)"]
-    (words,) = left.texts
-    assert words.get_text() == "data digits, model cnn\n2 networks, 4 dots"
 
 
 def test_dots_have_the_colour_that_the_legend_has_for_their_value() -> None:
@@ -228,12 +224,56 @@ def test_the_caption_of_dots_counts_no_seeds(tmp_path: Path) -> None:
     assert write_caption(Dots("gap", "batch_size", Axis("gap", log=True), LOST), DOTS, tmp_path) == "Read it so."
 
 
+LOSSES = plant_rows(
+    batch_size=[4, 4, 64, 64],
+    updates=[36, 2250] * 2,
+    mean=[0.2, 5.6, -0.02, 20.0],
+    low=[0.1, 5.0, -0.1, 15.0],
+    high=[0.3, 6.2, 0.06, 25.0],
+    is_learned=[False, True, True, True],
+)
+"""Cells of two batch sizes after 36 and 2,250 updates, in one panel."""
+
+
+def test_a_cell_has_its_number_and_interval_and_is_grey_where_it_cannot_be_read() -> None:
+    words = ("batch size", "points lost", "not learned")
+    drawn = draw(Cells("updates", "batch_size", "is_learned", {"p": "number of updates"}, *words), LOSSES)
+    ax, scale = drawn.axes
+    (image,) = ax.images
+    shades = image.to_rgba(np.ma.asarray(image.get_array()))[..., :3]
+
+    assert [text.get_text() for text in ax.texts[::2]] == ["0.2", "5.6", "0.0", "20.0"]
+    assert ax.texts[3].get_text() == "5.0 to 6.2"
+    assert list_words(ax.get_xticklabels()) == ["36", "2250"]
+    assert list_words(ax.get_yticklabels()) == ["4", "64"]
+    assert len({*shades[0, 0]}) == 1, "grey"
+    assert shades[1, 1].sum() < shades[0, 1].sum() < shades[1, 0].sum(), "the larger, the darker"
+    assert scale.get_ylabel() == "points lost"
+    assert list_names(drawn) == ["not learned"]
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     for empty in (plant_rows()[:0], plant_rows(mean=np.nan)):
         with pytest.raises(NoRows, match="figure trial: the tables have no value for it"):
             write_caption(LINES, empty, tmp_path)
-    with pytest.raises(UserError, match=r"its score has no column 'panel'.*by=\(\"panel\", \.\.\.\)"):
-        write_caption(LINES, plant_rows().drop(columns="panel"), tmp_path)
+
+
+def test_rows_without_panels_are_drawn_in_one() -> None:
+    figure = Figure("", "", lambda tables: plant_rows().drop(columns="panel"), LINES)
+    assert {*drawing.read_points(figure, TABLES)[1]["panel"]} == {""}
+
+
+def test_a_figure_names_its_panels_and_what_a_forest_lists() -> None:
+    frame = plant_rows(estimator=["ema", "last", "ema", "last"], size=[256, 256, 4, 4]).drop(columns="panel")
+    words = {"last": "the last one", "ema": "running averages"}
+    figure = Figure(
+        "", "", lambda tables: frame, Forest("estimator", GAP), panels="size {size}", names={"estimator": words}
+    )
+    drawn, points = drawing.read_points(figure, TABLES)
+
+    assert isinstance(drawn.plot, Forest)
+    assert points["panel"].tolist() == ["size 4", "size 4", "size 256", "size 256"]
+    assert points[drawn.plot.by].tolist() == [*words.values()] * 2
 
 
 def test_captions_say_what_all_networks_share(tmp_path: Path) -> None:
@@ -258,7 +298,7 @@ SLOW, QUICK = "running average (momentum 0.01)", "running average (momentum 0.1)
 DEBIASED = "running average, start divided out (momentum 0.1)"
 
 
-def test_a_momentum_has_one_colour_in_all_figures_and_estimators_have_lines() -> None:
+def test_of_several_momenta_each_has_its_colour_and_estimators_have_lines() -> None:
     frame = plant_training(ema=(0.01, 0.1), ema_debiased=(0.1, 0.5))
     _, looks = choose_looks(frame, "estimator", "epoch")
 
@@ -271,9 +311,10 @@ def test_a_momentum_has_one_colour_in_all_figures_and_estimators_have_lines() ->
     assert looks[DEBIASED]["marker"], "seen where both agree"
     assert colour["exact statistics"] == "#000000"
 
-    for momenta, name in (({"ema_debiased": (0.1, 0.9)}, DEBIASED), ({"ema": (0.1,)}, QUICK)):
-        _, others = choose_looks(plant_training(**momenta), "estimator", "epoch")
-        assert others[name]["color"] == find_colour(0.1)
+    _, others = choose_looks(plant_training(ema_debiased=(0.1, 0.9)), "estimator", "epoch")
+    assert others[DEBIASED]["color"] == find_colour(0.1)
+    _, of_one = choose_looks(plant_training(ema=(0.1,)), "estimator", "epoch")
+    assert of_one[QUICK]["color"] == "#0072b2", "that of running averages"
     _, by_momentum = choose_looks(frame, "momentum", "epoch")
     assert by_momentum["momentum 0.1"]["color"] == find_colour(0.1)
 
@@ -290,40 +331,6 @@ def test_every_estimator_has_a_look_of_its_own() -> None:
     assert [labels for labels in alike.values() if len(labels) > 1] == [], "give one of them another colour or line"
     assert len(looks) == len(names)
     assert len(ours) >= 22
-
-
-def test_numbers_below_a_forest_have_the_room_that_its_names_leave() -> None:
-    names = ["two networks averaged", "unchanged"]
-    frame = plant_rows(line=names, mean=[0.0065, 0.11], low=[0.0058, 0.1], high=[0.0073, 0.116])
-    drawn = draw(Forest("line", GAP), pd.concat([frame.assign(panel=panel) for panel in "pq"]))
-
-    for ax in drawn.axes:
-        boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
-        ordered = sorted(boxes, key=lambda box: box.x0)
-        assert len(boxes) >= 2
-        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ordered))
-
-
-def test_ticks_of_a_momentum_axis_are_the_momenta() -> None:
-    momenta = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9, 1.0]
-    ax = draw_panel(Curves("momentum", "estimator", GAP), plant_rows(momentum=momenta, estimator="ema"))
-
-    assert ax.get_xticks().tolist() == momenta
-    labels = list_words(ax.get_xticklabels())
-    assert {"0.001", "0.01", "0.1", "1"} <= {*labels}, "powers of ten stay"
-    assert "0.9" not in labels, "it would run into 1"
-
-
-@pytest.mark.parametrize(("panels", "shown"), [(1, "0.00625 0.025 0.1 0.4 1.6 6.4"), (2, "0.00625 0.1 0.4 1.6 6.4")])
-def test_numbers_of_ticks_are_left_out_where_a_narrow_panel_has_no_room(panels: int, shown: str) -> None:
-    rates = [0.00625, 0.025, 0.1, 0.4, 1.6, 6.4]
-    frame = pd.concat([plant_rows(rate=rates, panel=str(panel)) for panel in range(panels)])
-
-    plot = Curves("rate", "line", ACCURACY, across=Axis("rate", log=True, ticks="values"))
-    for ax in draw(plot, frame).axes:
-        assert " ".join(filter(None, list_words(ax.get_xticklabels()))) == shown
-        assert ax.get_xticks().tolist() == rates, "each tick is there"
-        assert ax.get_ylim() == ACCURACY.limits
 
 
 @pytest.mark.parametrize(
@@ -368,6 +375,29 @@ def test_an_axis_for_values_of_any_size_shows_small_ones_of_both_signs_beside_la
     assert {"0", "0.3", "1", "3", "10", "30"} <= {*list_words(ax.get_yticklabels())}
 
 
+@pytest.mark.parametrize(("panels", "shown"), [(1, "0.00625 0.025 0.1 0.4 1.6 6.4"), (3, "0.00625 0.1 1.6")])
+def test_of_many_panels_side_by_side_each_has_fewer_ticks(panels: int, shown: str) -> None:
+    rates = [0.00625, 0.025, 0.1, 0.4, 1.6, 6.4]
+    frame = pd.concat([plant_rows(rate=rates, panel=str(panel)) for panel in range(panels)])
+
+    plot = Curves("rate", "line", ACCURACY, across=Axis("rate", log=True, ticks="values"))
+    for ax in draw(plot, frame).axes:
+        assert " ".join(list_words(ax.get_xticklabels())) == shown
+        assert ax.get_ylim() == ACCURACY.limits
+
+
+def test_each_seed_has_a_thin_line_of_one_colour(tmp_path: Path) -> None:
+    frame = plant_rows(epoch=[1.0, 2.0] * 2, seed=[0, 0, 1, 1], mean=[-1.0, 2.0, 3.0, 4.0], low=np.nan, high=np.nan)
+    drawn = draw(Curves("epoch", "line", LOST), frame)
+    *lines, zero = drawn.axes[0].lines
+
+    assert [np.asarray(line.get_ydata()).tolist() for line in lines] == [[-1.0, 2.0], [3.0, 4.0]]
+    assert len({line.get_color() for line in lines}) == 1
+    assert list_names(drawn) == ["a"]
+    assert np.asarray(zero.get_ydata()).tolist() == [0, 0]
+    assert write_caption(LINES, frame.assign(n=2), tmp_path) == "Read it so. n = 2 seeds."
+
+
 def test_bands_of_many_lines_are_fainter() -> None:
     def measure_opacity(lines: int) -> float:
         names = [f"line {line}" for line in range(lines) for _ in range(2)]
@@ -377,18 +407,6 @@ def test_bands_of_many_lines_are_fainter() -> None:
         return float(opacity)
 
     assert measure_opacity(8) < measure_opacity(5) < measure_opacity(4) == measure_opacity(1)
-
-
-def test_hollow_rows_have_a_circle_and_no_band() -> None:
-    frame = plant_rows(epoch=[1.0, 2.0, 3.0, 4.0], high=[9.0, 9.0, 2.0, 2.0], hollow=[True, True, False, False])
-    ax = draw_panel(LINES, frame)
-
-    (band,) = ax.collections
-    (circles,) = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
-
-    (outline,) = band.get_paths()
-    assert outline.get_extents().y1 == 2.0
-    assert np.asarray(circles.get_xdata()).tolist() == [1.0, 2.0]
 
 
 def test_an_interval_between_points_without_any_is_a_bar() -> None:
@@ -439,7 +457,10 @@ def test_files_are_the_same_each_time_and_one_for_papers_has_no_title(
         files.append((path.read_bytes(), path.with_suffix(".pdf").read_bytes()))
 
     assert files[0] == files[1]
-    assert {drawn.get_suptitle() for drawn in saved} == {""}
+    page, paper = saved[:2]
+    assert (page.get_suptitle(), paper.get_suptitle()) == ("A title", "")
+    assert "n = 3" in page.legends[0].get_title().get_text()
+    assert not paper.legends[0].get_title().get_text()
     assert Image.open(path).mode == "P"
 
     drawing.write("gap", figure, TABLES, tmp_path / "c", None)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import frames
-from bnlab.harness.reporting.experiment import Claim, Experiment, Margin, Score, above, below, decide, judge, within
 from bnlab.harness.reporting.frames import interval
-from bnlab.harness.reporting.verdicts import Lines, holm
+from bnlab.harness.reporting.outcome import decide
+from bnlab.harness.reporting.question import Claim, Margin, Question, Score, above, below, within
+from bnlab.harness.reporting.verdicts import Lines, holm, judge
 from tests.harness.reporting.planted import plant
 
 SAMPLES = {
@@ -162,9 +163,9 @@ def test_six_of_six_are_most_and_of_five_no_count_could_decide() -> None:
 def test_a_share_of_few_networks_is_written_as_a_count() -> None:
     shares = interval(pd.DataFrame({"seed": range(3), "x": [True, False, True]}), "x", [])
     most = Claim("Most do.", lambda tables: shares, above(0.5, "share", "more than half is most"), lines="each")
-    experiment = Experiment(figures={}, claims={"most": most})
+    question = Question(figures={}, claims={"most": most}, name="trial")
 
-    (row,) = decide(experiment, {}).to_dict("records")
+    (row,) = decide(question, {"trial": {}}).to_dict("records")
 
     assert row["number"] == "2 of 3"
     assert row["said"] == "not tested"
@@ -202,7 +203,7 @@ def answer(*scores: Score) -> pd.DataFrame:
         f"claim{n}": Claim("It is positive.", score, above(0.0, "σ", "none"), lines="each")
         for n, score in enumerate(scores)
     }
-    return decide(Experiment(bears_on=("Q0",), figures={}, claims=claims, name="trial"), plant())
+    return decide(Question(bears_on=("Q0",), figures={}, claims=claims, name="trial"), {"trial": plant()})
 
 
 def test_there_is_a_row_for_each_condition() -> None:
@@ -241,7 +242,7 @@ def test_a_claim_that_cannot_be_scored_says_why_and_leaves_the_others(error: Bas
 
     good = frames.score("evaluations", "accuracy", ("batch_size",), at=1.0, momentum=0.1)
     claims = {"bad": Claim("?", fail, above(0.0), lines="each"), "good": Claim("!", good, above(0.0), lines="each")}
-    found = decide(Experiment(figures={}, claims=claims), plant())
+    found = decide(Question(figures={}, claims=claims, name="trial"), {"trial": plant()})
 
     (bad,) = found[found["claim"] == "bad"].to_dict("records")
 

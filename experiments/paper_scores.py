@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import DEEPER, gap_over_layers, name_panels, over_best, rows, select
+from bnlab.harness.reporting.question import Tables
 from experiments.questions.shift import select_predictions
 
 
