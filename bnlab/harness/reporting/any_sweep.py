@@ -218,15 +218,15 @@ def _make_figure(value: Measured, rows: pd.DataFrame, asked: Layout, when: str) 
     # Where momenta are across, they are no part of a name.
     described = means.assign(momentum=math.nan) if layout.x == "momentum" else means
     # Both are named from the means as they are: a user's table may have a column `line` itself.
-    panel = name_rows(described, _list_with_confounded(value, layout.panels), layout.names)
+    panel = name_rows(described, _list_with_confounded(value, layout.panels, layout.x), layout.names)
     named = means.assign(line=_name_lines(value, described, layout), panel=panel)
     if layout.colours and layout.colour:
         named[OWN_COLOUR] = means[asked.colour or layout.colour].map(layout.colours)
 
-    has_estimators = bool(means["estimator"].any())
     caption = value.caption
+    is_unnamed = layout.x and layout.colour not in ("", "estimator") and "estimator" not in layout.panels
     # Where the legend names settings alone, the caption names the statistics.
-    if layout.x and layout.colour not in ("", "estimator") and has_estimators and "estimator" not in layout.panels:
+    if is_unnamed and means["estimator"].any():
         (statistics, *_) = name_rows(described, ["estimator"])
         caption += f" Statistics: {statistics}."
     panels = named["panel"].unique()
@@ -290,11 +290,11 @@ def _complete(value: Measured, means: pd.DataFrame, asked: Layout) -> Layout:
     return replace(asked, x=across, colour=colour, panels=panels)
 
 
-def _list_with_confounded(value: Measured, settings: Sequence[str]) -> list[str]:
-    """List settings, each with its parts and with those that differ together with it."""
+def _list_with_confounded(value: Measured, settings: Sequence[str], across: str) -> list[str]:
+    """List settings, each with its parts, but for the one across, and with those that differ together with it."""
     listed = []
     for setting in settings:
-        parts = [key for key in value.keys if _is_part(key, [setting])]
+        parts = [key for key in value.keys if _is_part(key, [setting]) and key != across]
         listed += [setting, *parts, *value.confounded.get(setting, ())]
     return [*dict.fromkeys(listed)]
 
@@ -310,10 +310,9 @@ def _name_lines(value: Measured, means: pd.DataFrame, layout: Layout) -> str | l
 
     Lines across a setting have one statistic, which the caption names.
     """
-    columns = _list_with_confounded(value, [layout.colour] if layout.colour else [])
-    if means["estimator"].any() and not layout.x and "estimator" not in (*columns, *layout.panels):
-        columns.append("estimator")
-    if means["estimator"].any() and layout.x and not columns:
+    columns = _list_with_confounded(value, [layout.colour] if layout.colour else [], layout.x)
+    is_listed = not layout.x and "estimator" not in (*columns, *layout.panels)
+    if means["estimator"].any() and (is_listed or not columns):
         columns.append("estimator")
     if not columns:
         return value.column

@@ -555,6 +555,9 @@ def test_a_setting_of_a_component_is_named_with_it() -> None:
     assert {*drawn["panel"]} == {""}
     assert {*drawn["line"]} == {"norm batch", "norm renorm, norm.momentum 0.1", "norm renorm, norm.momentum 0.2"}
 
+    across = make_asked("trial", sweep, Layout(x="norm.momentum", colour="norm", panels=["batch_size"]))
+    assert {*across.read_figure("gap_by_norm_momentum_norm_batch_size")["line"]} == {"norm batch", "norm renorm"}
+
     versus = make_asked("trial", sweep, Layout(x="batch_size", colour="norm", against="batch", along="norm"))
     assert versus.read_figure("gap_by_batch_size_norm_versus_batch")["n"].tolist() == [2, 2]
 
