@@ -22,7 +22,7 @@ from bnlab.harness.records import read_commands
 # All of these take long to import. Functions import what they need, so that a mistake is answered before that, and
 # Ctrl-C in the meantime is caught by `run_command`.
 if TYPE_CHECKING:
-    from bnlab.harness.reporting.any_sweep import Layout
+    from bnlab.harness.reporting.any_sweep import FigureRequest
     from bnlab.harness.reporting.drawing import PaperFile
     from bnlab.harness.reporting.outcome import Outcome
     from bnlab.harness.reporting.question import Figure, Question, Tables
@@ -64,7 +64,7 @@ HYPOTHESES.md.
 The exit code is 1 where a claim could not be scored or a figure not drawn and the others are there, and 2 where there
 is nothing."""
 _WORDS = ("experiment", "name", "paper", "results", "figure.width", "figure.format", "figure.style")
-_OF_LAYOUTS = ("x", "colour", "panels", "value", "at", "versus", "colours", "title", "label.x", "label.y")
+_OF_FIGURES = ("x", "colour", "panels", "value", "at", "versus", "colours", "title", "label.x", "label.y")
 _BY_COLUMN = ("where.", "names.", "versus.")
 _LEAST_WIDTH, _MOST_WIDTH = 1.5, 20.0  # inches
 _ROWS = 12  # as many rows of a table are printed
@@ -81,11 +81,11 @@ def _report(words: list[str]) -> int:
     given: dict[str, str] = {}
     for word in words:
         key, _, value = word.partition("=")
-        is_known = key in (*_WORDS, *_OF_LAYOUTS) or key.startswith(_BY_COLUMN)
+        is_known = key in (*_WORDS, *_OF_FIGURES) or key.startswith(_BY_COLUMN)
         if not is_known or not value or key in given:
             raise UserError(
                 f"{word}: there are experiment=NAME, name=NAME, paper=NAME, results=FOLDER, those of figures "
-                f"({', '.join(_OF_LAYOUTS)}, where.COLUMN), figure.width, figure.format and figure.style"
+                f"({', '.join(_OF_FIGURES)}, where.COLUMN), figure.width, figure.format and figure.style"
             )
         given[key] = value
 
@@ -114,9 +114,9 @@ def _report(words: list[str]) -> int:
     return int(failures > 0)
 
 
-def _read_layout(words: Mapping[str, str]) -> Layout:
+def _read_request(words: Mapping[str, str]) -> FigureRequest:
     """Read the words of the command line that say how a figure is to be."""
-    from bnlab.harness.reporting.any_sweep import Layout
+    from bnlab.harness.reporting.any_sweep import FigureRequest
 
     where: dict[str, Any] = {}
     names = {}
@@ -133,7 +133,7 @@ def _read_layout(words: Mapping[str, str]) -> Layout:
             along = column or along
             against = _parse_one(key, value, (str, int, float), "one value")
     shares = [share for share in words.get("at", "").strip("[]").split(",") if share]
-    return Layout(
+    return FigureRequest(
         value=words.get("value", ""),
         x=words.get("x", ""),
         colour=words.get("colour", ""),
@@ -443,7 +443,7 @@ def _report_sweep(name: str, asked: Mapping[str, str], results: Path, file: Pape
 
     try:
         tables = load(name, results)
-        outcome = make_asked(name, tables, _read_layout(asked)) if asked else describe_sweep(name, tables)
+        outcome = make_asked(name, tables, _read_request(asked)) if asked else describe_sweep(name, tables)
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
 

@@ -1,6 +1,6 @@
 """The question that any sweep gets, made from its tables: figures of what was measured, by what was varied.
 
-`make_question` draws each measured value at the last step and, where several steps were measured, over the training;
+`describe_sweep` draws each measured value at the last step and, where several steps were measured, over the training;
 beside them what the gap costs. `make_asked` draws one by the words of a command line. In both the momentum is across
 where an estimator has several, else the first setting with numbers; words stand one below the other. Colours tell
 estimators apart or, where there is one, the next setting. All other settings make panels.
@@ -25,7 +25,7 @@ from bnlab.harness.reporting.means_table import write_means, write_points
 from bnlab.harness.reporting.measured import (
     LOST,
     STATISTICS,
-    Measured,
+    MeasuredValue,
     describe_runs,
     find_varied,
     list_measured,
@@ -42,7 +42,7 @@ _TIME = ("epoch", "step")
 
 
 @dataclass(frozen=True)
-class Layout:
+class FigureRequest:
     """What somebody asked a figure to show; empty fields are chosen from the tables.
 
     Attributes:
@@ -83,98 +83,91 @@ class Layout:
 
 
 def describe_sweep(name: str, tables: LoadedTables) -> Outcome:
-    """Make the question of a sweep, and say what was measured: its networks, and the table of means.
+    """Make the question of a sweep, figures of all that was measured, with its networks and means in words.
 
     Raises:
         NoRows: there is nothing to draw, and no network that diverged or failed, which the table of means would list.
     """
-    outcome = decide_outcome(make_question(name, tables), {name: tables})
-    return replace(outcome, networks=describe_runs(tables["runs"]), means=write_means(tables))
-
-
-def make_question(name: str, tables: LoadedTables) -> Question:
-    """Make the question of a sweep: figures of all that was measured.
-
-    Raises:
-        NoRows: there is nothing to draw, and no network that diverged or failed, which the table of means would list.
-    """
+    values = list_measured(tables)
     figures: dict[str, Figure] = {}
-    for value in list_measured(tables):
+    for value in values:
         last = value.select_last()
         has_steps = value.rows.groupby("run")["step"].nunique().max() > 1
         # A single mean is no figure, unless there is nothing else to draw.
         if not has_steps or len(value.average(last)) > 1:
-            figures[value.name] = _make_figure(value, last, Layout(), "at the last step")
+            figures[value.name] = _make_figure(value, last, FigureRequest(), "at the last step")
         if has_steps:
-            figures[f"{value.name}_training"] = _make_figure(value, value.rows, Layout(x="epoch"), "over the training")
+            over_epochs = FigureRequest(x="epoch")
+            figures[f"{value.name}_training"] = _make_figure(value, value.rows, over_epochs, "over the training")
     figures |= _make_cost_figure(tables)
-    return Question(figures=figures, name=name)
+    outcome = decide_outcome(Question(figures=figures, name=name), {name: tables})
+    return replace(outcome, networks=describe_runs(tables["runs"]), means=write_means(tables, values))
 
 
-def make_asked(name: str, tables: LoadedTables, layout: Layout) -> Outcome:
-    """Make a question of the figures that a layout asks for, of its value or of each that has its columns.
+def make_asked(name: str, tables: LoadedTables, request: FigureRequest) -> Outcome:
+    """Make a question of the figures that a request asks for, of its value or of each that has its columns.
 
     The outcome has the means of each figure in words.
 
     Raises:
         UserError: there is no such value or share, or no value has such a column.
     """
-    values = list_measured(tables, layout.value, layout.list_columns())
+    values = list_measured(tables, request.value, request.list_columns())
     figures = {}
     for value in values:
-        if not all(column in value.rows for column in layout.list_columns()):
+        if not all(column in value.rows for column in request.list_columns()):
             continue
-        rows = _choose_rows(value, layout)
+        rows = _choose_rows(value, request)
         if rows.empty:
             continue
-        when = "over the training" if layout.x in _TIME else "at the last step"
-        if layout.at:
+        when = "over the training" if request.x in _TIME else "at the last step"
+        if request.at:
             when = ", ".join(rows["when"].unique())
-        words = [value.name, "by", layout.x or "condition", layout.colour, *layout.panels]
-        if layout.against is not None:
-            words += ["versus", str(layout.against)]
-        figures[re.sub(r"\W+", "_", " ".join(words)).strip("_")] = _make_figure(value, rows, layout, when)
+        words = [value.name, "by", request.x or "condition", request.colour, *request.panels]
+        if request.against is not None:
+            words += ["versus", str(request.against)]
+        figures[re.sub(r"\W+", "_", " ".join(words)).strip("_")] = _make_figure(value, rows, request, when)
     if not figures:
-        raise _explain_nothing(values, layout)
+        raise _explain_nothing(values, request)
 
     outcome = decide_outcome(Question(figures=figures, name=name), {name: tables})
     means = {key: write_points(figure.plot, outcome.read_figure(key)) for key, figure in figures.items()}
     return replace(outcome, networks=describe_runs(tables["runs"]), means=means)
 
 
-def _explain_nothing(values: Sequence[Measured], layout: Layout) -> UserError:
-    """Say why a layout draws nothing: a column that is missing, a value that no row has, or no row with all of them."""
+def _explain_nothing(values: Sequence[MeasuredValue], request: FigureRequest) -> UserError:
+    """Say why a request draws nothing: a column is missing, or a value that no row has, or no row has all of them."""
     known = dict.fromkeys(str(column) for value in values for column in value.rows)
-    missing = [column for column in layout.list_columns() if column not in known]
+    missing = [column for column in request.list_columns() if column not in known]
     if missing:
         return UserError(f"no column {missing[0]!r}: {suggest(missing[0], known)}")
 
-    wanted = [*layout.where.items(), (layout.along, layout.against)]
+    wanted = [*request.where.items(), (request.along, request.against)]
     for column, value in wanted:
         measured = {each for of_value in values if column in of_value.rows for each in of_value.rows[column].dropna()}
         for each in value if isinstance(value, list) else [value]:
             if each is not None and each not in measured:
                 return NoRows(f"no {column} {each}: there are {', '.join(map(write_value, sorted(measured)))}")
-    return NoRows(f"nothing was measured that has {', '.join(layout.list_columns())}, as asked")
+    return NoRows(f"nothing was measured that has {', '.join(request.list_columns())}, as asked")
 
 
-def _choose_rows(value: Measured, layout: Layout) -> pd.DataFrame:
-    """Choose the rows that a layout asks for, compared if it says with what."""
+def _choose_rows(value: MeasuredValue, request: FigureRequest) -> pd.DataFrame:
+    """Choose the rows that a request asks for, compared if it says with what."""
     rows = value.rows
-    if layout.at:
-        rows = pd.concat([_select_share(rows, share) for share in layout.at]).rename(columns={"panel": "when"})
-    elif layout.x not in _TIME:
+    if request.at:
+        rows = pd.concat([_select_share(rows, share) for share in request.at]).rename(columns={"panel": "when"})
+    elif request.x not in _TIME:
         rows = value.select_last()
-    if layout.against is None:
-        return select(rows, **layout.where)
+    if request.against is None:
+        return select(rows, **request.where)
 
     # What differs between both sides is wanted of what is compared, and not of the reference.
-    differing = DIFFERING.get(layout.along, (layout.along,))
-    of_compared = {column: wanted for column, wanted in layout.where.items() if column in differing}
-    of_both = {column: wanted for column, wanted in layout.where.items() if column not in differing}
+    differing = DIFFERING.get(request.along, (request.along,))
+    of_compared = {column: wanted for column, wanted in request.where.items() if column in differing}
+    of_both = {column: wanted for column, wanted in request.where.items() if column not in differing}
     both = select(rows, **of_both)
-    matching = _list_matching(value, both, layout)
-    return select(paired(both, value.column, layout.against, along=layout.along, matching=matching), **of_compared)
+    matching = _list_matching(value, both, request)
+    return select(paired(both, value.column, request.against, along=request.along, matching=matching), **of_compared)
 
 
 def _select_share(rows: pd.DataFrame, share: float) -> pd.DataFrame:
@@ -188,17 +181,17 @@ def _select_share(rows: pd.DataFrame, share: float) -> pd.DataFrame:
     raise UserError(f"at={share:g}: {counts} networks have no step near it; these have {', '.join(measured)}")
 
 
-def _list_matching(value: Measured, rows: pd.DataFrame, layout: Layout) -> list[str]:
+def _list_matching(value: MeasuredValue, rows: pd.DataFrame, request: FigureRequest) -> list[str]:
     """List the columns in which two rows agree that are compared."""
-    if layout.along != "estimator":
+    if request.along != "estimator":
         # Networks of one seed, alike in all else that was varied.
-        return ["seed", *(key for key in value.keys if key != layout.along and not _is_part(key, [layout.along]))]
+        return ["seed", *(key for key in value.keys if key != request.along and not _is_part(key, [request.along]))]
     # Each momentum of an estimator is compared with the same one of the reference, if that has several.
-    has_momenta = rows.loc[rows["estimator"] == layout.against, "momentum"].nunique() > 1
+    has_momenta = rows.loc[rows["estimator"] == request.against, "momentum"].nunique() > 1
     return ["run", "momentum"] if has_momenta else ["run"]
 
 
-def _make_figure(value: Measured, rows: pd.DataFrame, asked: Layout, when: str) -> Figure:
+def _make_figure(value: MeasuredValue, rows: pd.DataFrame, asked: FigureRequest, when: str) -> Figure:
     """Declare a figure of the means of rows."""
     if asked.against is not None:
         words = name_value(asked.along, asked.against)
@@ -209,28 +202,28 @@ def _make_figure(value: Measured, rows: pd.DataFrame, asked: Layout, when: str) 
     columns = ["when"] if "when" in rows and rows["when"].nunique() > 1 else []
     columns += [column for column in (asked.x, asked.colour, *asked.panels) if column]
     means = value.average(rows, *columns)
-    layout = _complete(value, means, asked)
-    if layout.panels:
-        means = means.sort_values([*layout.panels], kind="stable")
-    for column, names in layout.names.items():
+    request = _complete(value, means, asked)
+    if request.panels:
+        means = means.sort_values([*request.panels], kind="stable")
+    for column, names in request.names.items():
         means = put_in_order(means, column, names)
 
     # Where momenta are across, they are no part of a name.
-    described = means.assign(momentum=math.nan) if layout.x == "momentum" else means
+    described = means.assign(momentum=math.nan) if request.x == "momentum" else means
     # Both are named from the means as they are: a user's table may have a column `line` itself.
-    panel = name_rows(described, _list_with_confounded(value, layout.panels, layout.x), layout.names)
-    named = means.assign(line=_name_lines(value, described, layout), panel=panel)
-    if layout.colours and layout.colour:
-        named[OWN_COLOUR] = means[asked.colour or layout.colour].map(layout.colours)
+    panel = name_rows(described, _list_with_confounded(value, request.panels, request.x), request.names)
+    named = means.assign(line=_name_lines(value, described, request), panel=panel)
+    if request.colours and request.colour:
+        named[OWN_COLOUR] = means[asked.colour or request.colour].map(request.colours)
 
     caption = value.caption
-    is_unnamed = layout.x and layout.colour not in ("", "estimator") and "estimator" not in layout.panels
+    is_unnamed = request.x and request.colour not in ("", "estimator") and "estimator" not in request.panels
     # Where the legend names settings alone, the caption names the statistics.
     if is_unnamed and means["estimator"].any():
         (statistics, *_) = name_rows(described, ["estimator"])
         caption += f" Statistics: {statistics}."
     panels = named["panel"].unique()
-    if len(panels) > _PANELS and asked == Layout(x=asked.x):
+    if len(panels) > _PANELS and asked == FigureRequest(x=asked.x):
         caption += f" The first {_PANELS} of {len(panels)} panels are drawn; sweep fewer values to see others."
         named = select(named, panel=panels[:_PANELS])
 
@@ -238,28 +231,28 @@ def _make_figure(value: Measured, rows: pd.DataFrame, asked: Layout, when: str) 
     if axis.linear:
         axis = _reach_zero(axis, named)
     title = asked.title or f"{value.title[0].upper()}{value.title[1:]} {when}"
-    return Figure(title, caption.strip(), lambda tables: named, _choose_plot(value, named, layout, axis))
+    return Figure(title, caption.strip(), lambda tables: named, _choose_plot(value, named, request, axis))
 
 
-def _choose_plot(value: Measured, named: pd.DataFrame, layout: Layout, axis: Axis) -> Plot:
-    if not layout.x:
+def _choose_plot(value: MeasuredValue, named: pd.DataFrame, request: FigureRequest, axis: Axis) -> Plot:
+    if not request.x:
         return Forest("line", axis)
-    across = _choose_axis(layout.x, named[layout.x])
-    others = [name_setting(column) for column in value.confounded.get(layout.x, ())]
+    across = _choose_axis(request.x, named[request.x])
+    others = [name_setting(column) for column in value.confounded.get(request.x, ())]
     if others:
         across = replace(across, label=f"{across.label}, with {' and '.join(others)}")
-    if layout.x_label:
-        across = replace(across, label=layout.x_label)
+    if request.x_label:
+        across = replace(across, label=request.x_label)
     # Estimators and numbers have colours of their own in all figures; what is named in other words has those of words.
-    is_named = bool({layout.colour, "momentum"} & {*layout.names}) or layout.colour in value.confounded
-    if not layout.colour or is_named:
-        return Curves(layout.x, "line", axis, across=across)
-    values = named[layout.colour]
-    has_look = layout.colour == "estimator" or (pd.api.types.is_numeric_dtype(values) and values.notna().all())
-    return Curves(layout.x, layout.colour if has_look else "line", axis, across=across)
+    is_named = bool({request.colour, "momentum"} & {*request.names}) or request.colour in value.confounded
+    if not request.colour or is_named:
+        return Curves(request.x, "line", axis, across=across)
+    values = named[request.colour]
+    has_look = request.colour == "estimator" or (pd.api.types.is_numeric_dtype(values) and values.notna().all())
+    return Curves(request.x, request.colour if has_look else "line", axis, across=across)
 
 
-def _complete(value: Measured, means: pd.DataFrame, asked: Layout) -> Layout:
+def _complete(value: MeasuredValue, means: pd.DataFrame, asked: FigureRequest) -> FigureRequest:
     """Choose what is across, in colours and in panels, as far as that was not asked for."""
     following = {*itertools.chain(*value.confounded.values())}
     varied = [key for key in value.keys if key not in following and means[key].nunique(dropna=False) > 1]
@@ -290,7 +283,7 @@ def _complete(value: Measured, means: pd.DataFrame, asked: Layout) -> Layout:
     return replace(asked, x=across, colour=colour, panels=panels)
 
 
-def _list_with_confounded(value: Measured, settings: Sequence[str], across: str) -> list[str]:
+def _list_with_confounded(value: MeasuredValue, settings: Sequence[str], across: str) -> list[str]:
     """List settings, each with its parts, but for the one across, and with those that differ together with it."""
     listed = []
     for setting in settings:
@@ -305,18 +298,18 @@ def _is_part(column: str, choices: Sequence[str]) -> bool:
     return bool(dot) and choice in choices
 
 
-def _name_lines(value: Measured, means: pd.DataFrame, layout: Layout) -> str | list[str]:
+def _name_lines(value: MeasuredValue, means: pd.DataFrame, request: FigureRequest) -> str | list[str]:
     """Name the line of each row, by settings, estimators or both; the measured column where nothing tells lines apart.
 
     Lines across a setting have one statistic, which the caption names.
     """
-    columns = _list_with_confounded(value, [layout.colour] if layout.colour else [], layout.x)
-    is_listed = not layout.x and "estimator" not in (*columns, *layout.panels)
+    columns = _list_with_confounded(value, [request.colour] if request.colour else [], request.x)
+    is_listed = not request.x and "estimator" not in (*columns, *request.panels)
     if means["estimator"].any() and (is_listed or not columns):
         columns.append("estimator")
     if not columns:
         return value.column
-    return name_rows(means, columns, layout.names)
+    return name_rows(means, columns, request.names)
 
 
 def _choose_across(means: pd.DataFrame, varied: Sequence[str]) -> str:

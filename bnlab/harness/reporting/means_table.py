@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bnlab.harness.reporting.measured import STATISTICS, Measured, find_varied, list_measured
+from bnlab.harness.reporting.measured import STATISTICS, MeasuredValue, find_varied
 from bnlab.harness.reporting.plots import Curves, Forest, Plot
 from bnlab.harness.reporting.tables import LoadedTables
 from bnlab.harness.reporting.wording import format_number, name_rows, name_setting, write_value
@@ -28,7 +28,7 @@ def write_points(plot: Plot, points: pd.DataFrame) -> pd.DataFrame:
     return written.astype(object).fillna("")
 
 
-def write_means(tables: LoadedTables) -> dict[str, pd.DataFrame]:
+def write_means(tables: LoadedTables, values: Sequence[MeasuredValue]) -> dict[str, pd.DataFrame]:
     """Write means with their intervals at the last step as tables in words, a row for each condition.
 
     Returns:
@@ -39,14 +39,14 @@ def write_means(tables: LoadedTables) -> dict[str, pd.DataFrame]:
     runs = tables["runs"]
     settings, _ = find_varied(runs)
     networks = runs[[*dict.fromkeys(["run", "seed", "status", "steps", *settings])]]
-    parts: dict[str, list[Measured]] = {"": []}
-    for value in list_measured(tables):
+    parts: dict[str, list[MeasuredValue]] = {"": []}
+    for value in values:
         parts.setdefault(value.own_table, []).append(value)
-    written = {name: _write_table(values, networks, settings) for name, values in parts.items()}
+    written = {name: _write_table(part, networks, settings) for name, part in parts.items()}
     return {name: table for name, table in written.items() if len(table)}
 
 
-def _write_table(values: Sequence[Measured], networks: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
+def _write_table(values: Sequence[MeasuredValue], networks: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
     """Write the means of some measured values in one table, see `write_means`."""
     table = _join_means(values, varied)
     # A value has settings of its own, as the split on which its statistics were measured.
@@ -74,7 +74,7 @@ def _write_table(values: Sequence[Measured], networks: pd.DataFrame, varied: Seq
     return cells.where(cells.notna(), "")
 
 
-def _join_means(values: Sequence[Measured], varied: Sequence[str]) -> pd.DataFrame:
+def _join_means(values: Sequence[MeasuredValue], varied: Sequence[str]) -> pd.DataFrame:
     """Write the means of each condition in one row; `n` is the largest of theirs, a mean over fewer has its own."""
     table = pd.DataFrame(columns=[*varied, *STATISTICS, "n"])
     counts = {}
@@ -108,7 +108,7 @@ def _write_mean(mean: float, low: float, high: float, n: float, decimals: int | 
     return f"{written} (the same for all seeds)" if n > 1 else written
 
 
-def _count_left_out(networks: pd.DataFrame, values: Sequence[Measured], varied: Sequence[str]) -> pd.DataFrame:
+def _count_left_out(networks: pd.DataFrame, values: Sequence[MeasuredValue], varied: Sequence[str]) -> pd.DataFrame:
     """Count the networks that diverged or failed and are in no mean, by what was varied; `ends` says which of the two.
 
     The column `sweep` is 0: something to group by also where nothing was varied.

@@ -36,7 +36,7 @@ _OF_LAYERS = ("layer", "depth", "channel")
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredValue:
     """A measured value of the networks of a sweep.
 
     Attributes:
@@ -88,7 +88,7 @@ class Measured:
         return trained[share == last]
 
 
-def list_measured(tables: LoadedTables, wanted: str = "", columns: Sequence[str] = ()) -> list[Measured]:
+def list_measured(tables: LoadedTables, wanted: str = "", columns: Sequence[str] = ()) -> list[MeasuredValue]:
     """List the measured values of a sweep that are drawn.
 
     Args:
@@ -233,7 +233,7 @@ def _name_current_code(runs: pd.DataFrame) -> Iterator[str]:
 
 def _measure_gaps(
     rows: pd.DataFrame, networks: pd.DataFrame, settings: Sequence[str], wanted: str, columns: Sequence[str]
-) -> Measured:
+) -> MeasuredValue:
     """Average gaps over layers, see `average_gap`, unless these are told apart."""
     column = wanted if wanted in rows else "mean_gap"
     axis = GAP if column == "mean_gap" else Axis(name_setting(column), log=bool((rows[column] > 0).all()))
@@ -245,7 +245,7 @@ def _measure_gaps(
     # The images of statistics are a setting where there are several.
     if frame["statistics_split"].nunique() > 1:
         keys.append("statistics_split")
-    return Measured("gap" if column == "mean_gap" else column, "gap", axis, frame, keys, column)
+    return MeasuredValue("gap" if column == "mean_gap" else column, "gap", axis, frame, keys, column)
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _list_metrics(runs: pd.DataFrame) -> list[tuple[_Metric, list[str]]]:
 
 def _measure_predictions(
     rows: pd.DataFrame, networks: pd.DataFrame, settings: Sequence[str], metric: _Metric, wanted: str
-) -> list[Measured]:
+) -> list[MeasuredValue]:
     """Take accuracies in percent, or the task's metric, and what of it is lost; images are a setting if they vary."""
     if wanted in rows and wanted != metric.column:
         metric = _Metric(wanted, name_setting(wanted), "", 1)
@@ -298,11 +298,11 @@ def _measure_predictions(
         decimals = max(0, -math.floor(math.log10(least)))
     axis = Axis(f"{list_values(frame['split'])} {metric.name}{metric.in_unit}")
     file = re.sub(r"\W+", "_", metric.name)
-    value = Measured(file, metric.name, axis, frame, keys, metric.column, scale=metric.scale, decimals=decimals)
+    value = MeasuredValue(file, metric.name, axis, frame, keys, metric.column, scale=metric.scale, decimals=decimals)
     return [value, *_compute_losses(value, metric)]
 
 
-def _compute_losses(value: Measured, metric: _Metric) -> list[Measured]:
+def _compute_losses(value: MeasuredValue, metric: _Metric) -> list[MeasuredValue]:
     """Compute how much better the metric is under exact statistics of the same weights; nothing if not measured.
 
     What networks differ in under both is no part of the difference, nor of its interval over seeds.
@@ -342,7 +342,7 @@ def _compute_losses(value: Measured, metric: _Metric) -> list[Measured]:
 
 def _measure_own(
     name: str, rows: pd.DataFrame, described: OwnTable, networks: pd.DataFrame, settings: Sequence[str]
-) -> Iterator[Measured]:
+) -> Iterator[MeasuredValue]:
     """Take the numbers of a table of the user's own; what else its key tells apart is a setting, as layers may be."""
     without: dict[str, Any] = {"estimator": "", "momentum": math.nan}
     filled = rows.assign(**{column: value for column, value in without.items() if column not in rows})
@@ -359,4 +359,4 @@ def _measure_own(
         escaped = meaning.replace("{", "{{").replace("}", "}}")
         caption = f"`{column}`: {escaped}."
         axis = Axis(f"{name}: {column}")
-        yield Measured(f"{name}_{column}", title, axis, frame, keys, column, caption=caption, own_table=name)
+        yield MeasuredValue(f"{name}_{column}", title, axis, frame, keys, column, caption=caption, own_table=name)

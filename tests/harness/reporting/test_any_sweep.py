@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.reporting.any_sweep import Layout, describe_sweep, make_asked
+from bnlab.harness.reporting.any_sweep import FigureRequest, describe_sweep, make_asked
 from bnlab.harness.reporting.frames import select
 from bnlab.harness.reporting.outcome import Outcome
 from bnlab.harness.reporting.page import write_sweep
@@ -476,12 +476,12 @@ def test_the_page_of_a_sweep_with_a_table_of_the_users_own_alone(tmp_path: Path)
     assert page.count("data:image/png;base64,") == 1
 
 
-def ask(layout: Layout, **swept: Any) -> Outcome:
-    return make_asked("trial", LoadedTables(plant(**swept)), layout)
+def ask(asked: FigureRequest, **swept: Any) -> Outcome:
+    return make_asked("trial", LoadedTables(plant(**swept)), asked)
 
 
 def test_a_figure_is_laid_out_as_asked() -> None:
-    asked = Layout(x="momentum", colour="estimator", panels=["layer"], where={"batch_size": 4})
+    asked = FigureRequest(x="momentum", colour="estimator", panels=["layer"], where={"batch_size": 4})
     outcome = ask(asked, momenta=(0.1, 0.2), others=("cumulative", "exact"), **SIZES)
 
     points = outcome.read_figure("gap_by_momentum_estimator_layer")
@@ -494,14 +494,14 @@ def test_a_figure_is_laid_out_as_asked() -> None:
 
 
 def test_what_is_told_apart_by_nothing_that_was_asked_has_panels() -> None:
-    outcome = ask(Layout(x="batch_size", colour="norm"), norm=("batch", "ghost"), momenta=(0.1, 0.2), **SIZES)
+    outcome = ask(FigureRequest(x="batch_size", colour="norm"), norm=("batch", "ghost"), momenta=(0.1, 0.2), **SIZES)
 
     panels = outcome.read_figure("gap_by_batch_size_norm")["panel"].unique()
     assert [*panels] == [EMA, "running average (momentum 0.2)"]
 
 
 def test_versus_is_a_difference_within_each_network() -> None:
-    asked = Layout(value="accuracy", x="batch_size", against="ema")
+    asked = FigureRequest(value="accuracy", x="batch_size", against="ema")
     outcome = ask(asked, others=("cumulative", "exact"), **SIZES)
 
     points = outcome.read_figure("accuracy_by_batch_size_versus_ema")
@@ -512,7 +512,7 @@ def test_versus_is_a_difference_within_each_network() -> None:
 
 
 def test_versus_a_value_of_a_setting_is_a_difference_within_each_seed() -> None:
-    asked = Layout(x="batch_size", against="batch", along="norm", where={"norm": "ghost"})
+    asked = FigureRequest(x="batch_size", against="batch", along="norm", where={"norm": "ghost"})
     points = ask(asked, norm=("batch", "ghost"), **SIZES).read_figure("gap_by_batch_size_versus_batch")
 
     assert points["mean"].tolist() == pytest.approx([0, 0], abs=1e-12)
@@ -520,7 +520,7 @@ def test_versus_a_value_of_a_setting_is_a_difference_within_each_seed() -> None:
 
 
 def test_colours_are_those_that_were_given(draw: Draw) -> None:
-    asked = Layout(x="batch_size", colour="norm", colours={"ghost": "black"})
+    asked = FigureRequest(x="batch_size", colour="norm", colours={"ghost": "black"})
     tables = plant(norm=("batch", "ghost"), batch_size=(4, 32))
     figures = make_asked("trial", LoadedTables(tables), asked).question.figures
 
@@ -536,7 +536,7 @@ def test_colours_are_those_that_were_given(draw: Draw) -> None:
 
 def test_names_and_their_order_are_those_that_were_given() -> None:
     names = {"norm": {"ghost": "parts", "batch": "whole batches"}}
-    asked = Layout(x="batch_size", colour="norm", names=names, title="As said", y_label="gap")
+    asked = FigureRequest(x="batch_size", colour="norm", names=names, title="As said", y_label="gap")
     outcome = ask(asked, norm=("batch", "ghost"), **SIZES)
 
     assert [*outcome.read_figure("gap_by_batch_size_norm")["line"].unique()] == ["parts", "whole batches"]
@@ -551,27 +551,30 @@ def test_a_setting_of_a_component_is_named_with_it() -> None:
     momentum = momentum.mask((tables["runs"]["norm"] == "renorm") & (tables["runs"]["batch_size"] == 4), 0.2)
     sweep = LoadedTables({**tables, "runs": tables["runs"].assign(**{"norm.momentum": momentum})})
 
-    drawn = make_asked("trial", sweep, Layout(x="batch_size", colour="norm")).read_figure("gap_by_batch_size_norm")
+    drawn = make_asked("trial", sweep, FigureRequest(x="batch_size", colour="norm")).read_figure(
+        "gap_by_batch_size_norm"
+    )
     assert {*drawn["panel"]} == {""}
     assert {*drawn["line"]} == {"norm batch", "norm renorm, norm.momentum 0.1", "norm renorm, norm.momentum 0.2"}
 
-    across = make_asked("trial", sweep, Layout(x="norm.momentum", colour="norm", panels=["batch_size"]))
+    across = make_asked("trial", sweep, FigureRequest(x="norm.momentum", colour="norm", panels=["batch_size"]))
     assert {*across.read_figure("gap_by_norm_momentum_norm_batch_size")["line"]} == {"norm batch", "norm renorm"}
 
-    versus = make_asked("trial", sweep, Layout(x="batch_size", colour="norm", against="batch", along="norm"))
+    asked = FigureRequest(x="batch_size", colour="norm", against="batch", along="norm")
+    versus = make_asked("trial", sweep, asked)
     assert versus.read_figure("gap_by_batch_size_norm_versus_batch")["n"].tolist() == [2, 2]
 
 
 def test_a_table_of_the_users_own_is_drawn_as_asked() -> None:
     tables, own = plant_own(batch_size=(4, 32))
-    outcome = make_asked("trial", LoadedTables(tables, own=own), Layout(value="size", x="batch_size"))
+    outcome = make_asked("trial", LoadedTables(tables, own=own), FigureRequest(value="size", x="batch_size"))
 
     assert outcome.read_figure("mine_size_by_batch_size")["mean"].tolist() == [4.5, 32.5]
 
 
 @pytest.mark.parametrize(("at", "accuracies"), [([0.5], [90]), ([0.5, 1.0], [90, 90]), ([], [90])])
 def test_shares_of_the_training(at: list[float], accuracies: list[float]) -> None:
-    asked = Layout(value="accuracy", x="batch_size", at=at, where={"estimator": "ema", "batch_size": 4})
+    asked = FigureRequest(value="accuracy", x="batch_size", at=at, where={"estimator": "ema", "batch_size": 4})
     points = ask(asked, steps=(5, 10), **SIZES).read_figure("accuracy_by_batch_size")
 
     assert points["mean"].tolist() == pytest.approx(accuracies)
@@ -579,18 +582,18 @@ def test_shares_of_the_training(at: list[float], accuracies: list[float]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("layout", "said"),
+    ("asked", "said"),
     [
-        (Layout(x="momentun"), "no column 'momentun'.*momentum"),
-        (Layout(value="acuracy"), "acuracy.*accuracy"),
-        (Layout(x="batch_size", where={"batch_size": 7}), "no batch_size 7: there are 4, 32"),
-        (Layout(value="accuracy", panels=["layer"]), "no column 'layer'"),
-        (Layout(value="accuracy", at=[0.3]), "at=0.3: 4 of 4 networks have no step near it; these have 1"),
+        (FigureRequest(x="momentun"), "no column 'momentun'.*momentum"),
+        (FigureRequest(value="acuracy"), "acuracy.*accuracy"),
+        (FigureRequest(x="batch_size", where={"batch_size": 7}), "no batch_size 7: there are 4, 32"),
+        (FigureRequest(value="accuracy", panels=["layer"]), "no column 'layer'"),
+        (FigureRequest(value="accuracy", at=[0.3]), "at=0.3: 4 of 4 networks have no step near it; these have 1"),
     ],
 )
-def test_what_there_is_not_is_said(layout: Layout, said: str) -> None:
+def test_what_there_is_not_is_said(asked: FigureRequest, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        ask(layout, **SIZES)
+        ask(asked, **SIZES)
 
 
 def test_what_the_gap_costs() -> None:
