@@ -9,6 +9,7 @@ setup(
         "bnlab": [
             "py.typed",
             "commands/demo/networks/*.safetensors",
+            "common/digits.*",
             "doctor/codes.json",
             "doctor/page.html",
             "harness/reporting/templates/*",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.doctor_benchmark import reports
+from benchmarks.doctor_benchmark.__main__ import main
+from benchmarks.doctor_benchmark.parts import NETWORKS
 from benchmarks.doctor_benchmark.problem import Answer, Given, Problem
 from benchmarks.doctor_benchmark.scoring import ask, compute_interval, grade
 from bnlab.doctor import CAUSES
-
-
-@pytest.fixture
-def reports() -> Any:
-    """The module with the problems of reports, which imports sklearn."""
-    return importlib.import_module("benchmarks.doctor_benchmark.reports")
 
 
 def give() -> Given:
@@ -88,7 +84,7 @@ def test_an_interval_of_networks_that_are_all_right_is_not_certain() -> None:
     assert not math.isclose(low, 1.0)
 
 
-def test_thirty_reports_expect_causes_that_there_are(reports: Any) -> None:
+def test_thirty_reports_expect_causes_that_there_are() -> None:
     problems = reports.REPORTS
     codes = {cause.code for cause in CAUSES}
 
@@ -100,14 +96,12 @@ def test_thirty_reports_expect_causes_that_there_are(reports: Any) -> None:
 
 
 def test_networks_of_reports_are_committed_and_small() -> None:
-    networks = importlib.import_module("benchmarks.doctor_benchmark.parts").NETWORKS
-
-    assert not networks.trains
-    assert sum(path.stat().st_size for path in networks.folder.iterdir()) <= 1_000_000
+    assert not NETWORKS.trains
+    assert sum(path.stat().st_size for path in NETWORKS.folder.iterdir()) <= 1_000_000
 
 
 @pytest.mark.parametrize("word", ["mxnet", "tf-frrn", "transformers#43520", "vision#2079", "places365", "OpenNMT"])
-def test_a_report_is_worse_than_it_should_be(word: str, reports: Any) -> None:
+def test_a_report_is_worse_than_it_should_be(word: str) -> None:
     """By plain PyTorch: what it should be comes first."""
     (problem,) = [problem for problem in reports.REPORTS if word in problem.name]
 
@@ -117,9 +111,7 @@ def test_a_report_is_worse_than_it_should_be(word: str, reports: Any) -> None:
     assert found < next(iter(scores.values())) - 0.02
 
 
-def test_another_tool_is_scored(reports: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    main = importlib.import_module("benchmarks.doctor_benchmark.__main__").main
-
+def test_another_tool_is_scored(capsys: pytest.CaptureFixture[str]) -> None:
     main(["transformers", "--tool", "benchmarks.doctor_benchmark.rule:ask_rule"])
 
     *_, row = capsys.readouterr().out.splitlines()

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.commands.demo.specimen import Batches, list_norms, reset, split
 from bnlab.commands.demo.store import Networks
+from bnlab.common.digits import load_digits
 
 NETWORKS = Networks(Path(__file__).with_name("networks"))
 """Trained networks of the reports; `python -m benchmarks.doctor_benchmark --train-networks` trains missing ones."""
@@ -26,9 +26,8 @@ _INK = 0.5  # above it a pixel is part of a digit
 @cache
 def load_images() -> tuple[Tensor, Tensor]:
     """Load the digits [1797, 1, 8, 8], from -1 to 1, and their labels; the first 1,000 are for training."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
-    return images, torch.tensor(digits.target)
+    images, labels = load_digits()
+    return images / 8 - 1, labels
 
 
 @cache

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_digits = load_digits()
+from bnlab.common.digits import load_digits
+
+_images, _labels = load_digits()
 # Stored pixels are from 0 to 16, and these are from -1 to 1.
-_images = torch.tensor(_digits.images, dtype=torch.float32)[:, None] / 8 - 1
-_labels = torch.tensor(_digits.target)
+_images = _images / 8 - 1
 
 train_batches = list(zip(_images[:1000].split(100), _labels[:1000].split(100), strict=True))
 test_images = _images[1000:]

@@ -46,7 +46,7 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches layers calls borrow reading",
-    "common": "files precision pages storage checkpoints names vision printing scores",
+    "common": "files precision pages storage checkpoints names vision printing scores digits",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "state self_tuned",
@@ -92,7 +92,6 @@ SHARED = {f"experiments.{name}" for name in ("devices", "margins", "recipes")}  
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",
-    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
     "markdown_it": "markdown-it-py",
 }  # where the names differ
@@ -183,7 +182,7 @@ def find_reports_that_see_more_than_tables() -> Iterator[str]:
         yield from list_others(path, REPORTING | looks)
     for path in list_questions():
         own_plots = f"experiments.questions.{path.parent.name}.plots"
-        yield from list_others(path, {*REPORTING, *SHARED, own_plots, "bnlab.theory", "sklearn"}, beside="bnlab")
+        yield from list_others(path, {*REPORTING, *SHARED, own_plots, "bnlab.theory"}, beside="bnlab")
 
 
 def list_questions() -> list[Path]:
@@ -264,7 +263,7 @@ def find_what_commands_wait_for() -> Iterator[str]:
             ["torch", "bnlab.callbacks", "bnlab.recording.block", "bnlab.cli"],
             measured,
             "torch",
-            "pandas hydra omegaconf matplotlib torchvision pyarrow sklearn sympy",
+            "pandas hydra omegaconf matplotlib torchvision pyarrow sympy",
         ),
         (names, "None", "pyarrow", "torch torchvision hydra omegaconf"),
         (

@@ -95,9 +95,8 @@ def find_files_that_a_wheel_lacks() -> Iterator[str]:
             packed = {*wheel.namelist()}
 
     read = [path for ending in ("md", "yaml", "py", "csv") for path in ROOT.glob(f"experiments/**/*.{ending}")]
-    needed = {
-        str(path.relative_to(ROOT)) for path in (*read, *ROOT.glob("bnlab/**/*.py"), *ROOT.glob("bnlab/**/*.json"))
-    }
+    read += [path for ending in ("py", "json", "npz", "md") for path in ROOT.glob(f"bnlab/**/*.{ending}")]
+    needed = {str(path.relative_to(ROOT)) for path in read}
     needed |= {f"bnlab/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     for path in sorted(needed - packed):
         yield f"a wheel lacks {path}; setup.py says what is packed"

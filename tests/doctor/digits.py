@@ -1,4 +1,4 @@
-"""Small convolutional networks of three batch norms, trained on scikit-learn's digits in three colours.
+"""Small convolutional networks of three batch norms, trained on handwritten digits in three colours.
 
 What a training ends with is loaded from `networks/`, so that no test depends on the processor that it runs on.
 """
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from bnlab.commands.demo.network import choose_images
 from bnlab.commands.demo.specimen import Batches, split
 from bnlab.commands.demo.store import Networks
+from bnlab.common.digits import load_digits
 
 NETWORKS = Networks(Path(__file__).with_name("networks"))
 """Trained networks of the doctor's tests; `make networks` trains those that are missing."""
@@ -33,12 +34,8 @@ _SHADE = torch.tensor([0.0, 0.0, 0.5]).view(3, 1, 1)
 @cache
 def load_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Load images [N, 3, 8, 8] and labels for training, then 1,000 for testing; not to be changed."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
-    images = grey * _TINT + _SHADE
-    labels = torch.tensor(digits.target)
+    grey, labels = load_digits()
+    images = (grey / 8 - 1) * _TINT + _SHADE
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
     training = order[:_TRAINING]
     testing = order[_TRAINING:]

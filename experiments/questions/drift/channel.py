@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnlab
+from bnlab.common.digits import load_digits
 
 ROWS = Path(__file__).with_name("channel.csv")
 UPDATES = 150
@@ -34,12 +35,9 @@ def main() -> None:
 def record_channel(updates: int) -> pd.DataFrame:
     """Train for a number of updates of the same schedule; a row after each: step, batch, running, exact, and the
     accuracies eval_accuracy and exact_accuracy, shares of 797 test images."""
-    from sklearn.datasets import load_digits  # here: takes a second to import
-
-    digits = load_digits()
+    images, labels = load_digits()
     # Stored pixels are from 0 to 16, and these are from -1 to 1.
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
-    labels = torch.tensor(digits.target)
+    images = images / 8 - 1
     train, test = images[:1000], images[1000:]
 
     model = make_model()

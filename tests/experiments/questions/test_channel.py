@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnlab.common.digits import load_digits
 from experiments.questions.drift import channel, read_accuracies, read_channel
 
 ROUNDING = 2.0**-24  # of a float32, relative
@@ -52,11 +53,9 @@ def test_a_row_has_what_a_plain_loop_finds(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows["batch"].to_numpy() == pytest.approx([mean.item() for mean in seen], rel=0, abs=values * ROUNDING * 4)
     assert rows["running"].iloc[0] == pytest.approx(0.1 * rows["batch"].iloc[0], rel=1e-6)
 
-    from sklearn.datasets import load_digits  # which takes long to import
-
     (model,) = made
-    images = torch.tensor(load_digits().images[:1000], dtype=torch.float32)[:, None] / 8 - 1
-    x = images.double()
+    images, _ = load_digits()
+    x = images[:1000].double() / 8 - 1
     with torch.no_grad():
         for name, layer in model.double().named_children():
             if name == channel.LAYER:

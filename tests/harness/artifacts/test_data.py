@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import shutil
@@ -15,6 +16,7 @@ from pandas.testing import assert_frame_equal
 from PIL import Image
 from torch import Tensor
 
+from bnlab.common.digits import load_digits
 from bnlab.harness import load, load_model
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Data, Digits, Glyphs, augment, load_dataset, rendering
@@ -132,6 +134,14 @@ def test_a_sample_is_always_the_same() -> None:
     again = split.sample(50)
     assert torch.equal(again.images, some.images)
     assert some.digest not in ("", split.digest)
+
+
+def test_the_stored_digits_are_the_published_ones() -> None:
+    """The digest is that of scikit-learn's copy, as whole numbers."""
+    images, labels = load_digits()
+
+    stored = images.numpy().tobytes() + labels.to(torch.uint8).numpy().tobytes()
+    assert hashlib.sha256(stored).hexdigest() == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 def test_digits() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
 from bnlab.harness.artifacts.data.pixels import draw_order
 from bnlab.harness.components import component
@@ -15,7 +13,7 @@ from bnlab.harness.components import component
 @component
 @dataclass(unsafe_hash=True)
 class Digits(Data):
-    """1,797 images of 8×8 pixels that ship with scikit-learn: nothing to download."""
+    """1,797 handwritten digits of 8×8 pixels that come with bnlab: nothing to download."""
 
     largest: ClassVar[float] = 16
     name: str = "digits"
@@ -24,11 +22,9 @@ class Digits(Data):
         return Size(available=1438, test=359, pixels=8, classes=10)
 
     def read(self) -> Parts:
-        from sklearn.datasets import load_digits  # here: takes a second to import
+        from bnlab.common.digits import load_digits  # here: loads torch
 
-        bunch = load_digits()
-        images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
-        labels = torch.from_numpy(bunch.target).long()
+        images, labels = load_digits()
         order = draw_order(len(labels))
         test, train = order.tensor_split([len(labels) // 5])
         return Parts(
