@@ -71,7 +71,7 @@ COMPONENTS = {
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
-    *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
+    *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markdown_it"),
     *("bnlab.common.files", "bnlab.common.names", "bnlab.common.pages"),
     *(
         f"bnlab.harness.{name}"

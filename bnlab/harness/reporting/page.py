@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from markdown_it import MarkdownIt
-from markupsafe import Markup
 
 from bnlab.common.pages import fill_in
 from bnlab.harness.reporting.outcome import READING, Outcome, say_basis
@@ -116,7 +115,7 @@ def _link_headings(page: str) -> str:
     return page
 
 
-def _convert(page: str, folder: Path) -> Markup:
+def _convert(page: str, folder: Path) -> str:
     """Convert Markdown to HTML that holds the images of its folder, and whose links stay inside of it."""
     tokens = _MARKDOWN.parse(page)
     for token, following in itertools.pairwise(tokens):
@@ -132,7 +131,7 @@ def _convert(page: str, folder: Path) -> Markup:
             # The page has to work without any other file: a link to one beside it becomes plain words.
             if part.type == "link_open" and target.startswith("../"):
                 del part.attrs["href"]
-    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
+    return _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
 
 
 def render(name: str, **values: object) -> str:
