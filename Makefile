@@ -45,12 +45,12 @@ own-environment:
 .venv/installed: pyproject.toml constraints.txt | own-environment
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bnlab needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet -c constraints.txt -e '.[harness]'
+	$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
 # One of the groups of optional packages that pyproject.toml lists; dev: linters, stubs and what tests need.
 .venv/installed-%: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,$*]'
+	$(PIP) install --quiet -c constraints.txt -e '.[$*]'
 	@touch $@
 
 demo: .venv/installed
@@ -103,7 +103,7 @@ from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 lines = []
-for requirement in [*project["dependencies"], *project["optional-dependencies"]["harness"]]:
+for requirement in [*project["dependencies"], *project["optional-dependencies"]["slurm"]]:
     bound = re.fullmatch(r"([\w-]+)>=([\w.]+)", requirement)
     if bound:
         lines.append(f"{bound[1]}=={bound[2]}\n")
@@ -123,7 +123,7 @@ test-versions:
 		echo "$$@"; \
 		rm -rf .venv-versions && $$1 -m venv .venv-versions || exit 1; \
 		shift; \
-		.venv-versions/bin/python -m pip --disable-pip-version-check install --quiet -e '.[harness,dev]' $$@ || exit 1; \
+		.venv-versions/bin/python -m pip --disable-pip-version-check install --quiet -e '.[dev]' $$@ || exit 1; \
 		OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q -n 2 -p no:cacheprovider --ignore tests/test_make.py || exit 1; \
 		OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q -p no:cacheprovider --doctest-modules bnlab || exit 1; \
 	done
@@ -184,7 +184,7 @@ lock: own-environment
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@mkdir -p build
 	$(PIP) install --quiet --dry-run --ignore-installed --report build/lock.json -c constraints.txt \
-		'.[harness,dev,bench,zoo,recipes,real,docs,tensorboard,release]'
+		'.[slurm,tensorboard,dev,bench,zoo,recipes,real,docs,release]'
 	@$(PY) -c "$$WRITE_CONSTRAINTS"
 
 clean:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import re
 import sys
@@ -50,7 +49,9 @@ def main() -> int:
 
 def _run_command(words: list[str]) -> int:
     if words and words[0] in _OF_SWEEPS:
-        return _run_lab(words[0], words[1:])
+        lab_command = importlib.import_module(f"bnlab.harness.lab.{words[0]}")
+        code: int = lab_command.main(words[1:])
+        return code
 
     try:
         # `max_images=100` too, as Python and the commands of the harness write it.
@@ -80,16 +81,6 @@ def _run(arguments: argparse.Namespace) -> int:
         raise RuntimeError(f"the program was ended by sys.exit({error.code!r})").with_traceback(
             error.__traceback__
         ) from None
-    return code
-
-
-def _run_lab(command: str, words: list[str]) -> int:
-    """Run a command of sweeps."""
-    # Without this check the import would fail and name a package that the user has never heard of.
-    if importlib.util.find_spec("hydra") is None:
-        print(f"error: bnlab {command} needs more packages: pip install 'bnlab[harness]'", file=sys.stderr)
-        return 2
-    code: int = importlib.import_module(f"bnlab.harness.lab.{command}").main(words)
     return code
 
 

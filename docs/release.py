@@ -45,8 +45,7 @@ def main(words: Sequence[str]) -> int:
     archives = build(source, BUILD / "dist")
     _call(sys.executable, "-m", "twine", "check", "--strict", *map(str, archives))
     (wheel,) = [archive for archive in archives if archive.suffix == ".whl"]
-    try_library(wheel)
-    try_harness(wheel)
+    try_out(wheel)
     print(*archives, sep="\n")
     return 0
 
@@ -93,35 +92,24 @@ def build(source: Path, folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def try_library(wheel: Path) -> None:
-    """Install the wheel alone, and use the library and the doctor."""
-    python = _make_environment("library", str(wheel))
+def try_out(wheel: Path) -> None:
+    """Install the wheel; use the library and the doctor; train, measure and report one network."""
+    python = _make_environment(wheel)
     _call(python, "-c", _USES_THE_LIBRARY)
     _call(python, "-m", "bnlab", "doctor", "--demo")
 
-    # Without the extra, a command of the harness has to say what to install.
-    refused = subprocess.run(
-        [python, "-m", "bnlab", "sweep"], cwd=BUILD, env=_list_variables(), capture_output=True, encoding="utf-8"
-    )
-    if refused.returncode != 2 or "bnlab[harness]" not in refused.stderr:
-        sys.exit(f"bnlab sweep without the harness should name what to install: {refused.stderr}")
-
-
-def try_harness(wheel: Path) -> None:
-    """Install the wheel with what sweeps need, and plan, train, measure and report one network."""
-    python = _make_environment("harness", f"{wheel}[harness]")
     words = ["experiment=quickstart", "seed=0", "batch_size=256", "steps=3", "results=results"]
     _call(python, "-m", "bnlab", "sweep", *words)
     _call(python, "-m", "bnlab", "report", "name=quickstart", "results=results")
 
 
-def _make_environment(name: str, requirement: str) -> str:
-    """Make an environment that holds a requirement, in the versions that bnlab is tested with; its interpreter."""
-    folder = BUILD / name
+def _make_environment(wheel: Path) -> str:
+    """Make an environment that holds a wheel, and versions that bnlab is tested with; its interpreter."""
+    folder = BUILD / "environment"
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
     constraints = str(ROOT / "constraints.txt")
-    _call(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-c", constraints, requirement)
+    _call(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-c", constraints, str(wheel))
     return python
 
 

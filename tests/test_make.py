@@ -57,8 +57,8 @@ def test_a_demo_installs_what_it_runs_and_the_tests_add_the_rest(tmp_path: Path)
         assert done.returncode == 0, done.stderr
         return [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("pip install")]
 
-    assert list_installed("demo") == [".[harness]"]
-    assert list_installed("test") == [".[harness,dev]"]
+    assert list_installed("demo") == ["."]
+    assert list_installed("test") == [".[dev]"]
     assert list_installed("demo") == list_installed("test") == []
 
 
