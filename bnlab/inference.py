@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.common.names import Look, Named, list_named
+from bnlab.common.names import Named, list_named
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.borrow import Loan
 from bnlab.model.layers import (
@@ -81,7 +81,6 @@ class TestBatch(TestTimeStatistics):
     """
 
     name: ClassVar[str] = "test_batch"
-    look: ClassVar[Look] = Look("test batch", "sky", "dotted")
     images_key: ClassVar[str] = "n"
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +100,6 @@ class PseudoSamples(TestTimeStatistics):
     """
 
     name: ClassVar[str] = "pseudo_samples"
-    look: ClassVar[Look] = Look("test batch and pseudo-samples", "purple", "dotted")
     n: float = 16.0
     between: bool = False
 
@@ -125,7 +123,6 @@ class ExampleWeighing(TestTimeStatistics):
     """
 
     name: ClassVar[str] = "example_weighing"
-    look: ClassVar[Look] = Look("example weighing", "purple", "mixed")
     weight: float = 0.1
 
     def __post_init__(self) -> None:

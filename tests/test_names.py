@@ -1,4 +1,4 @@
-"""Names of statistics: taken apart, put together, and the classes and looks that they stand for."""
+"""Names of statistics: taken apart, put together, and the classes that they stand for."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ from bnlab.harness.statistic_kinds import list_statistics
 NEW = """
 from dataclasses import dataclass
 from bnlab.estimators.base import Estimator
-from bnlab.common.names import Look
 
 @dataclass(frozen=True)
 class Halving(Estimator):
     name = "halving"
-    look = Look("halved", "red", "dotted")
 
     def gains(self, stream):
         return stream.steps * 0 + 0.5
@@ -35,14 +33,13 @@ class Halving(Estimator):
 
 @dataclass(frozen=True)
 class Slower(EMA):
-    """An average below another one, with a name but no look of its own."""
+    """An average below another one, with a name of its own."""
 
     name: ClassVar[str] = "test_slower"
     spans: tuple[int, ...] = (1, 2)
 
 
 def test_a_parameter_may_be_a_tuple() -> None:
-    """The class does not look like the one that it is made from."""
     label = Slower().label
 
     assert label == "test_slower(spans=(1, 2))"
@@ -84,14 +81,11 @@ def test_an_estimator_is_found_by_its_file(tmp_path: Path) -> None:
             (copied / path.name).symlink_to(path)
     shutil.copytree(package / "estimators", copied / "estimators")
     (copied / "estimators" / "halving.py").write_text(NEW, encoding="utf-8")
-    code = (
-        "from bnlab.estimators import list_estimators; from bnlab.common.names import find_look;"
-        "halving = list_estimators()['halving']; print(halving.__module__, find_look(halving).words, sep=': ')"
-    )
+    code = "from bnlab.estimators import list_estimators; print(list_estimators()['halving'].__module__)"
 
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, env=environment
     )
 
-    assert done.stdout == "bnlab.estimators.halving: halved\n", done.stderr
+    assert done.stdout == "bnlab.estimators.halving\n", done.stderr

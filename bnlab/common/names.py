@@ -8,10 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar
-
-Colour = Literal["blue", "sky", "pink", "orange", "green", "red", "purple", "black"]
-Line = Literal["solid", "dashed", "dotted", "mixed"]
+from typing import Any, ClassVar, TypeVar
 
 _NAME = re.compile(r"([\w.]+)(?:\((.*)\))?")  # a word with dots, and in brackets what stands for the parameters
 
@@ -92,33 +89,14 @@ def split_at_commas(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Look of a statistic in figures.
-
-    Attributes:
-        words: what legends call it; empty: its name.
-        colour: its colour, where possible that of its family of estimators; None: brown, grey or olive, in turn.
-        line: the style of its curves.
-        unsaid: parameters that legends leave out, as they are written: `pooled=False`.
-    """
-
-    words: str = ""
-    colour: Colour | None = None
-    line: Line = "solid"
-    unsaid: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Named:
     """Statistics that are chosen by name. Subclasses are frozen dataclasses whose fields are their parameters.
 
     Attributes:
         name: the name by which a class is chosen; one that only inherits a name cannot be chosen.
-        look: how figures show the class. It is not inherited, see `find_look`.
     """
 
     name: ClassVar[str]
-    look: ClassVar[Look] = Look()
 
     @property
     def full_name(self) -> EstimatorName:
@@ -162,12 +140,6 @@ def list_named(base: type[Any]) -> dict[str, type[Any]]:
 
 def _get_path(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def find_look(cls: type[Named]) -> Look:
-    """Find the look of a class: its own or none. In the look of its base class it would be mistaken for that."""
-    look: Look = vars(cls).get("look", Named.look)
-    return look
 
 
 def make_named(cls: type[Class], name: EstimatorName) -> Class:

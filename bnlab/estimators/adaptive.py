@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnlab.common.names import Look
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.theory import NO_NOISE, local_level
@@ -39,7 +38,6 @@ class Kalman(Estimator):
     """
 
     name: ClassVar[str] = "kalman"
-    look: ClassVar[Look] = Look("Kalman filter", "red", unsaid=("per=layer",))
     per: str = "layer"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.common.names import Look
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.estimators.exponential import EMA, PooledEMA
@@ -27,7 +26,6 @@ class Cumulative(Estimator):
     """
 
     name: ClassVar[str] = "cumulative"
-    look: ClassVar[Look] = Look("average of all batches", "pink")
 
     def gains(self, stream: Stream) -> Tensor:
         return 1.0 / (stream.updates + stream.steps)
@@ -45,7 +43,6 @@ class WeightedCumulative(Estimator):
     """
 
     name: ClassVar[str] = "cumulative_weighted"
-    look: ClassVar[Look] = Look("average of all images", "pink", "dotted")
 
     def gains(self, stream: Stream) -> Tensor:
         # A slice, because a stream without batches has no first row.
@@ -86,7 +83,6 @@ class Window(Estimator):
     """
 
     name: ClassVar[str] = "window"
-    look: ClassVar[Look] = Look("mean of the last batches", "orange", "dashed", unsaid=("pooled=False",))
     k: int = 20
     pooled: bool = False
 
@@ -142,7 +138,6 @@ class LastBatch(Estimator):
     """
 
     name: ClassVar[str] = "last_batch"
-    look: ClassVar[Look] = Look("last batch", "orange")
 
     def gains(self, stream: Stream) -> Tensor:
         return torch.ones(len(stream), dtype=torch.float64, device="cpu")
@@ -160,7 +155,6 @@ class WeightedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_weighted"
-    look: ClassVar[Look] = Look("running average, weighted by batch size", "red", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
         return self.momentum * stream.counts / _count_largest(stream)
@@ -177,7 +171,6 @@ class LastFullBatch(Estimator):
     """
 
     name: ClassVar[str] = "last_full_batch"
-    look: ClassVar[Look] = Look("last full batch", "orange", "mixed")
 
     def gains(self, stream: Stream) -> Tensor:
         is_full = stream.counts == _count_largest(stream)

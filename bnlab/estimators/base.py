@@ -92,7 +92,7 @@ class Estimator(Named):
 
     Subclasses are frozen dataclasses whose fields are their parameters. They need a `name` and `gains`, or `direct`;
     the other methods have defaults, with which mean and unbiased variance are averaged. One with a field `momentum` is
-    measured with each momentum of a sweep. `look` is how figures show it.
+    measured with each momentum of a sweep.
 
     >>> from bnlab.estimators import fold
     >>> @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.common.names import Look
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.model.arguments import require_number
@@ -26,7 +25,6 @@ class EMA(Estimator):
     """
 
     name: ClassVar[str] = "ema"
-    look: ClassVar[Look] = Look("running average", "blue")
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
@@ -59,7 +57,6 @@ class BiasedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_biased"
-    look: ClassVar[Look] = Look("running average, variances not corrected", "blue", "dashed")
 
     def values(self, stream: Stream) -> Tensor:
         return stream.biased
@@ -77,7 +74,6 @@ class DebiasedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_debiased"
-    look: ClassVar[Look] = Look("running average, start divided out", "sky", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
         # −expm1(t·log1p(−m)) = 1 − (1−m)^t without cancellation at small m.
@@ -99,7 +95,6 @@ class PooledEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_pooled"
-    look: ClassVar[Look] = Look("running average, batches pooled", "blue", "dotted")
 
     def gains(self, stream: Stream) -> Tensor:
         is_start = (stream.steps == 1) & (stream.updates == 0)

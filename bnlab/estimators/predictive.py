@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.common.names import Look
 from bnlab.estimators.bank import MOMENTA, Bank, Block
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
@@ -43,7 +42,6 @@ class Predictive(Estimator):
     """
 
     name: ClassVar[str] = "predictive"
-    look: ClassVar[Look] = Look("self-tuned momentum", "purple")
 
     def momenta(self, stream: Stream) -> Tensor:
         """List the momenta chosen for mean and variance after each batch: [T, 2, layers], NaN before the first."""

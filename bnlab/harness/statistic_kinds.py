@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.common.names import Look, Named, find_look, list_named
+from bnlab.common.names import Named, list_named
 from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
 from bnlab.inference import TestTimeStatistics
 from bnlab.statistics.network import Statistics
@@ -49,7 +49,6 @@ class Exact(Measured):
     """Statistics of the whole population: each layer's input is computed with the exact statistics of those before."""
 
     name: ClassVar[str] = "exact"
-    look: ClassVar[Look] = Look("exact statistics", "black", "dashed")
     depends_on_batch_size: ClassVar[bool] = False
 
     def measure(self, model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
@@ -61,7 +60,6 @@ class Precise(Measured):
     """Moments pooled over all batches (Wu & Johnson 2021; fvcore)."""
 
     name: ClassVar[str] = "precise"
-    look: ClassVar[Look] = Look("precise BN", "green")
 
     def measure(self, model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
         return bnlab.population_statistics(model, batches, statistic="precise")
@@ -72,7 +70,6 @@ class UpdateBN(Measured):
     """The mean of batch means and of unbiased variances (torch's update_bn)."""
 
     name: ClassVar[str] = "update_bn"
-    look: ClassVar[Look] = Look("batches averaged (update_bn)", "green", "dashed")
     estimator: ClassVar[Estimator] = Cumulative()
 
     def measure(self, model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
@@ -85,7 +82,6 @@ class SWA(UpdateBN):
     """The means of `update_bn`, weighted by the sizes of batches (SWA's reference code)."""
 
     name: ClassVar[str] = "swa"
-    look: ClassVar[Look] = Look("batches averaged by size (SWA)", "green", "dotted")
     estimator: ClassVar[Estimator] = WeightedCumulative()
 
 
@@ -99,7 +95,6 @@ class Stale(OfAveraging):
     """Running averages that were recorded while the network trained, before its weights were averaged."""
 
     name: ClassVar[str] = "stale"
-    look: ClassVar[Look] = Look("running average of the trained network", "sky")
     # The momentum of torch's layers, whose buffers this stands for.
     running_average: ClassVar[Estimator] = EMA(momentum=0.1)
 
@@ -109,7 +104,6 @@ class Averaged(OfAveraging):
     """Running averages from the network's buffers, averaged with the same factors as its weights."""
 
     name: ClassVar[str] = "averaged"
-    look: ClassVar[Look] = Look("averaged buffers", "orange", "dotted")
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,6 @@ class NoStatistics(Named):
     """Placeholder for networks that train without statistics of the batch. It cannot be chosen."""
 
     name: ClassVar[str] = "none"
-    look: ClassVar[Look] = Look("without batch norm", "black")
 
 
 KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, TestTimeStatistics)
@@ -128,9 +121,3 @@ def list_statistics() -> dict[str, type[Named]]:
     """List by name the classes that `estimator=` can choose, except by import path; ValueError if two have one name."""
     named = list_named(Named)
     return {name: cls for name, cls in named.items() if issubclass(cls, KINDS)}
-
-
-def list_looks() -> dict[str, Look]:
-    """List by name how all choices look in figures, and how `none` does."""
-    named = list_named(Named)
-    return {name: find_look(cls) for name, cls in named.items()}

@@ -60,8 +60,8 @@ FOLDERS = {
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
     "harness.artifacts": "seeding data corruptions norms models optimizers tasks training job_settings run live "
     "training_runner",
-    "harness.reporting": "wording means selection frames tables axes looks plots verdicts question printed drawing "
-    "outcome quotes measured means_table any_sweep page",
+    "harness.reporting": "statistic_looks wording means selection frames tables axes looks plots verdicts question "
+    "printed drawing outcome quotes measured means_table any_sweep page",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
@@ -182,8 +182,7 @@ def find_imports_against_the_order_of_a_folder() -> Iterator[str]:
 def find_reports_that_see_more_than_tables() -> Iterator[str]:
     """Find modules of reports, and questions, that import what trains or measures."""
     for path in (HARNESS / "reporting").rglob("*.py"):
-        looks = {"bnlab.harness.statistic_kinds"} if path.stem in ("wording", "looks") else set[str]()
-        yield from list_others(path, REPORTING | looks)
+        yield from list_others(path, REPORTING)
     for path in list_questions():
         own_plots = f"experiments.questions.{path.parent.name}.plots"
         yield from list_others(path, {*REPORTING, *SHARED, own_plots, "bnlab.theory"}, beside="bnlab")

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
-from bnlab.common.names import Colour, Line, Look
+from bnlab.harness.reporting.statistic_looks import KINDS, Colour, Line, Look
 from bnlab.harness.reporting.wording import estimator_label, name_value
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. A family of statistics has one colour where it can.
@@ -122,11 +122,9 @@ def find_kind(words: str) -> Look | None:
     >>> find_kind("running averages").colour, find_kind("exact statistics of 32 images").colour, find_kind("sorted")
     ('blue', 'black', None)
     """
-    from bnlab.harness.statistic_kinds import list_looks  # with torch, for which reading tables does not wait
-
     # "running averages" are those of several networks, and of one kind with a running average.
     singular = words.replace("averages", "average")
-    kinds = [look for look in list_looks().values() if look.colour and singular.startswith(look.words)]
+    kinds = [look for look in KINDS.values() if singular.startswith(look.words)]
     return max(kinds, key=lambda look: len(look.words), default=None)
 
 
@@ -147,7 +145,7 @@ def choose_looks_of_words(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     others = itertools.cycle(itertools.product(_LINES.values(), _OTHERS))
     for name in names:
         kind = find_kind(name)
-        if kind is None or kind.colour is None:
+        if kind is None:
             line, colour = next(others)
             looks[name] = {"color": colour, "linestyle": line, "marker": ""}
             continue

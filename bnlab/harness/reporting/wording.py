@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bnlab.common.names import EstimatorName, Look
+from bnlab.common.names import EstimatorName
+from bnlab.harness.reporting.statistic_looks import KINDS
 from bnlab.harness.run_table import DERIVED, RESULTS
 
 # In conditions, in place of columns' names.
@@ -179,14 +179,6 @@ def list_differences(frame: pd.DataFrame, columns: Iterable[str]) -> str:
     return "; ".join(differing[:3])
 
 
-@cache  # of each row an estimator is named
-def find_look(kind: str) -> Look:
-    """Find how an estimator looks by its name without parameters; one that is not known here has none of its own."""
-    from bnlab.harness.statistic_kinds import list_looks  # with torch, for which reading tables does not wait
-
-    return list_looks().get(kind, Look())
-
-
 def estimator_label(name: object, momentum: Any = math.nan) -> str:
     """Name an estimator in a legend, with its parameters but for those that go without saying.
 
@@ -194,19 +186,20 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
     """
     parsed = EstimatorName.parse(str(name))
-    look = find_look(parsed.base)
+    look = KINDS.get(parsed.base)
+    unsaid = look.unsaid if look else ()
     words = []
     for key, value in parsed.parameters.items():
         if key == "statistics_split":
             words.append(value)
         elif key == "images" and value.isdecimal():
             words.append(f"{int(value):,} images")
-        elif f"{key}={value}" not in look.unsaid:
+        elif f"{key}={value}" not in unsaid:
             words.append(f"{key}={value}")
     if not math.isnan(momentum):
         words.append(f"momentum {momentum:g}")
 
-    label = look.words or parsed.base
+    label = look.words if look else parsed.base
     if words:
         label = f"{label} ({', '.join(words)})"
     return label

@@ -25,7 +25,8 @@ from bnlab.harness.reporting.frames import average, interval, rows, score
 from bnlab.harness.reporting.looks import RC, choose_looks, find_colour
 from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, Axis, Cells, Curves, Dots, Forest, Plot
 from bnlab.harness.reporting.question import Figure
-from bnlab.harness.statistic_kinds import list_looks
+from bnlab.harness.reporting.statistic_looks import KINDS
+from bnlab.harness.statistic_kinds import list_statistics
 from tests.harness.reporting.planted import plant
 
 matplotlib.use("Agg")
@@ -320,8 +321,7 @@ def test_of_several_momenta_each_has_its_colour_and_estimators_have_lines() -> N
 
 
 def test_every_estimator_has_a_look_of_its_own() -> None:
-    ours = [name for name, look in list_looks().items() if look.colour]
-    names = [*ours, "mine", "yours"]
+    names = [*KINDS, "mine", "yours"]
     _, looks = choose_looks(pd.DataFrame({"estimator": names}), "estimator")
 
     alike = defaultdict(list)
@@ -330,7 +330,10 @@ def test_every_estimator_has_a_look_of_its_own() -> None:
 
     assert [labels for labels in alike.values() if len(labels) > 1] == [], "give one of them another colour or line"
     assert len(looks) == len(names)
-    assert len(ours) >= 22
+
+
+def test_every_look_is_of_a_statistic_that_can_be_chosen() -> None:
+    assert {*KINDS} - {*list_statistics()} == {"none"}, "of networks without statistics"
 
 
 @pytest.mark.parametrize(
