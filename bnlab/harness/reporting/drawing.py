@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import textwrap
@@ -12,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib import rc_params_from_file
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawn
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
@@ -147,10 +149,10 @@ def _count_seeds(frame: pd.DataFrame) -> str:
 
 def _render(drawn: Drawn) -> Image.Image:
     """Render a figure, and close it."""
-    file = io.BytesIO()
-    drawn.savefig(file, format="png")
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
     plt.close(drawn)
-    return Image.open(file).convert("RGB")
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _stack(pictures: list[Image.Image]) -> Image.Image:
@@ -200,7 +202,7 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None, networ
     _add_legend(drawn, axes.values(), int(letters * width), networks)
 
     # Panels keep their shape however many words there are: the figure is as high as these need.
-    drawn.draw_without_rendering()
+    ConstrainedLayoutEngine().execute(drawn)
     lacking = height - grid[0, 0].get_position().height * drawn.get_figheight()
     drawn.set_figheight(drawn.get_figheight() + rows * lacking)
     return drawn

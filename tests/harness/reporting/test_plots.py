@@ -444,14 +444,14 @@ def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
 def test_files_are_the_same_each_time_and_one_for_papers_has_no_title(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved: list[Drawn] = []
-    save = Drawn.savefig
+    made: list[Drawn] = []
+    make = drawing.draw
 
-    def save_and_keep(drawn: Drawn, *of: Any, **words: Any) -> None:
-        saved.append(drawn)
-        save(drawn, *of, **words)
+    def make_and_keep(*of: Any, **words: Any) -> Drawn:
+        made.append(make(*of, **words))
+        return made[-1]
 
-    monkeypatch.setattr(Drawn, "savefig", save_and_keep)
+    monkeypatch.setattr(drawing, "draw", make_and_keep)
     figure = Figure("A title", "Read it so.", lambda tables: MOMENTA, Curves("momentum", "estimator", GAP))
     files = []
     for folder in (tmp_path / "a", tmp_path / "b"):
@@ -460,7 +460,7 @@ def test_files_are_the_same_each_time_and_one_for_papers_has_no_title(
         files.append((path.read_bytes(), path.with_suffix(".pdf").read_bytes()))
 
     assert files[0] == files[1]
-    page, paper = saved[:2]
+    page, paper = made[:2]
     assert (page.get_suptitle(), paper.get_suptitle()) == ("A title", "")
     assert "n = 3" in page.legends[0].get_title().get_text()
     assert not paper.legends[0].get_title().get_text()
