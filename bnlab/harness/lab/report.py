@@ -359,12 +359,6 @@ def _draw_figures(
     question: Question, tables: Mapping[str, Tables], folder: Path, file: PaperFile | None
 ) -> tuple[dict[str, Figure], int]:
     """Draw all figures that can be drawn, now with whole captions; count those that failed, and name them on stderr."""
-    import matplotlib
-
-    # Figures become files alone, for which no display is needed.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     from bnlab.harness.reporting import drawing
 
     gc.freeze()  # drawing makes much garbage, and each collection would go through all that is imported, too
@@ -384,8 +378,6 @@ def _draw_figures(
         except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
         except (Exception, SystemExit) as error:  # the code of a question may raise either
-            # The figure that has failed is still open.
-            pyplot.close("all")
             failed += 1
             print(f"figure {key} of {question.name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
         else:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import rc_params_from_file
+from matplotlib import rc_context, rc_params_from_file, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,7 +85,7 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
         plot, numbers = make_panel(figure.plot, printed)
         parts[f"{name}_{THEIRS}"] = (replace(figure, title="", plot=plot, printed=()), numbers)
 
-    with plt.rc_context(RC):
+    with rc_context(RC):
         pictures = [_render(draw(part, rows, networks=_describe(part, rows, tables))) for part, rows in parts.values()]
     # A palette makes files small, of which many are committed. This one keeps the colours that are far from all others,
     # those of lines and of faint bands; an octree's lost the bands.
@@ -94,11 +93,10 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
     picture.save(folder / f"{name}.png", optimize=True)
 
     if paper is not None:
-        with plt.rc_context(paper.read_settings()):
+        with rc_context(paper.read_settings()):
             for stem, (part, rows) in parts.items():
                 drawn = draw(replace(part, title=""), rows, paper.width)
                 drawn.savefig(folder / f"{stem}.{paper.format}", metadata=FORMATS[paper.format])
-                plt.close(drawn)
     return replace(figure, caption=_write_caption(figure, frame, tables))
 
 
@@ -148,10 +146,9 @@ def _count_seeds(frame: pd.DataFrame) -> str:
 
 
 def _render(drawn: Drawn) -> Image.Image:
-    """Render a figure, and close it."""
+    """Render a figure."""
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
-    plt.close(drawn)
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
@@ -186,9 +183,9 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None, networ
     height = least or (_TALL if columns == 1 else _LOW) * width / usual_width
 
     # Words need room before they are counted in: without any, constrained layout gives up.
-    drawn, grid = plt.subplots(
-        rows, columns, sharey=plot.shares_y, squeeze=False, layout="constrained", figsize=(width, rows * height + 12)
-    )
+    drawn = Drawn(figsize=(width, rows * height + 12), layout="constrained")
+    FigureCanvasAgg(drawn)  # measures words; without one, each measurement would make its own
+    grid = drawn.subplots(rows, columns, sharey=plot.shares_y, squeeze=False)
     # The last row may have more axes than there are panels left.
     for ax in grid.flat[len(panels) :]:
         ax.remove()
@@ -196,7 +193,7 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None, networ
     plot.draw(frame, axes)
     for ax in axes.values():
         _draw_spans(ax, figure.printed)
-    letters = _LETTERS / plt.rcParams["font.size"]
+    letters = _LETTERS / rcParams["font.size"]
     _write_words(axes, columns, int(letters * width / columns), int(letters * height))
     drawn.suptitle(figure.title, x=0.02, ha="left", wrap=True)
     _add_legend(drawn, axes.values(), int(letters * width), networks)
