@@ -22,8 +22,9 @@ from bnlab.commands.demo.specimen import Batches, list_norms, measure_accuracy, 
 from bnlab.common.scores import Difference, compare_scores
 from bnlab.common.vision import torchvision
 from bnlab.estimators import DebiasedEMA
-from bnlab.harness.artifacts.data.rendering import glyphs
-from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
+from bnlab.harness.artifacts.data.images.rendering import glyphs
+from bnlab.harness.artifacts.models import Cnn, Resnet
+from bnlab.harness.artifacts.network import build_model
 from bnlab.model.borrow import keep_random_state
 
 _CLASSES = 10

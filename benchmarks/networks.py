@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.common.vision import torchvision
-from bnlab.harness.artifacts.models import Resnet, build_model
+from bnlab.harness.artifacts.models import Resnet
+from bnlab.harness.artifacts.network import build_model
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 

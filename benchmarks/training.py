@@ -17,9 +17,11 @@ from benchmarks.networks import build_imagenet_resnet, build_resnet, draw_images
 from benchmarks.timing import Result, alternate
 from bnlab import record, watch
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.data import OwnData, augment
+from bnlab.harness.artifacts.data import OwnData
+from bnlab.harness.artifacts.dataset import augment
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
+from bnlab.harness.artifacts.models import Cnn, Resnet
+from bnlab.harness.artifacts.network import build_model
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.updates import lr_factor

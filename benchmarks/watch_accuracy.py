@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from benchmarks.networks import build_resnet
 from bnlab import Watch, population_statistics, using, watch
-from bnlab.harness.artifacts.data import Dataset, augment, load_dataset
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
+from bnlab.harness.artifacts.dataset import Dataset, augment, load_dataset
 from bnlab.harness.updates import lr_factor
 
 _BATCH = 128

@@ -30,7 +30,7 @@ from benchmarks.doctor_benchmark.parts import (
 )
 from benchmarks.doctor_benchmark.problem import Given
 from bnlab.commands.demo.specimen import Batches, list_norms, reset, split
-from bnlab.harness.artifacts.data.rendering import glyphs
+from bnlab.harness.artifacts.data.images.rendering import glyphs
 
 
 def load_resnet() -> nn.Sequential:

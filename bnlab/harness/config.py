@@ -12,19 +12,19 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts import training
-from bnlab.harness.artifacts.corruptions import check_shifts
 from bnlab.harness.artifacts.data import Data
 from bnlab.harness.artifacts.job_settings import GROUPS, MOMENTUM, Config, as_list, list_steps
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
+from bnlab.harness.artifacts.shifts import check_shifts
 from bnlab.harness.artifacts.tasks import Task
 from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.subjects import list_subjects
 from bnlab.harness.statistic_kinds import Measured
+from bnlab.harness.updates import check_order
 
 
 @cache  # what is registered stays so for the process
@@ -60,7 +60,7 @@ def check(config: Config) -> None:
     config.data.check()
     _check_task(config)
     config.model.check(config.norm)
-    training.check_order(config.order)
+    check_order(config.order)
     check_shifts(as_list(config.shifts), config.data, as_list(config.evaluate_on))
 
     # The range of the batch size depends on the data and the norm, so that `check_settings` does not know it.

@@ -1,8 +1,11 @@
-"""The updates of a training, in numbers: how many an epoch has, its last batch, and the learning rate of each."""
+"""The updates of a training: how many an epoch has, the order of its images, its last batch, and the learning rate."""
 
 from __future__ import annotations
 
 import math
+import re
+
+from bnlab.harness.errors import UserError, suggest
 
 SCHEDULES = {
     "onecycle": "The learning rate rises for a fifth of training and falls to 0 at the end.",
@@ -11,8 +14,16 @@ SCHEDULES = {
     "constant": "The learning rate is constant.",
 }
 """Each in a sentence."""
+ORDERS = ("shuffled", "sorted", "blocks:16")
+"""Orders of the images in an epoch; blocks may also be of another number of images."""
 ADVICE = "and its update is made at the full learning rate, which can harm the weights; last_batch=drop leaves it out"
 """What to know of a small last batch."""
+
+
+def check_order(order: str) -> None:
+    """Raise UserError unless there is such an order."""
+    if order not in ORDERS and not re.fullmatch(r"blocks:[1-9]\d*", order):
+        raise UserError(f"order={order}: {suggest(order, ORDERS)}")
 
 
 def lr_factor(schedule: str, step: int, steps: int) -> float:

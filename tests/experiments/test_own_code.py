@@ -11,7 +11,7 @@ import pytest
 
 from bnlab.estimators import list_estimators
 from bnlab.harness import load, load_model
-from bnlab.harness.artifacts.data import load_dataset
+from bnlab.harness.artifacts.dataset import load_dataset
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.compose import plan_jobs

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 from bnlab.harness import load, load_images, load_model
-from bnlab.harness.artifacts.data import OwnData, load_dataset
+from bnlab.harness.artifacts.data import OwnData
 from bnlab.harness.artifacts.data.own_data import forget_own
+from bnlab.harness.artifacts.dataset import load_dataset
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
@@ -439,7 +440,7 @@ def test_a_set_of_arguments_is_read_once_for_a_thousand_jobs(give: Give, tmp_pat
 
 def test_transforms_are_told_by_what_they_draw_and_by_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = [THREE_PARTS.find_content(), OwnData(name=f"{__name__}.make_two_parts").find_content()]
-    monkeypatch.setattr("bnlab.harness.artifacts.data.own_data.digest_code", lambda module: "other")
+    monkeypatch.setattr("bnlab.harness.artifacts.data.images.own_images.digest_code", lambda module: "other")
     forget_own()
     contents.append(THREE_PARTS.find_content())
     monkeypatch.setattr(f"{__name__}.brighten", keep)

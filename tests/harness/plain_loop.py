@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.data import Data
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.network import build_model
 from tests.helpers import rise_and_fall
 
 

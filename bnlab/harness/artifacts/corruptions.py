@@ -1,45 +1,27 @@
-"""Shifts between the images of training and those that are predicted: corruptions in three strengths, or other fonts.
+"""The images that are predicted: as they are, corrupted, or in other fonts; `shifts` has their names.
 
-A shift is `none`, a corruption with its strength, such as `noise:1`, or the fonts of glyphs, such as `fonts:dejavu`.
+A corruption changes an image [C, H, W], whose pixels are from 0 to 1, by an amount, and does not write to it; pixels of
+the result may lie outside of 0 to 1. It draws from the generator that it is given, the same at each strength.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.common.files import digest
-from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
-from bnlab.harness.components import require_one_of
-from bnlab.harness.errors import UserError
+from bnlab.harness.artifacts.data import Data
+from bnlab.harness.artifacts.dataset import Dataset, Split, load_dataset
+from bnlab.harness.artifacts.shifts import CORRUPTIONS, find_corruption
 
-STRENGTHS = (1, 2, 3)
-_WIDTH = 116  # of the documentation
 _PLANE = (1, 2)  # the dimensions of height and width
 _VERSION = "1"  # another one where the same strength gives other images, so that they are measured again
 _VERSION_OF_LONG = "2"  # of images that are not square: shares were of the width
 _REACH = 3  # standard deviations, beyond which the weights of a blur are 0
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """A change of an image's pixels.
-
-    `apply` corrupts an image [C, H, W], whose pixels are from 0 to 1, by an amount, and does not write to it; pixels of
-    the result may lie outside of 0 to 1. It draws from the generator that it is given, the same at each strength.
-    """
-
-    apply: Callable[[Tensor, float, torch.Generator], Tensor]
-    amounts: tuple[float, float, float]  # of strength 1, 2 and 3
-    words: str  # for the documentation
 
 
 def blur(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
@@ -107,66 +89,14 @@ def _find_shorter_side(image: Tensor) -> int:
     return min(image.shape[1:])
 
 
-CORRUPTIONS = {
-    "blur": Corruption(
-        blur,
-        (1 / 32, 2 / 32, 3 / 32),
-        "means of neighbouring pixels with Gaussian weights, whose standard deviation is 1/32, 1/16, 3/32 of the "
-        "shorter side; pixels outside of the image are those of its edge",
-    ),
-    "contrast": Corruption(
-        lower_contrast,
-        (0.5, 0.3, 0.15),
-        "less contrast: of each pixel's difference to the mean of its channel 0.5, 0.3, 0.15 is left",
-    ),
-    "noise": Corruption(
-        add_noise,
-        (0.1, 0.2, 0.3),
-        "normal noise on each pixel, with a standard deviation of 0.1, 0.2, 0.3 of the range",
-    ),
-    "occlusion": Corruption(
-        occlude,
-        (1 / 4, 3 / 8, 1 / 2),
-        "a square of 0 anywhere within the image, with a side of 1/4, 3/8, 1/2 of the shorter one in whole pixels",
-    ),
-    "translation": Corruption(
-        translate,
-        (1 / 8, 2 / 8, 3 / 8),
-        "a move up, down, left or right by 1/8, 1/4, 3/8 of the shorter side in whole pixels; pixels that come in are "
-        "0",
-    ),
+CHANGES = {
+    "blur": blur,
+    "contrast": lower_contrast,
+    "noise": add_noise,
+    "occlusion": occlude,
+    "translation": translate,
 }
-"""By name: `shifts=noise:1` is the one called noise, of strength 1."""
-
-
-def find_corruption(shift: str) -> Corruption | None:
-    """Find the corruption that a shift names, such as `noise:1`; None for other shifts."""
-    name, _, _ = shift.partition(":")
-    return CORRUPTIONS.get(name)
-
-
-def describe_corruptions() -> str:
-    """Write what each corruption does, a Markdown list."""
-    items = []
-    for name, corruption in CORRUPTIONS.items():
-        items.append(textwrap.fill(f"- `{name}`: {corruption.words}", _WIDTH, subsequent_indent="  "))
-    return "\n".join(items)
-
-
-def check_shifts(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> None:
-    """Raise UserError unless the images of these splits have each of these shifts."""
-    known = ["none", *(f"{name}:{strength}" for name in CORRUPTIONS for strength in STRENGTHS)]
-    # Fonts can be changed for test images only.
-    if [*splits] == ["test"]:
-        known += config.list_shifts()
-
-    for shift in shifts:
-        require_one_of("shifts", shift, known)
-        if find_corruption(shift) and not config.has_known_range():
-            raise UserError(
-                f"shifts={shift}: data={config.name} has float images, of which black and white are not known; "
-                "give bytes (uint8), which are standardized too"
-            )
+"""What changes an image, by the name of the corruption."""
 
 
 def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Split:
@@ -197,8 +127,8 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     images nor on the strength.
     """
     name, _, strength = shift.partition(":")
-    corruption = CORRUPTIONS[name]
-    amount = corruption.amounts[int(strength) - 1]
+    change = CHANGES[name]
+    amount = CORRUPTIONS[name].amounts[int(strength) - 1]
     mean = torch.tensor(dataset.mean).view(-1, 1, 1)
     std = torch.tensor(dataset.std).view(-1, 1, 1)
 
@@ -211,6 +141,6 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
         pixels = stored.to(torch.uint8).contiguous().numpy().data
         seed = int(digest(name, pixels, digits=12), 16)
         generator = torch.Generator().manual_seed(seed)
-        corrupted = corruption.apply(stored / dataset.largest, amount, generator)
+        corrupted = change(stored / dataset.largest, amount, generator)
         images[index] = (corrupted.clamp(0, 1) * dataset.largest - mean) / std
     return Split(images.to(plain.images.device), plain.labels)

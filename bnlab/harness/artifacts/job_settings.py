@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.common.files import digest
-from bnlab.harness.artifacts.corruptions import CORRUPTIONS
 from bnlab.harness.artifacts.data import Data, Digits
 from bnlab.harness.artifacts.models import Cnn, Layered, Model
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
+from bnlab.harness.artifacts.shifts import CORRUPTIONS
 from bnlab.harness.artifacts.tasks import Classification, OwnTask, Task
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError

@@ -20,8 +20,8 @@ from torch import nn
 
 import bnlab
 from bnlab.common.files import write_text
+from bnlab.harness.artifacts.objectives import compute_metric
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.tasks import compute_metric
 from bnlab.harness.artifacts.training import TrainingState
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.progress import say_problem

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.components import Component, component, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
 from bnlab.harness.updates import SCHEDULES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 LEAST_RATE = 1e-9
 """The least learning rate; at it nothing diverges."""
@@ -50,13 +51,15 @@ class Optimizer(Component):
 
     def count_moments(self) -> int:
         """Count the numbers that it keeps for each weight, from an update of a few."""
-        weights = nn.Parameter(torch.ones(2, 2))
+        import torch
+
+        weights = torch.nn.Parameter(torch.ones(2, 2))
         optimizer = self.build([weights], _REFERENCE_BATCH)
         weights.grad = torch.ones_like(weights)
         optimizer.step()
         kept = optimizer.state[weights].values()
         # By their shape: AdamW also counts its updates, in one number for all weights.
-        return sum(isinstance(value, Tensor) and value.shape == weights.shape for value in kept)
+        return sum(isinstance(value, torch.Tensor) and value.shape == weights.shape for value in kept)
 
 
 @component
@@ -69,7 +72,9 @@ class AdamW(Optimizer):
     weight_decay: float = setting(0.01, "weight decay", at_least=0)
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(weights, self.peak_lr(batch_size), weight_decay=self.weight_decay)
+        from torch.optim import AdamW as TorchAdamW
+
+        return TorchAdamW(weights, self.peak_lr(batch_size), weight_decay=self.weight_decay)
 
 
 @component
@@ -82,10 +87,12 @@ class Sgd(Optimizer):
     momentum: float = setting(0.9, "Nesterov momentum; 0: none", at_least=0, at_most=0.9999)
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+        from torch.optim import SGD
+
         # torch refuses Nesterov's variant where there is no momentum.
         has_momentum = self.momentum > 0
         lr = self.peak_lr(batch_size)
-        return torch.optim.SGD(weights, lr, self.momentum, weight_decay=self.weight_decay, nesterov=has_momentum)
+        return SGD(weights, lr, self.momentum, weight_decay=self.weight_decay, nesterov=has_momentum)
 
 
 @own
@@ -100,10 +107,12 @@ class OwnOptimizer(Own, Optimizer):
     taken: ClassVar[str] = "lr"
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+        from torch.optim import Optimizer as TorchOptimizer
+
         lr = self.peak_lr(batch_size)
         # A list, because a user's function may go through the weights more than once.
         optimizer = call_own("optimizer", self.name, [*weights], lr=lr, **self.arguments)
-        if not isinstance(optimizer, torch.optim.Optimizer):
+        if not isinstance(optimizer, TorchOptimizer):
             kind = type(optimizer).__name__
             raise UserError(f"optimizer={self.name}: has to give a torch.optim.Optimizer, found a {kind}")
         return optimizer

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from bnlab.harness.artifacts.data import Draw, Split, augment
+from bnlab.harness.artifacts.dataset import Split, augment
+from bnlab.harness.artifacts.objectives import Objective, compute_metric
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.tasks import Objective, compute_metric
-from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.updates import lr_factor, steps_per_epoch
+
+if TYPE_CHECKING:
+    from bnlab.harness.artifacts.data.parts import Draw
 
 # Reading a loss waits until its device has computed it. A CPU has when a call returns; an accelerator computes behind
 # the program, which would stand still at each update.
@@ -38,15 +40,6 @@ class Seeds:
         generator = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**31, (3,), generator=generator)
         return Seeds(*seeds.tolist())
-
-
-ORDERS = ("shuffled", "sorted", "blocks:16")  # or of another number of images
-
-
-def check_order(order: str) -> None:
-    """Raise UserError unless there is such an order."""
-    if order not in ORDERS and not re.fullmatch(r"blocks:[1-9]\d*", order):
-        raise UserError(f"order={order}: {suggest(order, ORDERS)}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.dataset import Split
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Batches, TrainingState, train
 from bnlab.harness.measurements import Measurement

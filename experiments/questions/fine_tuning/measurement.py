@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnlab
-from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.dataset import Split
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import seed_by

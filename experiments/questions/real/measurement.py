@@ -12,7 +12,7 @@ from torch import Tensor
 
 import bnlab
 from bnlab.estimators import EMA, DebiasedEMA
-from bnlab.harness.artifacts.data import augment
+from bnlab.harness.artifacts.dataset import augment
 from bnlab.harness.artifacts.job_settings import list_steps
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 import bnlab
-from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.dataset import Split
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, measure_at, seed_by

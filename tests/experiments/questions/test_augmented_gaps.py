@@ -10,7 +10,7 @@ import torch
 from bnlab import gap, population_statistics, replay
 from bnlab.estimators import EMA
 from bnlab.harness import load
-from bnlab.harness.artifacts.data import augment
+from bnlab.harness.artifacts.dataset import augment
 from bnlab.harness.reporting.frames import select
 from tests.conftest import small_config
 from tests.helpers import Config, Run, measure, run_job, train_network

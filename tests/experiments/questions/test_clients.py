@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import running_statistics
-from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.dataset import Split
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import seed_by

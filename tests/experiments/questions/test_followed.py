@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnlab
-from bnlab.harness.artifacts.data import augment
+from bnlab.harness.artifacts.dataset import augment
 from bnlab.harness.reporting.frames import select
 from experiments.questions.effective_rate.measurement import WeightNorms
 from experiments.questions.followed import measurement

@@ -12,7 +12,7 @@ from torch import nn
 
 import bnlab
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.data import augment
+from bnlab.harness.artifacts.dataset import augment
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.frames import select
 from experiments.questions.forecast.measurement import compare_scatter, read_first_layer

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS, digest_of_shifted
-from bnlab.harness.artifacts.data import Digits, load_dataset
+from bnlab.harness.artifacts.corruptions import CHANGES, digest_of_shifted
+from bnlab.harness.artifacts.data import Digits
+from bnlab.harness.artifacts.dataset import load_dataset
+from bnlab.harness.artifacts.shifts import CORRUPTIONS, STRENGTHS
 from tests import references
 
 TWINS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
@@ -38,12 +40,11 @@ def draw(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_corruption_is_its_twin(name: str, strength: int, size: tuple[int, int]) -> None:
     image = torch.rand(3, *size, generator=draw())
-    corruption = CORRUPTIONS[name]
-    amount = corruption.amounts[strength - 1]
+    amount = CORRUPTIONS[name].amounts[strength - 1]
     for seed in range(1 if name == "blur" else 8):  # the twin of blur is slow, and draws nothing
         before = image.clone()
 
-        found = corruption.apply(image, amount, draw(seed))
+        found = CHANGES[name](image, amount, draw(seed))
 
         expected = TWINS[name](image, amount, draw(seed))
         # float32 against float64: a Gaussian mean has some 250 terms below 1.
@@ -57,7 +58,7 @@ def test_a_long_image_is_never_hidden_as_a_whole(name: str) -> None:
     image = torch.ones(1, 8, 32)
     for strength, amount in zip(STRENGTHS, CORRUPTIONS[name].amounts, strict=True):
         for seed in range(20):
-            found = CORRUPTIONS[name].apply(image, amount, draw(seed))
+            found = CHANGES[name](image, amount, draw(seed))
 
             assert found.mean() >= 0.5, (strength, seed)
 

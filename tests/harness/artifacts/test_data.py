@@ -18,9 +18,11 @@ from torch import Tensor
 
 from bnlab.common.digits import load_digits
 from bnlab.harness import load, load_model
-from bnlab.harness.artifacts import data
-from bnlab.harness.artifacts.data import Data, Digits, Glyphs, augment, load_dataset, rendering
+from bnlab.harness.artifacts.data import Data, Digits, Glyphs
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
+from bnlab.harness.artifacts.data.fonts import FONTS
+from bnlab.harness.artifacts.data.images.rendering import glyphs
+from bnlab.harness.artifacts.dataset import Dataset, augment, load_dataset
 from bnlab.harness.errors import UserError
 from tests.harness.kills import interrupted_at
 from tests.helpers import sweep_small, torchvision, write_copies
@@ -59,7 +61,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cifar10, "size", Cifar10.size._replace(available=TRAIN, test=TEST))
 
 
-def restore_pixels(dataset: data.Dataset, images: Tensor) -> Tensor:
+def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
     mean = torch.tensor(dataset.mean).view(1, -1, 1, 1)
     std = torch.tensor(dataset.std).view(1, -1, 1, 1)
     return (images * std + mean).round().to(torch.uint8)
@@ -160,18 +162,18 @@ def test_glyphs_of_fonts_that_can_be_kept_apart() -> None:
     assert torch.equal(plain.train.images, other.train.images)
     assert plain.test.digest != other.test.digest
 
-    fonts = set(rendering.FONTS["dejavu"])
-    assert fonts.isdisjoint(rendering.FONTS["stix_cm"])
+    fonts = set(FONTS["dejavu"])
+    assert fonts.isdisjoint(FONTS["stix_cm"])
 
 
 @pytest.mark.parametrize("settings", [(36, "all"), (62, "stix_cm")])
 def test_a_glyph_depends_on_seed_and_index_alone(settings: tuple[int, str]) -> None:
-    few, few_labels = rendering.glyphs(30, *settings, seed=3)
-    many, many_labels = rendering.glyphs(1100, *settings, seed=3)
+    few, few_labels = glyphs(30, *settings, seed=3)
+    many, many_labels = glyphs(1100, *settings, seed=3)
 
     assert torch.equal(few, many[:30])
     assert torch.equal(few_labels, many_labels[:30])
-    assert not torch.equal(few, rendering.glyphs(30, *settings, seed=4)[0])
+    assert not torch.equal(few, glyphs(30, *settings, seed=4)[0])
     assert many.shape == (1100, 1, 32, 32)
     assert many.dtype == torch.uint8
     assert set(many_labels.tolist()) == set(range(settings[0]))

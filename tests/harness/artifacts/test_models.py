@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, build_model
+from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet
+from bnlab.harness.artifacts.network import build_model
 from bnlab.harness.artifacts.norms import NoNorm, Norm
 from bnlab.harness.components import COMPONENTS
 

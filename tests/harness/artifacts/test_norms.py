@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.models import Model, build_model
+from bnlab.harness.artifacts.models import Model
+from bnlab.harness.artifacts.network import build_model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.components import COMPONENTS
 from tests import references as ref

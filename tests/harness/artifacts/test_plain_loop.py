@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.training import ORDERS, train
+from bnlab.harness.artifacts.training import train
 from bnlab.harness.artifacts.training_runner import start_training
 from bnlab.harness.components import COMPONENTS, list_settings
-from bnlab.harness.updates import SCHEDULES
+from bnlab.harness.updates import ORDERS, SCHEDULES
 from tests.harness.plain_loop import train_plainly
 from tests.helpers import Config, Run, plan_network
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS
-from bnlab.harness.artifacts.data.rendering import glyphs
+from bnlab.harness.artifacts.data.images.rendering import glyphs
+from bnlab.harness.artifacts.shifts import CORRUPTIONS, STRENGTHS
 from bnlab.harness.errors import UserError
 from tests.helpers import Config, Run, plan_network
 

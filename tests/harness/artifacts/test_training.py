@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from bnlab.harness.artifacts import training
-from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.dataset import Split
 from bnlab.harness.artifacts.tasks import Classification
-from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds, TrainingState
+from bnlab.harness.artifacts.training import Batches, Diverged, Seeds, TrainingState
+from bnlab.harness.updates import ORDERS
 from tests.helpers import plain, plan_network, without_dropout
 from tests.waits import Waits
 

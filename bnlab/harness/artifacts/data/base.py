@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from torch import Tensor
-
-from bnlab.harness.artifacts.data.pixels import Pixels
+from bnlab.harness.artifacts.data.parts import Parts, Size
 from bnlab.harness.components import Component, require_within, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.updates import count_training
 
-Draw = Callable[[Tensor, int], Tensor]
-"""Gives images [N, C, H, W] of these numbers, always the same for a seed."""
 # A tenth of them, rounded down, are validation images, of which there has to be one.
 _FEWEST = 10  # training and validation images
-
-
-class Size(NamedTuple):
-    """The size of a data set."""
-
-    available: int  # training and validation images
-    test: int
-    pixels: int  # of the shorter side
-    classes: int
-
-
-class Parts(NamedTuple):
-    """Images and labels as they are stored; training and validation images are one part."""
-
-    train: Pixels
-    test: Pixels
-    augmented: Draw | None = None  # draws images of the training part with random transforms of the user's
-    content: str = ""  # see `Data.find_content`
 
 
 # Hashable, because `load_dataset` caches by it; not frozen, because a user's arguments are set as attributes.

@@ -1,4 +1,4 @@
-"""data=cifar10: torchvision downloads it, reads it, and knows its MD5 sums."""
+"""data=cifar10"""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
-from bnlab.common.vision import torchvision
-from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.pixels import read_items, shuffle
+from bnlab.harness.artifacts.data.base import Data
+from bnlab.harness.artifacts.data.parts import Parts, Size
 from bnlab.harness.components import component, setting
-from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.errors import UserError
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
-_FOLDER = "cifar-10-batches-py"
+_FOLDER = "cifar-10-batches-py"  # below `data.root`, where torchvision puts it
 
 
 @component
@@ -58,48 +55,8 @@ class Cifar10(Data):
         )
 
     def read(self) -> Parts:
+        from bnlab.harness.artifacts.data.images import cifar10
+
         if self.copies:
-            return self._read_copies()
-
-        read = torchvision().datasets.CIFAR10  # its files are pickles: opened after their MD5 sums have been verified
-        try:
-            parts = [read(self.root, train=is_train, download=self.download) for is_train in (True, False)]
-        except Exception as error:  # where a file is corrupt torchvision raises almost any
-            raise UserError(
-                f"{self.name}: {where_raised(error)}; delete its files in {Path(self.root, _FOLDER)} and set "
-                "data.download=true"
-            ) from error
-        images = [torch.as_tensor(part.data).permute(0, 3, 1, 2) for part in parts]
-        labels = [torch.as_tensor(part.targets).long() for part in parts]
-        return Parts((images[0], labels[0]), (images[1], labels[1]))
-
-    def _read_copies(self) -> Parts:
-        """Read image files, in an order that is drawn once for ever; UserError unless all are there."""
-        read_folder = torchvision().datasets.ImageFolder
-        try:
-            folders = [read_folder(Path(self.root, part)) for part in ("train", "test")]
-            # A folder lists class after class, so that a batch of test images would be of one class.
-            train, test = [shuffle(*read_items(folder, range(len(folder)), folder.root)) for folder in folders]
-        except Exception as error:
-            raise UserError(
-                f"{self.name}: {where_raised(error)}; there have to be train/<class>/ and test/<class>/ in {self.root}"
-            ) from error
-
-        if (len(folders[0]), len(folders[1])) != (self.size.available, self.size.test):
-            raise UserError(
-                f"{self.name}: {self.root} has {len(folders[0]):,} and {len(folders[1]):,} images; expected "
-                f"{self.size.available:,} and {self.size.test:,}"
-            )
-        if folders[0].classes != folders[1].classes or len(folders[0].classes) != self.size.classes:
-            raise UserError(
-                f"{self.name}: {self.root} has the classes {', '.join(folders[0].classes)} in train and "
-                f"{', '.join(folders[1].classes)} in test; expected the same {self.size.classes} folders in both"
-            )
-        shape = [3, self.size.pixels, self.size.pixels]
-        if any([*images.shape[1:]] != shape for images, _ in (train, test)):
-            raise UserError(
-                f"{self.name}: images of {self.root} have the shapes {[*train[0].shape[1:]]} and "
-                f"{[*test[0].shape[1:]]}; copies have to be {shape}, else give them as data of your own "
-                "(docs/howto/own_code.md)"
-            )
-        return Parts(train, test)
+            return cifar10.read_copies(self.root, self.size)
+        return cifar10.read_published(self.root, self.download)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.pixels import draw_order
+from bnlab.harness.artifacts.data.base import Data
+from bnlab.harness.artifacts.data.parts import Parts, Size
 from bnlab.harness.components import component
 
 
@@ -22,7 +22,8 @@ class Digits(Data):
         return Size(available=1438, test=359, pixels=8, classes=10)
 
     def read(self) -> Parts:
-        from bnlab.common.digits import load_digits  # here: loads torch
+        from bnlab.common.digits import load_digits  # loads torch
+        from bnlab.harness.artifacts.data.images.pixels import draw_order
 
         images, labels = load_digits()
         order = draw_order(len(labels))

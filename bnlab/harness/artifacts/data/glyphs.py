@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.rendering import CLASSES, FONTS, SIZE, glyphs
+from bnlab.harness.artifacts.data.base import Data
+from bnlab.harness.artifacts.data.fonts import CLASSES, FONTS, SIZE
+from bnlab.harness.artifacts.data.parts import Parts, Size
 from bnlab.harness.components import component, require_one_of, setting
 
 _USUAL = 20_000  # training and validation images
@@ -36,6 +37,8 @@ class Glyphs(Data):
         super().check()
 
     def read(self) -> Parts:
+        from bnlab.harness.artifacts.data.images.rendering import glyphs
+
         size = self.find_size()
         train = glyphs(size.available, self.classes, self.fonts, seed=0)
         test = glyphs(size.test, self.classes, self.other_fonts or self.fonts, seed=1)

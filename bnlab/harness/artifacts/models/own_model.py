@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import nn
-from torch.nn.parameter import is_lazy
+from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
 from bnlab.harness.components import COMPONENTS
 from bnlab.harness.errors import UserError
-from bnlab.harness.own import Own, call_own, own
+from bnlab.harness.own import Own, own
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @own
@@ -29,14 +29,6 @@ class OwnModel(Own, Model):
             raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
 
     def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
-        sizes = (inputs.channels, inputs.image_size, inputs.classes)
-        model = call_own("model", self.name, *sizes, **self.arguments)
-        if not isinstance(model, nn.Module):
-            raise UserError(f"model={self.name}: has to give a torch.nn.Module, found a {type(model).__name__}")
+        from bnlab.harness.artifacts.models.networks.own_network import make_network
 
-        if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
-            raise UserError(
-                f"model={self.name}: has lazy layers, which have no sizes yet; give them, or return the model after "
-                "model.eval()(torch.zeros(1, channels, image_size, image_size))"
-            )
-        return model
+        return make_network(self.name, inputs, self.arguments)

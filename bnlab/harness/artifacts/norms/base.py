@@ -1,30 +1,17 @@
-"""The base of all norms, which says where a norm stands in a network and what is asked of it, and torch's own norms."""
+"""The base of all norms, which says what is asked of them, and torch's own norms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from torch import nn
-
-from bnlab.estimators import EMA
 from bnlab.harness.components import Component, component, setting
-from bnlab.model.layers import BatchNorm
 
+if TYPE_CHECKING:
+    from torch import nn
 
-@dataclass(frozen=True)
-class Site:
-    """A place for a norm in a network."""
-
-    channels: int  # C of its input
-    number: int  # of the layer before it in the network, or in its block, counted from 1
-    of_images: bool  # the input is [N, C, H, W]; otherwise [N, C]
-    steps: int  # updates in the whole training
-
-    def batch_norm(self, momentum: float = 0.1) -> BatchNorm:
-        """Build torch's batch norm for this place."""
-        kind = nn.BatchNorm2d if self.of_images else nn.BatchNorm1d
-        return kind(self.channels, momentum=momentum)
+    from bnlab.estimators import EMA
+    from bnlab.harness.artifacts.norms.layers.site import Site
 
 
 # Hashable, because caches take norms as keys; not frozen, because a user's arguments are set as attributes.
@@ -91,6 +78,8 @@ class NormBuilder:
 
     def build(self, channels: int, number: int = 1) -> nn.Module:
         """Build the norm after the layer of this number in a network or a block, counted from 1."""
+        from bnlab.harness.artifacts.norms.layers.site import Site
+
         site = Site(channels, number, self.of_images, self.steps)
         return self.kind.build(site)
 
@@ -117,7 +106,7 @@ class Batch(Norm):
 
     def build(self, site: Site) -> nn.Module:
         if self.every_second == "group" and site.number % 2 == 0:
-            return nn.GroupNorm(self.groups, site.channels)
+            return site.group_norm(self.groups)
         return site.batch_norm()
 
 
@@ -134,7 +123,7 @@ class Group(Norm):
         return self.groups
 
     def build(self, site: Site) -> nn.Module:
-        return nn.GroupNorm(self.groups, site.channels)
+        return site.group_norm(self.groups)
 
 
 @component
@@ -145,8 +134,7 @@ class Layer(Norm):
     name: str = "layer"
 
     def build(self, site: Site) -> nn.Module:
-        # A single group is the layer norm of an image. Torch's LayerNorm would need its height and width.
-        return nn.GroupNorm(1, site.channels) if site.of_images else nn.LayerNorm(site.channels)
+        return site.layer_norm()
 
 
 @component
@@ -158,8 +146,7 @@ class Instance(Norm):
     name: str = "instance"
 
     def build(self, site: Site) -> nn.Module:
-        # Unlike torch's other norms, this one has no weights and biases by default.
-        return nn.InstanceNorm2d(site.channels, affine=True)
+        return site.instance_norm()
 
 
 @component
@@ -172,4 +159,4 @@ class NoNorm(Norm):
     name: str = "none"
 
     def build(self, site: Site) -> nn.Module:
-        return nn.Identity()
+        return site.no_norm()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from bnlab.harness.artifacts.norms.base import Norm, Site
+from bnlab.harness.artifacts.norms.base import Norm
 from bnlab.harness.components import component, require_within, setting
-from bnlab.model.layers import BatchNorm
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bnlab.harness.artifacts.norms.layers.site import Site
 
 
 @component
@@ -29,23 +30,6 @@ class Ghost(Norm):
         return self.batch_size
 
     def build(self, site: Site) -> nn.Module:
+        from bnlab.harness.artifacts.norms.layers.ghost import GhostNorm
+
         return GhostNorm(site.batch_norm(), self.batch_size)
-
-
-class GhostNorm(nn.Module):
-    """Batch norm on parts of at least `batch_size` images, of nearly equal size (Hoffer et al. 2017).
-
-    While the batch norm inside is in train mode, it is called for each part, and makes as many updates of its averages.
-    """
-
-    def __init__(self, norm: BatchNorm, batch_size: int) -> None:
-        super().__init__()
-        self.norm = norm
-        self.batch_size = batch_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        # By the mode of the norm inside: statistics of frozen weights are taken with that alone in train mode.
-        count = len(x) // self.batch_size if self.norm.training else 1
-        if count <= 1:
-            return self.norm(x)  # type: ignore[no-any-return]
-        return torch.cat([self.norm(part) for part in x.tensor_split(count)])

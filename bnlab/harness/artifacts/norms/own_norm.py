@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from torch import nn
+from bnlab.harness.artifacts.norms.base import Norm
+from bnlab.harness.own import Own, own
 
-from bnlab.harness.artifacts.norms.base import Norm, Site
-from bnlab.harness.errors import UserError
-from bnlab.harness.own import Own, call_own, own
-from bnlab.model.borrow import keep_random_state
-from bnlab.model.layers import is_batch_norm
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bnlab.harness.artifacts.norms.layers.site import Site
 
 
 @own
@@ -45,17 +45,14 @@ class OwnNorm(Own, Norm):
         return self.uses_batch
 
     def build(self, site: Site) -> nn.Module:
-        layer = call_own("norm", self.name, site.channels, **self.arguments)
-        if not isinstance(layer, nn.Module):
-            raise UserError(f"norm={self.name}: has to give a torch.nn.Module, found a {type(layer).__name__}")
-        return layer
+        from bnlab.harness.artifacts.norms.layers.own_layer import make_layer
+
+        return make_layer(self.name, site.channels, self.arguments)
 
 
 @cache
 def _holds_batch_norm(norm: OwnNorm, channels: int) -> bool:
     """Find out whether there is a batch norm with running statistics in the layer for so many channels."""
-    # Building a layer draws its initial weights, and this question must not change what is drawn later. A
-    # user's function is given the channels alone, so that the rest of the site is arbitrary.
-    with keep_random_state():
-        layer = norm.build(Site(channels, number=1, of_images=True, steps=1))
-    return any(map(is_batch_norm, layer.modules()))
+    from bnlab.harness.artifacts.norms.layers.own_layer import holds_batch_norm
+
+    return holds_batch_norm(norm.name, channels, norm.arguments)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.gaps.gap import layer_gaps
-from bnlab.harness.artifacts.corruptions import describe_corruptions
-from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.dataset import Split
 from bnlab.harness.artifacts.job_settings import as_list
 from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.objectives import Objective, compute_metric
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.tasks import Objective, compute_metric
+from bnlab.harness.artifacts.shifts import describe_corruptions
 from bnlab.harness.components import component
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.measurements.base import Measurement

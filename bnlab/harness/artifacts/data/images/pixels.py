@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from bnlab.common.files import digest
 from bnlab.harness.errors import UserError
 
-Pixels = tuple[Tensor, Tensor]
-"""Images [N, C, H, W], uint8 or float32, and labels [N, ...], int64 or float32; of classes int64 [N]."""
+if TYPE_CHECKING:
+    from bnlab.harness.artifacts.data.parts import Pixels
 
 
 def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:

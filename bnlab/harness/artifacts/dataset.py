@@ -6,16 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.common.files import digest
-from bnlab.harness.artifacts.data.base import Data, Draw
-from bnlab.harness.artifacts.data.pixels import digest_pixels, draw_order
+from bnlab.harness.artifacts.data import Data
+from bnlab.harness.artifacts.data.images.pixels import digest_pixels, draw_order
 from bnlab.harness.errors import UserError
 from bnlab.statistics.moments import Moments
+
+if TYPE_CHECKING:
+    from bnlab.harness.artifacts.data.parts import Draw
 
 
 # Compared by identity: a generated == would compare tensors, which have no single truth value.

@@ -1,6 +1,5 @@
 """Glyph images made on the spot: as many as one likes, in fonts that can be kept apart."""
 
-import string
 from functools import cache
 from pathlib import Path
 
@@ -10,24 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-CLASSES = {
-    10: string.digits,
-    36: string.digits + string.ascii_uppercase,
-    62: string.digits + string.ascii_uppercase + string.ascii_lowercase,
-}
-
-_DEJAVU = tuple(
-    f"DejaVu{family}{style}"
-    for family, slanted in (("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"))
-    for style in ("", "-Bold", f"-{slanted}", f"-Bold{slanted}")
-)
-# Of Computer Modern, cmmi10 (old-style figures), cmex10 and cmsy10 (symbols) do not show all the characters.
-_STIX_CM = (
-    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
-    *("cmr10", "cmb10", "cmti10", "cmss10", "cmtt10"),
-)
-FONTS = {"dejavu": _DEJAVU, "stix_cm": _STIX_CM, "all": _DEJAVU + _STIX_CM}
-
+from bnlab.harness.artifacts.data.fonts import CLASSES, FONTS, SIZE
 
 # Amounts by which images are distorted; lengths are in half image widths, grey levels in 0-1. Of a 32-64-128 net
 # test accuracy is 67% after one epoch of 20,000 images (36 classes, batches of 64, torch 2.13), and 92% after two.
@@ -41,7 +23,6 @@ _LIGHTING = 0.05  # standard deviation of the paper at 4 × 4 knots
 _CLUTTER = 0.4  # share of the ink in pieces of a second glyph
 _NOISE = 0.05  # standard deviation per pixel
 
-SIZE = 32
 _CANVAS = 48  # pixels of an atlas cell: more than SIZE, so that a magnified glyph stays sharp
 _CHUNK = 1_000
 

@@ -1,0 +1,1 @@
+"""What `build` of the models is made of, with torch; see `artifacts`."""

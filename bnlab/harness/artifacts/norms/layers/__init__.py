@@ -1,0 +1,1 @@
+"""What `build` of the norms is made of, with torch; see `artifacts`."""
