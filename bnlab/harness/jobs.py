@@ -8,7 +8,7 @@ import os
 import threading
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -17,82 +17,24 @@ import torch
 from joblib import cpu_count
 from tqdm import tqdm
 
-from bnlab.common.files import Unreadable, digest, quarantine, write_text
+from bnlab.common.files import Unreadable, quarantine, write_text
 from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings
 from bnlab.harness.artifacts.run import Run, describe_environment
 from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.config import check_device
+from bnlab.harness.done import digest_asked, locate_failure_of
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
-from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.rows import Failures, complete_rows
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.progress import Progress, remove_progress, say, say_problem, write_progress
-from bnlab.harness.records import Part, locate_failure, locate_rows, read_record, write_record
-from bnlab.harness.run_table import MEASURED_WITH
+from bnlab.harness.records import Part, write_record
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
-from bnlab.harness.user_code import digest_class
 from bnlab.memory import keep_freed_memory, share_memory
 
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
-
-
-def list_waiting(configs: Iterable[Config]) -> list[Config]:
-    """List the jobs that are not done: not trained, failed in the last sweep, or without all rows or checkpoints.
-
-    Rows of an earlier training of a network do not count: on other threads, say, it has other numbers.
-    """
-    asked: dict[str, str] = {}
-    waiting = []
-    for config in configs:
-        run = Run(config)
-        kind = repr(replace(config, seed=0))  # jobs that differ in the seed alone ask for the same
-        if kind not in asked:
-            asked[kind] = _digest_asked(run)
-        is_done = is_trained(run) and _has_asked(run, asked[kind])
-        if not is_done or locate_failure_of(run).exists():
-            waiting.append(config)
-    return waiting
-
-
-def _has_asked(run: Run, asked: str) -> bool:
-    """Return whether the rows that a job asks for are there, of the network as it was trained last."""
-    record = read_record(run.config.folder, run.id)
-    if record is None or asked not in record.asked:
-        return False
-    results = Path(run.config.results)
-    training = _read_training(run)
-    for table, parts in record.parts.items():
-        has_rows = any(any(part.keys.values()) for part in parts.values())
-        if has_rows and not any(locate_rows(results, run.id, table).glob("*.parquet")):
-            return False
-    return record.newest is None or record.newest.training == training
-
-
-def _read_training(run: Run) -> str:
-    """Read which training a trained network is of."""
-    status = run.status
-    return status["training"] if status else ""
-
-
-def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
-    """Return whether a network is there, with these checkpoints and all that it had, none of which is read."""
-    try:
-        return run.is_complete(checkpoints)
-    except Unreadable:  # the job sets it aside
-        return False
-
-
-def _digest_asked(run: Run) -> str:
-    """Digest what a job asks for: what is measured, and by which code."""
-    settings = [getattr(run.config, name) for name in MEASURED_WITH]
-    # When the user's code changes, the same settings ask for other rows.
-    code = [subject.code for subject in list_subjects(run.config)]
-    code += [digest_class(type(each)) for each in find_measurements(run.config)]
-    images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
-    return digest(json.dumps([settings, images, code, VERSION], default=list), digits=10)
 
 
 def require_writable(results: Path, *folders: Path) -> None:
@@ -170,11 +112,6 @@ def list_needed_checkpoints(run: Run) -> list[int]:
     return sorted(steps)
 
 
-def locate_failure_of(run: Run) -> Path:
-    """Where it says why a job on this network failed in the last sweep, if one has."""
-    return locate_failure(run.config.folder, run.id)
-
-
 def attempt(config: Config, command: str) -> None:
     """`execute`, but what fails is written down as `failed`, unless other jobs would meet it too, as a full disk."""
     try:
@@ -232,15 +169,18 @@ def prepare_process(config: Config) -> None:
 
 
 def _train_and_measure(run: Run, command: str) -> None:
-    ensure_trained(run, list_needed_checkpoints)
     measurements = find_measurements(run.config)
+    subjects = list_subjects(run.config)
+    # Before the training, which may take hours: the user's code has just been imported, and its files may change.
+    asked = digest_asked(run.config)
+    ensure_trained(run, list_needed_checkpoints)
+
     chosen = [each for each in measurements if each.covers(run.config.norm)]
     left_out = [each.name for each in measurements if each not in chosen]
     if left_out:
         reason = f"{_describe_norm(run.config)}, so not measured: {', '.join(left_out)}"
         say(f"{run.id}: {reason}", run.config.quiet)
 
-    subjects = list_subjects(run.config)
     failed = Failures()
     parts = {}
     for measurement in chosen:
@@ -253,7 +193,7 @@ def _train_and_measure(run: Run, command: str) -> None:
             write_progress(run.folder, Progress(f"measuring {measurement.name}", share=1.0))
             parts[measurement.name] = complete_rows(run, measurement, subjects, failed)
     # The rows of all other estimators are asked for before the failure is raised.
-    _write_record(run, command, parts, is_whole=not failed)
+    _write_record(run, command, parts, "" if failed else asked)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         error.add_note("\n".join(details for _, details in failed.values()))
@@ -283,7 +223,7 @@ def find_measurements(config: Config) -> list[Measurement]:
 
 
 def _write_record(
-    run: Run, command: str, parts: Mapping[str, Mapping[str, Part]] | None = None, is_whole: bool = False
+    run: Run, command: str, parts: Mapping[str, Mapping[str, Part]] | None = None, asked: str = ""
 ) -> None:
     """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has.
 
@@ -291,9 +231,8 @@ def _write_record(
         run: the network.
         command: the sweep that asked.
         parts: the rows that are there.
-        is_whole: whether these are all that were asked for, so that the job is done.
+        asked: digest of what was asked for; empty unless all of it is there, so that the job is done.
     """
-    asked = _digest_asked(run) if is_whole else ""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
         write_record(run.config.folder, run.id, _describe_run(run), command, asked, parts or {})

@@ -5,7 +5,7 @@ and a mean over all layers would hide that the others do. Therefore a network's 
 deeper layers, and the first layer stands beside it. A network with a single layer has the gap of that one.
 
 Rows of some tables hold gaps that were averaged when they were measured (`average_one`). With another definition raise
-`measurements.estimates.VERSION`, or rows of both stand in one table.
+`records.VERSION`, or rows of both stand in one table.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from bnlab.common.files import Unreadable
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training_runner import format_seconds
+from bnlab.harness.done import MEASURED_WITH, is_trained
 from bnlab.harness.durations import Durations, estimate_durations
-from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
+from bnlab.harness.jobs import list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
-from bnlab.harness.run_table import MEASURED_WITH
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import ADVICE, count_last
 

@@ -37,6 +37,8 @@ from typing import Any
 
 from bnlab.common.files import Unreadable, quarantine, reading, write_text
 
+VERSION = 5
+"""Of all measurements of bnlab's: rows, and statistics that were kept, under another one count as missing."""
 SAMPLE = "population_images"
 """What a part is made of under this name: the setting of this name."""
 

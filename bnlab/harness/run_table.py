@@ -60,19 +60,6 @@ RESOLVED = {
 }
 """Columns of settings whose value in the configuration may be open, and which have the value that was used."""
 
-MEASURED_WITH = (
-    "measurements",
-    "estimator",
-    "momentum",
-    "population",
-    "population_images",
-    "evaluate_at",
-    "accuracy_at",
-    "evaluate_on",
-    "shifts",
-)
-"""The settings that say what is measured on a network, which the table does not have."""
-
 RUNS = Table(
     about=_ABOUT,
     key={

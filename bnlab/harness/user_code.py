@@ -31,8 +31,18 @@ _READ: dict[str, tuple[dict[str, Any], str]] = {}  # module → the specs of all
 
 
 def digest_class(cls: type) -> str:
-    """Digest the code of a user's class; empty for bnlab's, whose changes `measurements.estimates.VERSION` counts."""
-    return "" if cls.__module__.startswith(_SHIPPED) else digest_code(cls.__module__)
+    """Digest the code of a user's class; empty for bnlab's, whose changes `records.VERSION` counts."""
+    return digest_path(f"{cls.__module__}.{cls.__name__}")
+
+
+def digest_path(path: str) -> str:
+    """Digest the code of a class at `package.module.Class`, as `digest_class`; of a name without dots, bnlab's, too.
+
+    The class need not have been imported.
+    """
+    module, _, _ = path.rpartition(".")
+    is_ours = not module or module.startswith(_SHIPPED)
+    return "" if is_ours else digest_code(module)
 
 
 def digest_code(module: str) -> str:
@@ -95,24 +105,30 @@ def read_code(module: str) -> dict[str, str]:
 
 def _find_file(module: str) -> Path | None:
     """Find the file of a module: of one that has been imported the file that was, else the one that would be."""
+    package, _, name = module.rpartition(".")
     loaded = sys.modules.get(module)
     if loaded is not None:
-        files = [getattr(loaded, "__file__", None) or ""]
-    else:
-        package, _, name = module.rpartition(".")
+        files = [getattr(loaded, "__file__", None)]
+    elif package:
         files = [f"{folder}/{name}{ending}" for folder in _find_folders(package) for ending in ("/__init__.py", ".py")]
-    return next((Path(file) for file in files if file.endswith(".py") and os.path.isfile(file)), None)
+    else:
+        spec = importlib.util.find_spec(module)
+        files = [spec.origin] if spec else []
+    return next((Path(file) for file in files if file and file.endswith(".py") and os.path.isfile(file)), None)
 
 
 def _find_folders(package: str) -> list[str]:
     """Find the folders in which the modules of a package lie: one, or several where it has no __init__.py."""
-    if not package:
-        return sys.path
     loaded = sys.modules.get(package)
     if loaded is not None:
         return [*getattr(loaded, "__path__", ())]
     above, _, name = package.rpartition(".")
-    return [f"{folder}/{name}" for folder in _find_folders(above)]
+    if above:
+        return [f"{folder}/{name}" for folder in _find_folders(above)]
+    # Not by sys.path: a package that is installed as editable may lie outside of it. Nor for modules in packages,
+    # which `find_spec` would import.
+    spec = importlib.util.find_spec(package)
+    return [*(spec.submodule_search_locations or ())] if spec else []
 
 
 def _find_spec(module: str) -> Any:

@@ -30,7 +30,8 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *(
-        "errors schema updates progress layer_average trained_with",
+        "errors schema progress layer_average trained_with",
+        "updates",
         "user_code",
         "run_table records",
         "components",
@@ -38,6 +39,7 @@ STAGES = (
     ),  # what all of them share: no torch
     "statistic_kinds",  # what can be chosen as estimator
     "artifacts",
+    "done",  # which jobs are, by files alone: no torch
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
     *("help setting_columns", "config", "trial", "jobs", "durations", "planning loading"),
@@ -58,16 +60,16 @@ FOLDERS = {
     "watching": "keeper comparison watch",
     "commands.demo": "patterns network store specimen faults",
     "commands": "parsers images packages loading demo doctor explain gap recalibrate undo",
-    "harness.artifacts": "seeding data corruptions norms models optimizers tasks training job_settings run live "
-    "training_runner",
+    "harness.artifacts": "seeding data dataset shifts corruptions norms models network optimizers objectives tasks "
+    "training job_settings run_folder run live training_runner",
     "harness.reporting": "statistic_looks wording means selection frames tables axes looks plots verdicts question "
     "printed drawing outcome quotes measured means_table any_sweep page",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
-    "harness.artifacts.data": "pixels rendering base dataset",
-    "harness.artifacts.models": "base",
-    "harness.artifacts.norms": "base",
+    "harness.artifacts.data": "parts fonts images base",
+    "harness.artifacts.models": "base networks",
+    "harness.artifacts.norms": "layers base",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
@@ -273,6 +275,12 @@ def find_what_commands_wait_for() -> Iterator[str]:
             "bnlab.harness.lab.sweep.main(['--help'])",
             "bnlab",
             "torch hydra omegaconf pandas",
+        ),
+        (
+            ["bnlab.harness.artifacts.job_settings", "bnlab.harness.done"],
+            "None",
+            "bnlab",
+            "torch torchvision numpy scipy pandas pyarrow hydra omegaconf",
         ),
         (["bnlab.harness.lab.compose"], "None", "hydra", "pandas pyarrow matplotlib sympy"),
         (["bnlab.harness"], f"bnlab.harness.load('quickstart', {reference!r})", "pyarrow", "torch matplotlib"),

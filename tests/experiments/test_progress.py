@@ -176,7 +176,7 @@ class ThreeNetworks:
 def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ThreeNetworks:
     made = ThreeNetworks(tmp_path)
     monkeypatch.setattr("time.monotonic", lambda: made.now)
-    monkeypatch.setattr("bnlab.harness.jobs.list_waiting", lambda configs: made.waiting)
+    monkeypatch.setattr("bnlab.harness.done.list_waiting", lambda configs: made.waiting)
     return made
 
 

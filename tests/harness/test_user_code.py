@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,26 @@ def test_what_is_followed(folder: Path) -> None:
     """Every import of every module but of installed packages and of bnlab's own; nothing is run."""
     assert {*read_code("u_net")} == FOLLOWED
     assert not {*FOLLOWED} & {*sys.modules}
+
+
+def test_a_module_is_found_as_python_would_find_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editable installation may have a finder of its own, whose folder is not on the path."""
+    package = folder / "hidden" / "u_mapped"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "net.py").write_text("import u_types", encoding="utf-8")
+
+    class Finder:
+        """As setuptools installs one."""
+
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+            if name != "u_mapped":
+                return None
+            return spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert {*read_code("u_mapped.net")} == {"u_mapped", "u_mapped.net", "u_types"}
 
 
 def test_of_an_installed_package_the_module_alone_is_read(folder: Path) -> None:

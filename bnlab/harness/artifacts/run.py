@@ -1,21 +1,11 @@
-"""A trained network on disk: its folder, and how its files are read.
-
-    results/runs/<hash>/seed_<k>/
-        config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  averages/<decay>/step_<k>.safetensors  state.pt  status.json
-
-`state.pt` is the point from which a killed training goes on; whatever was written after it is written again.
-`status.json` comes last and says that the training has finished (or diverged).
-"""
+"""A network: its folder, see `run_folder`, and what its files and settings are with torch."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 import bnlab
@@ -31,10 +20,11 @@ from bnlab.common.files import digest, reading
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
 from bnlab.harness.artifacts.corruptions import digest_of_shifted, shift_images
-from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
-from bnlab.harness.artifacts.job_settings import Config, as_list, hash_settings, list_naming_settings, list_steps
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.tasks import Objective
+from bnlab.harness.artifacts.dataset import Dataset, Split, load_dataset
+from bnlab.harness.artifacts.job_settings import as_list, list_steps
+from bnlab.harness.artifacts.network import build_model
+from bnlab.harness.artifacts.objectives import Objective
+from bnlab.harness.artifacts.run_folder import RunFolder
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
 from bnlab.model.borrow import measured
@@ -46,29 +36,8 @@ _CHECKPOINT = "bnlab.checkpoint/1"
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
-def name_decay(decay: float) -> str:
-    """Name the decay of averaged weights, in files: in six digits, or in as many as tell it from all others."""
-    short = f"{decay:g}"
-    return short if float(short) == decay else repr(decay)
-
-
-class Run:
-    """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot.
-
-    Attributes:
-        settings: what names it, see `list_naming_settings`.
-        id: its name, unless that is given.
-    """
-
-    def __init__(self, config: Config, name: str = "") -> None:
-        self.config = config
-        self.settings = list_naming_settings(config)
-        # A network on disk is opened under its name. `open_run` then compares that with the name that this
-        # version of bnlab would give.
-        self.id = name or f"{hash_settings(self.settings)}/seed_{config.seed}"
-        self.folder = Path(config.results, "runs", self.id)
-        self.state = self.folder / "state.pt"
-        self.has_trace = config.norm.uses_batch  # statistics of its batches are recorded
+class Run(RunFolder):
+    """One network. Methods that read a file raise `Unreadable` if they cannot."""
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -86,6 +55,11 @@ class Run:
                 f"data={self.config.data.name}: has other training images than those that {self.id} was trained on; "
                 "give it those, or sweep these into another results=FOLDER"
             )
+
+    @property
+    def has_trace(self) -> bool:
+        """True if statistics of its batches are recorded."""
+        return self.config.norm.uses_batch
 
     @cached_property
     def device(self) -> torch.device:
@@ -215,18 +189,6 @@ class Run:
         listed = [name for name in layers if name in called]
         return None if [*called] == listed else [*called], unseen
 
-    @property
-    def lock(self) -> FileLock:
-        """A lock for training or measuring the network; this process may take it again while it holds it."""
-        # The file lies beside the folder, because the folder may be set aside or removed while the lock is held.
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder.with_name(f"{self.folder.name}.lock"), is_singleton=True)
-
-    @property
-    def finished(self) -> bool:
-        """True once training has come to its end, or diverged."""
-        return (self.folder / "status.json").exists()
-
     def read_step(self) -> int:
         """Read the step from which a killed training goes on; 0 if none was begun, or it has finished."""
         if self.finished or not self.state.exists():
@@ -239,29 +201,6 @@ class Run:
         saved: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
         return saved
 
-    def is_complete(self, checkpoints: Iterable[int] = ()) -> bool:
-        """Return whether it has finished, with a checkpoint of each of these steps and of those that were kept."""
-        return self.finished and {*checkpoints, *self.list_kept()} <= set(self.list_checkpoints())
-
-    def list_kept(self) -> list[int]:
-        """List the steps of which checkpoints were kept when it finished, also of files that are gone."""
-        status = self.status
-        return status["checkpoints"] if status else []
-
-    @property
-    def status(self) -> dict[str, Any] | None:
-        """The end of training: status, step, train_seconds, final_loss, training (see there); None before that."""
-        return self._read("status.json") if self.finished else None
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """Versions and device with which the network was trained, see `describe_environment`."""
-        return self._read("environment.json")
-
-    def _read(self, name: str) -> dict[str, Any]:
-        with reading(self.folder / name):
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-
     def read_log(self) -> pd.DataFrame:
         """Read the columns step, loss and `metric`, a row for each update."""
         return schema.read_frame(self.folder / "log.parquet")
@@ -270,21 +209,6 @@ class Run:
     def training(self) -> str:
         """A digest of the losses of all updates, which tells this training from one with other numbers."""
         return digest_losses(self.read_log())
-
-    def checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
-
-    def list_checkpoints(self) -> list[int]:
-        """List the steps of which there are checkpoints."""
-        paths = self.folder.glob("checkpoints/step_*.safetensors")
-        return sorted(int(path.stem.removeprefix("step_")) for path in paths)
-
-    def remove_checkpoints(self, after: int) -> None:
-        """Remove the checkpoints of later steps, and the averages of the weights that were kept beside them."""
-        for pattern in ("checkpoints/step_*.safetensors", "averages/*/step_*.safetensors"):
-            for path in self.folder.glob(pattern):
-                if int(path.stem.removeprefix("step_")) > after:
-                    path.unlink()
 
     def save_checkpoint(self, step: int, model: nn.Module) -> None:
         """Write the weights and buffers after `step` updates."""
@@ -302,10 +226,6 @@ class Run:
         model = self.new_model()
         model.load_state_dict(self.load_checkpoint(step))
         return model
-
-    def locate_average(self, decay: float, step: int) -> Path:
-        """Return where the average with this decay, of `weight_averages`, lies as it was after `step` updates."""
-        return self.folder / "averages" / name_decay(decay) / f"step_{step:07d}.safetensors"
 
     def save_average(self, decay: float, step: int, model: nn.Module) -> None:
         """Write averaged weights and buffers."""

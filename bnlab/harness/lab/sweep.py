@@ -84,7 +84,8 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
     display.begin("looking what is there")
     # Takes a second or two, in which a mistake has been answered.
     from bnlab.harness.artifacts.run import Run
-    from bnlab.harness.jobs import list_waiting, try_networks
+    from bnlab.harness.done import list_waiting
+    from bnlab.harness.jobs import try_networks
     from bnlab.harness.planning import outline, plan
 
     configs = sweep.configs
@@ -225,7 +226,7 @@ def _say_diverged(planned: list[Config], runs: pd.DataFrame) -> None:
 def _say_unfinished(waiting: list[Config]) -> bool:
     """Say which jobs have failed, and which were ended from outside; return whether there is none of either."""
     from bnlab.harness.artifacts.run import Run
-    from bnlab.harness.jobs import list_waiting, locate_failure_of
+    from bnlab.harness.done import list_waiting, locate_failure_of
 
     failures = {locate_failure_of(Run(config)) for config in waiting}
     failed = sorted(path for path in failures if path.exists())

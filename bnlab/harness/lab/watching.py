@@ -107,7 +107,7 @@ class NetworkCount:
     def describe(self) -> str:
         """Write the line: networks that are done, the time that is left, and those that are trained or measured now."""
         from bnlab.harness.artifacts.run import Run
-        from bnlab.harness.jobs import list_waiting, locate_failure_of
+        from bnlab.harness.done import list_waiting, locate_failure_of
 
         # A job that has failed is done for this sweep, but `list_waiting` keeps it for the next one.
         self._waiting = [

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import bnlab
 from bnlab.common.files import digest
 from bnlab.estimators import Estimator
-from bnlab.harness.artifacts.data import Split, augment
+from bnlab.harness.artifacts.dataset import Split, augment
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.records import VERSION
 from bnlab.harness.statistic_kinds import Exact, Measured
 from bnlab.recording.trace import replay_bank
 from bnlab.statistics.network import Statistics
@@ -24,7 +25,6 @@ from bnlab.statistics.network import Statistics
 # A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
 IMAGES_AT_ONCE = 256
 
-VERSION = 5  # of all measurements: rows and statistics that were cached under another one count as missing
 EXACT = Subject(Exact())  # of the training split: the reference of every gap
 
 

@@ -18,10 +18,9 @@ import pandas as pd
 from bnlab.common.files import Unreadable, digest, quarantine
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
-from bnlab.harness.measurements import estimates
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.records import SAMPLE, Part, locate_rows
+from bnlab.harness.records import SAMPLE, VERSION, Part, locate_rows
 from bnlab.harness.schema import ROW_KEY, Table, empty, find_fault, read_frame, read_schema, write_rows
 from bnlab.harness.user_code import digest_class
 
@@ -118,7 +117,7 @@ def _describe(
 
 def _list_made_of(run: Run, measurement: Measurement, subject: Subject | None) -> dict[str, str]:
     """List what rows depend on that no setting says, and that has to be the same in all rows of a line."""
-    code = [str(estimates.VERSION), subject.code if subject else "", digest_class(type(measurement))]
+    code = [str(VERSION), subject.code if subject else "", digest_class(type(measurement))]
     limit = run.config.population_images
     data = digest(json.dumps(run.config.data.identify(), sort_keys=True, default=str), digits=10)
     return {

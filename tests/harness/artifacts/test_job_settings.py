@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bnlab.harness.artifacts.job_settings import GROUPS
-from bnlab.harness.run_table import MEASURED_WITH
+from bnlab.harness.done import MEASURED_WITH
 from bnlab.harness.trained_with import TRAINED_WITH
 from tests.helpers import Config, Run, plan_network
 

@@ -16,11 +16,13 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from bnlab import estimators
-from bnlab.harness import jobs, load
+from bnlab.harness import done, load
+from bnlab.harness.done import list_waiting
 from bnlab.harness.errors import UserError
-from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
-from bnlab.harness.measurements import estimates, find_measurement, list_names
+from bnlab.harness.jobs import attempt, execute, prepare
+from bnlab.harness.measurements import estimates, find_measurement, list_names, rows
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
+from bnlab.harness.records import VERSION
 from tests.helpers import Config
 
 MODULE = """
@@ -140,8 +142,8 @@ def test_a_job_is_done_once_its_rows_are_there(copied: Config, module: Callable[
 
 def test_a_raised_version_measures_again(copied: Config, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     execute(replace(copied, momentum=[0.1, 0.2], measurements="gaps"))
-    monkeypatch.setattr(estimates, "VERSION", estimates.VERSION + 1)
-    monkeypatch.setattr(jobs, "VERSION", estimates.VERSION)
+    for module in (done, estimates, rows):
+        monkeypatch.setattr(module, "VERSION", VERSION + 1)
     calls.clear()
     execute(replace(copied, momentum=[0.2], measurements="gaps"))
 
@@ -151,7 +153,7 @@ def test_a_raised_version_measures_again(copied: Config, calls: list[Any], monke
 
 def load_rows(config: Config, table: str, column: str) -> dict[str, pd.DataFrame]:
     """The rows of a table, apart by the values of a column."""
-    return {str(value): rows for value, rows in load("adhoc", config.results)[table].groupby(column)}
+    return {str(value): frame for value, frame in load("adhoc", config.results)[table].groupby(column)}
 
 
 def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]], calls: list[Any]) -> None:
