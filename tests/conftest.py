@@ -1,6 +1,5 @@
 """One torch thread in every test process, one small trained network for all tests that only read, and two options."""
 
-import math
 import os
 import random
 import shutil
@@ -81,12 +80,6 @@ def _same_random_numbers() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _no_words_after_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command prints in this process does not depend on how long it takes."""
-    monkeypatch.setattr("bnlab.harness.lab.watching._SILENCE", math.inf)
 
 
 @pytest.fixture

@@ -97,14 +97,14 @@ def test_a_file_that_may_not_be_read_is_not_damaged() -> None:
         raise PermissionError(13, "Permission denied")
 
 
-def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "x.parquet"
     for text in ("first", "second"):
         path.write_text(text, encoding="utf-8")
         quarantine(path, "x: damaged", "measured again")
 
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "x: damaged"
-    assert "x.parquet.damaged-1" in said[1]
+    reason, where = caplog.messages[0].splitlines()
+    assert reason == "x: damaged"
+    assert "x.parquet.damaged-1" in where
     assert not path.exists()
     assert (tmp_path / "x.parquet.damaged-2").read_text(encoding="utf-8") == "second"

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import logging
 import os
 import re
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_LOG = logging.getLogger(__name__)
 _UNREADABLE = (None, errno.ENOENT, errno.EISDIR)  # pyarrow raises OSError without a number where a file is damaged
 # safetensors and torch report the system's error number in the text alone.
 _NUMBER = re.compile(r"\(os error (\d+)\)|unable to mmap .*\((\d+)\)")
@@ -83,12 +84,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def quarantine(path: Path, reason: object, then: str) -> None:
-    """Take an unreadable file, or a folder with one, out of the way, and say so."""
+    """Take an unreadable file, or a folder with one, out of the way, and log that."""
     # The number keeps earlier damaged files from being overwritten.
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
-    print(f"{reason}\n  set aside as {aside.name}; {then}", file=sys.stderr)
+    _LOG.warning(f"{reason}\n  set aside as {aside.name}; {then}")
 
 
 def digest(*parts: str | bytes | memoryview, digits: int = 64) -> str:

@@ -1,13 +1,21 @@
-"""What is printed where the output is not UTF-8: in a container without a locale, or in a pipe on Windows."""
+"""What is printed: how wide a terminal is, and letters that an output cannot show."""
 
 import io
+import shutil
 import sys
+from typing import TextIO
+
+
+def find_width(stream: TextIO) -> int | None:
+    """Find how many columns a terminal has; None for a file or a program that reads, whose lines have no end."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def escape_unprintable() -> None:
     """Let standard output print letters that its encoding lacks as escapes, as standard error does: `\\xd7` for `×`.
 
-    Python would raise UnicodeEncodeError, and the command end without its result.
+    The output is not UTF-8 in a container without a locale, or in a pipe on Windows. Python would raise
+    UnicodeEncodeError, and the command end without its result.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a program may have put another kind of object there
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -20,9 +20,10 @@ from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.shifts import check_shifts
 from bnlab.harness.artifacts.tasks import Task
 from bnlab.harness.components import check_settings, require_within
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.subjects import list_subjects
+from bnlab.harness.own import import_object
 from bnlab.harness.statistic_kinds import Measured
 from bnlab.harness.updates import check_order
 
@@ -88,8 +89,18 @@ def check(config: Config) -> None:
             f"{averages[0]} freeze_with=exact: the average of the weights has no frozen statistics; leave one of them "
             "out"
         )
-    if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("log=tensorboard: needs a package; pip install tensorboard")
+    _check_log(config.log)
+
+
+def _check_log(log: str) -> None:
+    """UserError unless there is such a log."""
+    if log == "tensorboard":
+        if importlib.util.find_spec("tensorboard") is None:
+            raise UserError('log=tensorboard: needs a package; pip install "bnlab[tensorboard]"')
+    elif "." in log:
+        import_object("log", log)
+    elif log != "none":
+        raise UserError(f"log={log}: {suggest(log, ['none', 'tensorboard', 'package.module.make_logger'])}")
 
 
 def _check_task(config: Config) -> None:

@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-import threading
+import sys
 import traceback
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 from joblib import cpu_count
-from tqdm import tqdm
 
+from bnlab.common.bars import make_bar
 from bnlab.common.files import Unreadable, quarantine, write_text
 from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings
 from bnlab.harness.artifacts.run import Run, describe_environment
-from bnlab.harness.artifacts.training_runner import ensure_trained
+from bnlab.harness.artifacts.training_runner import ensure_trained, format_seconds
 from bnlab.harness.config import check_device
-from bnlab.harness.done import digest_asked, locate_failure_of
+from bnlab.harness.done import digest_asked, is_trained, locate_failure_of
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.rows import Failures, complete_rows
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
-from bnlab.harness.progress import Progress, remove_progress, say, say_problem, write_progress
 from bnlab.harness.records import Part, write_record
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory, share_memory
 
-_UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
+_LOG = logging.getLogger(__name__)
+_UNTRAINED: dict[str, Any] = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
+
+
+@dataclass
+class JobResult:
+    """What happened in a job. A job prints nothing, because others may run beside it: the sweep does.
+
+    Attributes:
+        heading: what sets the job apart from others of its sweep; empty for a single job.
+        network: its name.
+        training: how the network was trained in this job; empty if it was there.
+        is_measured: whether all rows that the job asks for are there.
+        notes: further lines, which a quiet sweep leaves out.
+        problems: lines for standard error.
+    """
+
+    heading: str
+    network: str = ""
+    training: str = ""
+    is_measured: bool = False
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """Say in a line what happened."""
+        end = "measured" if self.is_measured else "failed"
+        if self.training:
+            end = f"{self.training}, {end}"
+        return "  ".join(part for part in (self.heading, self.network, end) if part)
 
 
 def require_writable(results: Path, *folders: Path) -> None:
@@ -53,7 +83,7 @@ def require_writable(results: Path, *folders: Path) -> None:
 def prepare(configs: list[Config]) -> float:
     """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
 
-    Returns the seconds that training takes, see `try_networks`.
+    Returns the seconds that training takes in one process.
 
     UserError for an estimator that cannot average a short stream, a kind of network that cannot make an update, or
     networks that would be measured on two numbers of images under one name.
@@ -66,40 +96,63 @@ def prepare(configs: list[Config]) -> float:
         )
     require_writable(Path(configs[0].results), configs[0].folder)
     try_estimators(subject for config in configs for subject in list_subjects(config))
-    runs = [Run(config) for config in configs]
-    seconds, warnings = try_networks(runs)
-    for warning in warnings:
-        say_problem(warning)
+    trials = try_networks(list_untrained(configs))
+    for warning in list_warnings(trials):
+        print(warning, file=sys.stderr)
 
-    for run in runs:
+    for config in configs:
         # What may refuse the sweep comes first: files are written only from here on.
-        run.config.folder.mkdir(parents=True, exist_ok=True)
-        locate_failure_of(run).unlink(missing_ok=True)
-        remove_progress(run.folder)  # what a killed process has left
-    return seconds
+        config.folder.mkdir(parents=True, exist_ok=True)
+        locate_failure_of(Run(config)).unlink(missing_ok=True)
+    return sum(estimate_training(trials).values())
 
 
-def try_networks(runs: Iterable[Run]) -> tuple[float, list[str]]:
-    """Try two updates of each kind of network that is not trained, at each batch size.
+def list_untrained(configs: Iterable[Config]) -> dict[Run, set[int]]:
+    """List the networks of jobs that are not trained with all checkpoints that the jobs read, with their steps."""
+    runs: dict[str, Run] = {}
+    needed: dict[str, set[int]] = {}
+    for run in map(Run, configs):
+        # Several jobs may measure one network, which then needs the checkpoints of all of them.
+        runs.setdefault(run.id, run)
+        steps = needed.setdefault(run.id, set())
+        # A job sets a network with a damaged file aside, and trains it again.
+        with suppress(Unreadable):
+            steps.update(list_needed_checkpoints(run))
+    return {run: needed[name] for name, run in runs.items() if not is_trained(run, needed[name])}
 
-    Returns the seconds that training all of them takes one after the other, NaN where a loss is not finite, and what to
-    say beforehand, each once.
 
-    Raises:
-        UserError: a kind of network cannot make an update.
+def try_networks(runs: Iterable[Run]) -> dict[Run, TrialResult]:
+    """Try some updates of each kind of network, at each batch size; the result of each network's kind.
+
+    UserError if a kind of network cannot make an update.
     """
     trials: dict[tuple[Any, ...], TrialResult] = {}
-    seconds = 0.0
-    untrained = {run.id: run for run in runs if not run.finished}
-    for run in untrained.values():
+    results = {}
+    for run in runs:
         # Whether an update can be made depends on the kind alone, its time on the batch size as well.
         kind = (select_kind(run.config), run.config.batch_size)
         if kind not in trials:
             prepare_process(run.config)
             trials[kind] = try_training(run)
-        seconds += run.steps * trials[kind].update
-    warnings = [warning for trial in trials.values() for warning in trial.warnings]
-    return seconds, list(dict.fromkeys(warnings))
+        results[run] = trials[kind]
+    return results
+
+
+def list_warnings(trials: Mapping[Run, TrialResult]) -> list[str]:
+    """List what there is to say of networks before they are trained, each once."""
+    return list(dict.fromkeys(warning for trial in trials.values() for warning in trial.warnings))
+
+
+def estimate_training(trials: Mapping[Run, TrialResult]) -> dict[Run, float]:
+    """Estimate the seconds that each network has left to train, from the time of one update."""
+    seconds = {}
+    for run, trial in trials.items():
+        step = 0
+        # A killed training goes on from its state, unless that is damaged.
+        with suppress(Unreadable):
+            step = run.read_step()
+        seconds[run] = (run.steps - step) * trial.update
+    return seconds
 
 
 def list_needed_checkpoints(run: Run) -> list[int]:
@@ -112,92 +165,136 @@ def list_needed_checkpoints(run: Run) -> list[int]:
     return sorted(steps)
 
 
-def attempt(config: Config, command: str) -> None:
+def attempt(config: Config, heading: str, command: str) -> JobResult:
     """`execute`, but what fails is written down as `failed`, unless other jobs would meet it too, as a full disk."""
+    result = JobResult(heading, Run(config).id)
+    with _listen(result):
+        try:
+            execute(config, command, result)
+            result.is_measured = True
+        # A JobError is a UserError, too, but leaves the other jobs alone.
+        except (JobError, TimeLimit) as error:
+            _record_failure(config, command, str(error))
+        except (UserError, OSError):
+            raise
+        except (Exception, SystemExit) as error:  # a user's code may raise either
+            _record_failure(config, command, where_raised(error))
+    return result
+
+
+class _Listener(logging.Handler):
+    """Keeps what is logged in a job for its result."""
+
+    def __init__(self, result: JobResult) -> None:
+        super().__init__()
+        self._result = result
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = self._result.problems if record.levelno >= logging.WARNING else self._result.notes
+        lines.append(record.getMessage())
+
+
+@contextmanager
+def _listen(result: JobResult) -> Iterator[None]:
+    """Keep in the result what bnlab logs in the block, which then is printed nowhere else."""
+    logger = logging.getLogger("bnlab")
+    listener = _Listener(result)
+    before = logger.level, logger.propagate
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
-        execute(config, command)
-    # A JobError is a UserError, too, but leaves the other jobs alone.
-    except (JobError, TimeLimit) as error:
-        _record_failure(config, command, str(error))
-    except (UserError, OSError):
-        raise
-    except (Exception, SystemExit) as error:  # a user's code may raise either
-        _record_failure(config, command, where_raised(error))
+        yield
+    finally:
+        logger.removeHandler(listener)
+        logger.level, logger.propagate = before
 
 
 def _record_failure(config: Config, command: str, reason: str) -> None:
-    """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
+    """Say why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
     run = Run(config)
     path = locate_failure_of(run)
-    say_problem(f"{run.id}: failed, {reason}\n  more in {path}")
+    _LOG.warning(f"{run.id}: failed, {reason}\n  more in {path}")
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     _write_record(run, command)
 
 
-def execute(config: Config, command: str = "") -> None:
+def execute(config: Config, command: str = "", result: JobResult | None = None) -> None:
     """Train the configuration's network unless it is there, measure it, write down what was asked for.
 
-    A network of which a file cannot be read is set aside, once, trained again and measured. `command` is what measures
-    the rows again, if they are of earlier code one day. JobError where an estimator fails; the rows of all others are
-    written.
+    A network of which a file cannot be read is set aside, once, trained again and measured. JobError where an estimator
+    fails; the rows of all others are written.
+
+    Args:
+        config: the job.
+        command: what measures the rows again, if they are of earlier code one day.
+        result: is told whether the network was trained.
     """
     prepare_process(config)
     check_device(config.device)  # on a cluster not that of the command
+    result = result or JobResult("")
     with Run(config).lock:  # another job may want more checkpoints, and train the same network again
         try:
-            _train_and_measure(Run(config), command)
+            _train_and_measure(Run(config), command, result)
         except Unreadable as error:
             # Each Run is a new one, because a Run remembers what it has read.
             quarantine(Run(config).folder, error, "the network is trained again")
-            _train_and_measure(Run(config), command)
+            _train_and_measure(Run(config), command, result)
         finally:
-            remove_progress(Run(config).folder)
             # Without this, processes that share an accelerator and have ended their jobs keep its memory.
             torch.cuda.empty_cache()
 
 
 def prepare_process(config: Config) -> None:
-    """Set what is the process's own: torch's threads, which an earlier job may have changed, malloc, tqdm's lock."""
+    """Set what is the process's own: torch's threads, which an earlier job may have changed, and malloc."""
     torch.set_num_threads(config.threads)
     # Otherwise mapping and zeroing fresh memory takes a quarter of the time of a small network.
     keep_freed_memory()
     # The processes that a sweep has started all measure at once.
     is_one_of_several = parent_process() is not None
     share_memory(max(1, cpu_count() // config.threads) if is_one_of_several else 1)
-    # tqdm's default lock is shared by processes, and one that is killed leaves it behind in the system.
-    tqdm.set_lock(threading.RLock())
 
 
-def _train_and_measure(run: Run, command: str) -> None:
+def _train_and_measure(run: Run, command: str, result: JobResult) -> None:
     measurements = find_measurements(run.config)
     subjects = list_subjects(run.config)
     # Before the training, which may take hours: the user's code has just been imported, and its files may change.
     asked = digest_asked(run.config)
-    ensure_trained(run, list_needed_checkpoints)
+    if ensure_trained(run, list_needed_checkpoints):
+        result.training = _describe_training(run)
 
     chosen = [each for each in measurements if each.covers(run.config.norm)]
     left_out = [each.name for each in measurements if each not in chosen]
     if left_out:
-        reason = f"{_describe_norm(run.config)}, so not measured: {', '.join(left_out)}"
-        say(f"{run.id}: {reason}", run.config.quiet)
+        _LOG.info(f"{run.id}: {_describe_norm(run.config)}, so not measured: {', '.join(left_out)}")
 
     failed = Failures()
     parts = {}
-    for measurement in chosen:
-        # Where the first update diverges, nothing is measured, and no batch was recorded.
-        repeated = _find_repeated(run) if measurement.about_batches and run.measured_steps else ""
-        if repeated:
-            reason = f"is about one batch of moments in an update, but a forward calls {repeated} several times"
-            failed[measurement.name] = reason, ""
-        else:
-            write_progress(run.folder, Progress(f"measuring {measurement.name}", share=1.0))
-            parts[measurement.name] = complete_rows(run, measurement, subjects, failed)
+    with make_bar(run.config.quiet, is_inner=True, total=len(chosen), unit="table") as bar:
+        for measurement in chosen:
+            bar.set_description(f"{run.id}, {measurement.name}")
+            # Where the first update diverges, nothing is measured, and no batch was recorded.
+            repeated = _find_repeated(run) if measurement.about_batches and run.measured_steps else ""
+            if repeated:
+                reason = f"is about one batch of moments in an update, but a forward calls {repeated} several times"
+                failed[measurement.name] = reason, ""
+            else:
+                parts[measurement.name] = complete_rows(run, measurement, subjects, failed)
+            bar.update()
     # The rows of all other estimators are asked for before the failure is raised.
     _write_record(run, command, parts, "" if failed else asked)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         error.add_note("\n".join(details for _, details in failed.values()))
         raise error
+
+
+def _describe_training(run: Run) -> str:
+    """Say how long a training took, or where it ended."""
+    status = run.status or _UNTRAINED
+    if status["status"] == "diverged":
+        return f"diverged at step {status['step']:,}"
+    return f"trained in {format_seconds(status['train_seconds'])}, loss {status['final_loss']:.3f}"
 
 
 def _describe_norm(config: Config) -> str:

@@ -21,7 +21,7 @@ from bnlab.harness.artifacts.training_runner import record_moments, start_traini
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.model.layers import get_momentum, is_batch_norm, join_names
 
-_WARM_UP = 5  # updates of a longer trial that are not timed
+_TIMED = 0.1  # seconds in which updates are timed, one of them at least
 _SOME_IMAGES = 2  # a batch norm in train mode needs at least two
 _REMEDY = "let them average in train mode, by their momentum, what they give to torch's batch norm"
 
@@ -51,8 +51,8 @@ def select_kind(config: Config) -> tuple[Any, ...]:
     return config.data, config.task, config.model, config.norm, optimizer, config.precision, is_frozen
 
 
-def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
-    """Make two updates, and more for so many seconds, of a network that is not kept.
+def try_training(run: Run) -> TrialResult:
+    """Make some updates of a network that is not kept, and time them.
 
     UserError, with the line of the user's code, if the network cannot be built, be trained, or be loaded again.
     """
@@ -71,7 +71,7 @@ def try_training(run: Run, seconds: float = 0.0) -> TrialResult:
             with record_moments(trial, state) as trace, contextlib.suppress(Diverged):  # which is a result
                 # The number only has to be out of reach: `_time_updates` ends the trial.
                 updates = train(state, trial.batches, optimizer, steps=10**9)
-                update = _time_updates(updates, seconds)
+                update = _time_updates(updates)
         _require_loadable(trial, state.model)
     except UserError:
         raise
@@ -177,15 +177,14 @@ def _compute_output(run: Run, model: nn.Module) -> Tensor:
     return output
 
 
-def _time_updates(updates: Iterator[int], seconds: float) -> float:
-    """Make two updates, and more for so many seconds; the seconds that one takes, without the first ones."""
-    # What the first updates allocate once is not timed.
-    warm_up = _WARM_UP if seconds else 1
+def _time_updates(updates: Iterator[int]) -> float:
+    """Make updates for a tenth of a second, but two at least; the seconds that one takes, without the first one."""
     started = time.perf_counter()
     for step in updates:
         now = time.perf_counter()
-        if step <= warm_up:
+        if step == 1:
+            # What it allocates once is not timed.
             started = now
-        elif now - started >= seconds:
-            return (now - started) / (step - warm_up)
+        elif now - started >= _TIMED:
+            return (now - started) / (step - 1)
     return math.nan

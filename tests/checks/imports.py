@@ -30,7 +30,7 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *(
-        "errors schema progress layer_average trained_with",
+        "errors schema layer_average trained_with",
         "updates",
         "user_code",
         "run_table records",
@@ -42,20 +42,20 @@ STAGES = (
     "done",  # which jobs are, by files alone: no torch
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns", "config", "trial", "jobs", "durations", "planning loading"),
+    *("help setting_columns", "config", "trial", "jobs", "planning loading"),
     "lab",  # the commands sweep, report, runs
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches layers calls borrow reading",
-    "common": "files precision pages storage checkpoints names vision printing scores digits",
+    "common": "files precision pages storage checkpoints names vision printing bars scores digits",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "state self_tuned",
     "recording": "trace observer steps recorders block frozen",
     "exact": "task source fixed_point operations walk check measure population",
     "doctor": "codes scores patient fits cause history averages elsewhere experiments causes repair report diagnose",
-    "harness.lab": "registry command watching explaining launchers own_choices compose launch sweep from_python report "
+    "harness.lab": "registry command explaining launchers own_choices compose launch cluster sweep from_python report "
     "runs new",
     "watching": "keeper comparison watch",
     "commands.demo": "patterns network store specimen faults",

@@ -54,7 +54,7 @@ def run(command: str, *words: str, path: Path | None = None, expect: int = 0) ->
 
 def list_trained(out: str) -> list[str]:
     """The networks that a sweep says it has trained, with repetitions."""
-    return sorted(re.findall(r"(\w{10}/seed_\d+)  step [^\n]*?trained in", out))  # two processes may share a line
+    return sorted(re.findall(r"(\w{10}/seed_\d+)  trained in", out))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -14,12 +14,6 @@ from bnlab.harness.lab import sweep
 from tests.experiments.commands import SWEEP, Call, Called, Write
 
 
-@pytest.fixture(autouse=True)
-def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run times one update and not a second of them."""
-    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
-
-
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of a small sweep, one for all that test. Not to be changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -10,7 +11,7 @@ from types import FrameType
 import pytest
 from submitit.core.utils import UncompletedJobError
 
-from bnlab.harness.lab.launch import watch_time_limit
+from bnlab.harness.lab.cluster import watch_time_limit
 from tests.harness.kills import signals_at
 from tests.helpers import sweep_small
 
@@ -57,3 +58,16 @@ def test_a_process_that_submitit_has_not_started_keeps_its_handler() -> None:
     watch_time_limit()
 
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+
+
+def test_submitit_is_needed_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    short = ("steps=1", "evaluate_at=final", "measurements=log")
+
+    sweep_small(tmp_path, *short)
+    sweep_small(tmp_path, *short, "seed=1", "hydra/launcher=submitit_slurm", expect=2)
+
+    expected = 'error: hydra/launcher=submitit_slurm: needs submitit; pip install "bnlab[slurm]"\n'
+    assert capsys.readouterr().err == expected

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w/]+)\.py\n")
 NUMBER = r"-?\d+\.\d+|\d+(?=%)"  # what may differ by one in its last digit
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
-OPTIONAL = ("lightning", "schedulefree", "transformers")
+OPTIONAL = ("lightning", "optuna", "schedulefree", "transformers")
 QUICK = ("steps=3", "data.images=200", "evaluate_at=final", "device=cpu", "threads=1")
 
 Follow = Callable[[Iterable[str]], dict[str, Any]]
@@ -178,7 +179,7 @@ def follow(
 def list_pages() -> list[Any]:
     """List the pages but those with a test of their own; one that starts two processes is slow."""
     slow = {"distributed"}
-    others = [page for page in HOWTOS if page.stem not in ("sweep", "question")]
+    others = [page for page in HOWTOS if page.stem not in ("sweep", "question", "loggers")]
     return [pytest.param(page, marks=pytest.mark.slow if page.stem in slow else ()) for page in others]
 
 
@@ -194,6 +195,47 @@ def test_the_gaps_of_a_reader_are_those_of_the_report(follow: Follow) -> None:
     of_ema = drawn[drawn["estimator"] == "ema"]
     expected = of_ema.set_index(["batch_size", "momentum"])["mean"]
     pd.testing.assert_series_equal(names["by_momentum"], expected, check_names=False)
+
+
+class StandInRun:
+    """What `wandb.init` returns, with what it was given."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.is_finished = False
+
+    def log(self, data: dict[str, float], step: int) -> None:
+        assert not self.is_finished
+        # W&B takes no numbers of earlier steps.
+        assert not self.logged or step >= self.logged[-1][0]
+        self.logged.append((step, data))
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+def test_a_reader_logs_to_any_service(follow: Follow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B by a stand-in, as it needs an account."""
+    runs: list[StandInRun] = []
+
+    def init(project: str, id: str, name: str, config: dict[str, Any], dir: Path, resume: str) -> StandInRun:
+        assert not [run for run in runs if not run.is_finished], "W&B would return the run that is open"
+        runs.append(StandInRun(id=id, config=config, folder=dir))
+        return runs[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+
+    follow(list_sections(ROOT / "docs" / "howto" / "loggers.md"))
+
+    assert [run.settings["config"]["seed"] for run in runs] == [2, 3]
+    for run in runs:
+        assert run.is_finished
+        assert not {"/", "\\", ":"} & {*run.settings["id"]}, "is no id of W&B"
+        assert {step for step, _ in run.logged} == {1, 2, 3}
+    (folder,) = {path.parent for path in tmp_path.rglob("losses.txt")}
+    assert len((folder / "losses.txt").read_text(encoding="utf-8").splitlines()) == 4, "three updates, and the end"
+    assert len(list(tmp_path.rglob("tensorboard"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a line that lives on a terminal, elsewhere lines; nothing if it is quiet."""
+"""What a person sees while a sweep runs: bars on a terminal, elsewhere a line for each job; nothing if it is quiet."""
 
 from __future__ import annotations
 
@@ -17,60 +17,69 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.lab.watching import NetworkCount
-from bnlab.harness.progress import CLEAR, Progress, Reporter, remove_progress, write_progress
-from tests.experiments.commands import ROOT, Call
-from tests.helpers import plan_network, sweep_small
+from tests.experiments.commands import ROOT, Call, Write
+from tests.helpers import sweep_small
 
-CURRENT = r"[01] of 2 networks.* · \w{10}/seed_\d step [\d,]+/[\d,]+ loss \d\.\d{3} [\d,.e+]+/s"
-SAID = r"2 jobs on|the last batch|done in|  \w+\.parquet|next: bnlab report"
+FAILING = """
+import pandas as pd
+
+from bnlab.harness.measurements import Measurement
+from bnlab.harness.schema import Table, common, real
+
+
+class Failing(Measurement):
+    name = "failing"
+    table = Table("Ones.", common("run step"), {"one": real("one")})
+
+    def measure(self, run, subjects, steps):
+        if run.config.seed == 1:
+            raise RuntimeError("no luck")
+        return pd.DataFrame([{"step": step, "one": 1.0} for step in steps])
+"""
 
 
 class Terminal(io.StringIO):
-    """A terminal of 70 columns, which keeps what it is sent."""
+    """A terminal of 110 columns, which keeps what it is sent."""
 
     def isatty(self) -> bool:
         return True
 
 
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at a training all the time, so that a short one is seen at some of its steps."""
-    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
-    monkeypatch.setattr("bnlab.harness.lab.watching._SPARING", 1)
-    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
-
-
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """To be written to by a command in this process."""
-    monkeypatch.setenv("COLUMNS", "70")
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "110")
     return Terminal()
 
 
-def assert_one_line_lives(sent: str, columns: int) -> list[str]:
-    """Each line begins where the living one is taken away; returns what was shown there, which fits."""
-    shown = []
-    for piece in sent.split(CLEAR)[1:]:
-        if piece.endswith("\n"):
-            assert re.match(SAID, piece), piece
-            assert piece.count("\n") == 1
-        else:
-            assert len(piece) < columns
-            shown.append(piece)
-    assert shown[-1] == ""
-    return shown
+def list_frames(sent: str) -> list[str]:
+    """What stood in a line of the terminal at some time."""
+    return [frame.strip() for frame in re.split(r"[\r\n]", sent.replace("\x1b[A", ""))]
 
 
-def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_terminal_has_a_bar_of_the_jobs_and_below_one_of_the_network(terminal: Terminal, tmp_path: Path) -> None:
     with contextlib.redirect_stdout(terminal):
-        sweep_small(tmp_path, "-m", "seed=0,1", "steps=60", "measurements=gaps")
+        sweep_small(tmp_path, "-m", "seed=0,1", "measurements=gaps")
 
-    shown = assert_one_line_lives(terminal.getvalue(), columns=70)
-    assert any(re.match(CURRENT, line) for line in shown)
-    assert any("measuring gaps" in line for line in shown)
-    assert shown[0] != shown[-2]
+    frames = list_frames(terminal.getvalue())
+    assert any(re.search(r"0%.* 0/2 \[", frame) for frame in frames)
+    assert any(re.search(r"100%.* 2/2 \[.*, 2 trained, 2 measured, 0 failed\]", frame) for frame in frames)
+    assert any(re.match(r"\w{10}/seed_1: .*/40 \[.*update/s", frame) for frame in frames)
+    assert any(re.match(r"\w{10}/seed_0, gaps: ", frame) for frame in frames)
+    assert not [frame for frame in frames if "trained in" in frame], "bars have said so"
+    assert frames[-2].startswith("next: bnlab report")
+
+
+def test_what_fails_stands_above_the_bar(
+    write: Write, terminal: Terminal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(FAILING, "failing")
+
+    with contextlib.redirect_stdout(terminal):
+        sweep_small(tmp_path, "-m", "seed=0,1", "measurements=failing.Failing", expect=1)
+
+    assert "2 trained, 1 measured, 1 failed]" in terminal.getvalue()
+    assert re.match(r"\w{10}/seed_1: failed, failing: .*RuntimeError: no luck\n  more in ", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -120,111 +129,26 @@ def test_a_quiet_sweep_names_failures(call: Call, tmp_path: Path) -> None:
     assert ": diverged, " in done.err
 
 
-def test_elsewhere_something_is_said_after_silence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_elsewhere_each_job_has_a_line_at_its_end(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for longest in ("_SILENCE", "_LONGEST_SILENCE"):
-        monkeypatch.setattr(f"bnlab.harness.lab.watching.{longest}", 0.02)
+    write(FAILING, "failing")
+    words = ("-m", "seed=0,1", "hydra/launcher=basic")
+    sweep_small(tmp_path, *words, "measurements=failing.Failing", expect=1)
 
-    sweep_small(tmp_path, "-m", "seed=0,1", "steps=60", "measurements=gaps")
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("job")]
+    assert re.fullmatch(r"job 1  .*seed=0.*  \w{10}/seed_0  trained in \d s, loss \d\.\d{3}, measured", first)
+    assert re.fullmatch(r"job 2  .*seed=1.*  \w{10}/seed_1  trained in \d s, loss \d\.\d{3}, failed", second)
 
-    said = capsys.readouterr().out
-    assert CLEAR not in said
-    assert re.search(rf"^{CURRENT}$", said, re.MULTILINE)
-    assert len(re.findall(r"seed_\d  step 60 of 60  loss \d\.\d{3}  trained in", said)) == 2
+    sweep_small(tmp_path, *words, "measurements=gaps")
 
-
-def test_a_resumed_network_takes_the_time_of_the_updates_that_are_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A killed sweep had trained three quarters of a network, which are no measure of how quick this one is."""
-    network = plan_network("steps=100", f"results={tmp_path}")
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    count = NetworkCount([network.config])
-    network.folder.mkdir(parents=True)
-    reporter = Reporter(network.folder, step=75, steps=100)
-
-    now = 60.0
-    reporter.report(80, loss=0.5)
-    assert "0 of 1 network, about 4 min of training left" in count.describe(), "20 updates at 5 a minute"
-
-    now = 180.0
-    reporter.report(90, loss=0.5)
-    assert "about 2 min of training left" in count.describe()
-
-
-class ThreeNetworks:
-    """Three networks of a sweep that nobody runs: their processes write what a test says, at its times."""
-
-    def __init__(self, results: Path) -> None:
-        networks = [plan_network("steps=100", f"seed={seed}", f"results={results}") for seed in range(3)]
-        self.folders = [network.folder for network in networks]
-        for folder in self.folders:
-            folder.mkdir(parents=True)
-        self.waiting = [network.config for network in networks]
-        self.now = 0.0
-
-    def report(self, number: int, words: str, share: float) -> None:
-        write_progress(self.folders[number], Progress(words, share))
-
-    def end_first(self) -> None:
-        self.waiting = self.waiting[1:]
-
-
-@pytest.fixture
-def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ThreeNetworks:
-    made = ThreeNetworks(tmp_path)
-    monkeypatch.setattr("time.monotonic", lambda: made.now)
-    monkeypatch.setattr("bnlab.harness.done.list_waiting", lambda configs: made.waiting)
-    return made
-
-
-def test_the_time_of_measuring_is_not_known_before_a_network_has_ended(three: ThreeNetworks) -> None:
-    """One after the other; the first is trained in a minute and measured in nine."""
-    count = NetworkCount(three.waiting)
-
-    three.now = 30.0
-    three.report(0, "step 50/100", share=0.5)
-    assert "0 of 3 networks, about 2 min of training left" in count.describe()
-
-    three.now = 60.0
-    three.report(0, "measuring gaps", share=1.0)
-    assert "left" not in count.describe()
-
-    # Until its second job begins there is no progress.
-    three.now = 300.0
-    remove_progress(three.folders[0])
-    assert "starting" not in count.describe()
-
-    three.now = 630.0
-    three.end_first()
-    three.report(1, "step 1/100", share=0.01)
-    assert "1 of 3 networks, about 20 min left" in count.describe()
-    three.now = 930.0
-    assert "1 of 3 networks, about 15 min left" in count.describe()
-
-
-def test_networks_that_are_made_side_by_side_end_side_by_side(three: ThreeNetworks) -> None:
-    """Two of three take ten minutes each; when one has ended, the other ends soon, and the third takes ten more."""
-    count = NetworkCount(three.waiting)
-    three.report(0, "step 1/100", share=0.01)
-    three.report(1, "step 1/100", share=0.01)
-    count.describe()
-
-    three.now = 600.0
-    three.end_first()
-    three.report(1, "measuring gaps", share=1.0)
-    assert "1 of 3 networks, about 10 min left" in count.describe()
-
-    # Before the tables are written the line is still there.
-    three.now = 1200.0
-    three.waiting = []
-    assert count.describe() == "3 of 3 networks"
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("job")]
+    assert [line.rpartition("  ")[2] for line in lines] == ["measured", "measured"]
 
 
 @pytest.mark.slow
-def test_processes_share_a_terminal(tmp_path: Path) -> None:
+def test_processes_share_a_bar(tmp_path: Path) -> None:
+    """None of them writes to the terminal itself."""
     command = [sys.executable, "-m", "bnlab", "sweep", "-m", "seed=0,1", "batch_size=8", "epochs=8"]
     own, given = pty.openpty()
     fcntl.ioctl(given, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
@@ -242,5 +166,7 @@ def test_processes_share_a_terminal(tmp_path: Path) -> None:
             break
 
     assert process.wait() == 0
-    shown = assert_one_line_lives(sent.decode(), columns=90)
-    assert any(re.match(CURRENT, line) for line in shown)
+    frames = list_frames(sent.decode())
+    assert any(re.search(r"2/2 .*2 trained, 2 measured, 0 failed\]", frame) for frame in frames)
+    said = r"2 jobs on|the last batch|\d+%\||done in|\w+\.parquet|next: bnlab report|$"
+    assert all(re.match(said, frame) for frame in frames), frames

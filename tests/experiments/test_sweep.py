@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
 from bnlab.harness.trial import TrialResult
-from tests.experiments.commands import EPOCH, SWEEP, Call, Write, files, list_trained, run
+from tests.experiments.commands import EPOCH, SWEEP, Call, files, list_trained, run
 from tests.harness.kills import interrupted_at
 from tests.helpers import find_network, plan_jobs, sweep_small
 
@@ -79,40 +79,6 @@ def test_a_dry_run_says_how_many_are_trained_at_a_time(
     done = call(f"sweep -m seed=0,1,2 dry_run=true {words}", *tiny, f"results={tmp_path}/r")
 
     assert done.code == 0 and f", {processes} at a time, " in done.out, done.err
-
-
-SLOW = """
-import time
-
-import pandas as pd
-
-from bnlab.harness.measurements import Measurement
-from bnlab.harness.schema import Table, common, real
-
-
-class Slow(Measurement):
-    name = "slow"
-    table = Table("Seconds.", common("run step"), {"slept": real("seconds")})
-
-    def measure(self, run, subjects, steps):
-        time.sleep(0.5 * len(steps))
-        return pd.DataFrame([{"step": step, "slept": 0.5} for step in steps])
-"""
-
-
-def test_a_dry_run_counts_measuring(write: Write, call: Call, tmp_path: Path) -> None:
-    """Four networks are measured at four steps each, in half a second or more, two networks at a time."""
-    write(SLOW, "slow")
-    words = ["-m", "seed=0,1,2,3", *TINY, "steps=8", "evaluate_at=[1,2,4,8]", "measurements=slow.Slow", "dry_run=true"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-
-    done = call("sweep", *words, *launcher, f"results={tmp_path}/results")
-
-    assert done.code == 0, done.err
-    lines = dict(re.findall(r"^(\w+(?: \w+)?) +about (\d+) s", done.out, re.MULTILINE))
-    assert int(lines["measuring"]) >= 4
-    assert int(lines["in all"]) >= int(lines["measuring"]) + int(lines["training"]) - 1, "up to rounding"
-    assert not (tmp_path / "results").exists()
 
 
 def test_the_settings_of_a_job_are_printed(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +169,7 @@ def test_jobs_that_all_end_before_they_leave_anything(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a cluster that ends them."""
-    monkeypatch.setattr("bnlab.harness.lab.sweep._run", lambda *args: None)
+    monkeypatch.setattr("bnlab.harness.lab.sweep._run", lambda *args: iter([]))
 
     code, out, _ = call("sweep", *TINY, "steps=4", "hydra/launcher=basic", f"results={tmp_path}")
 

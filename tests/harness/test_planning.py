@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from bnlab.harness.artifacts.run import Run
-from bnlab.harness.durations import Durations, TableCost
 from tests.helpers import Config, sweep_small
-
-
-@pytest.fixture(autouse=True)
-def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run times one update and not a second of them."""
-    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
 
 
 def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
@@ -31,10 +21,9 @@ def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "4 jobs on 4 networks, 1 trained already"
-    assert re.fullmatch(r"training   about \d+ s", lines[1])
-    assert re.fullmatch(r"measuring  about \d+ s, at 16 checkpoints, less where rows are there already", lines[2])
-    assert re.fullmatch(r"the rest   about \d+ s: .*", lines[3])
-    assert re.fullmatch(r"in all     about \d+ s, 1 network at a time, on this machine as busy as it is now", lines[4])
+    assert re.fullmatch(r"training   about \d+ s, 1 network at a time, on this machine as busy as it is now", lines[1])
+    assert lines[2].startswith("measuring  comes on top")
+    assert lines[3].startswith("disk       about ")
     assert {path.name for path in results.iterdir()} == {"runs"}
 
     sweep_small(results, "steps=100_000", "measurements=log", "dry_run=true")
@@ -64,43 +53,37 @@ def test_averages_of_the_weights_are_copies_of_the_network_on_disk(
 THREE_AT_A_TIME = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "measurements=log")
 
 
-def test_networks_that_are_trained_at_a_time_share_the_time(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three networks with 40 updates, of ten seconds each by this clock, take 400 seconds together, on three cores."""
-    monkeypatch.setattr("bnlab.harness.planning.cpu_count", lambda: 3)
+def count_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each update of a trial take ten seconds by its clock."""
     clock = itertools.count(step=10)
     monkeypatch.setattr("bnlab.harness.trial.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-
-    sweep_small(tmp_path, "-m", "seed=0,1,2", *THREE_AT_A_TIME, "dry_run=true")
-
-    out = capsys.readouterr().out
-    assert "training   about 7 min\n" in out
-    assert re.search("in all     about 7 min, 3 networks at a time, each as fast as one alone is now\n", out)
 
 
 @pytest.mark.parametrize(
-    ("cores", "minutes", "said"),
-    [(2, 13, "3 networks at a time, of 1 thread each on 2 cores"), (1, 20, "of 1 thread each on 1 core")],
+    ("cores", "said"),
+    [(3, "7 min, 3 networks at a time,"), (2, "10 min, 2 networks at a time,"), (1, "20 min, 1 network at a time,")],
 )
-def test_networks_that_share_cores_take_longer(
-    cores: int,
-    minutes: int,
-    said: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_networks_that_are_trained_at_a_time_share_the_time(
+    cores: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same three on two cores: the third begins when the first has ended."""
-    monkeypatch.setattr("bnlab.harness.planning.cpu_count", lambda: cores)
-    clock = itertools.count(step=10)
-    monkeypatch.setattr("bnlab.harness.trial.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    """Three networks with 40 updates take 400 seconds each."""
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    count_ten_seconds(monkeypatch)
 
     sweep_small(tmp_path, "-m", "seed=0,1,2", *THREE_AT_A_TIME, "dry_run=true")
 
-    out = capsys.readouterr().out
-    assert f"training   about {minutes} min\n" in out
-    assert said in out
+    assert f"training   about {said}" in capsys.readouterr().out
+
+
+def test_a_sweep_trains_no_shorter_than_its_longest_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    count_ten_seconds(monkeypatch)
+
+    sweep_small(tmp_path, "-m", "steps=1,2,40", "evaluate_at=final", *THREE_AT_A_TIME, "dry_run=true")
+
+    assert "training   about 7 min, 3 networks" in capsys.readouterr().out
 
 
 def test_checkpoints_of_other_steps_are_named_as_the_reason_to_train_again(
@@ -115,38 +98,12 @@ def test_checkpoints_of_other_steps_are_named_as_the_reason_to_train_again(
 def test_a_killed_training_is_planned_from_where_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = itertools.count(step=10)
-    monkeypatch.setattr("bnlab.harness.trial.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    count_ten_seconds(monkeypatch)
     monkeypatch.setattr("bnlab.harness.artifacts.run.Run.read_step", lambda run: 28)
 
     sweep_small(tmp_path, "measurements=log", "dry_run=true")
 
-    assert "training   about 2 min\n" in capsys.readouterr().out, "12 updates of 10 seconds are left"
-
-
-COSTS: list[tuple[dict[str, Any], float]] = [
-    # 40 updates; 360 images of the training split, 359 of test; steps 1, 7, 20, 40
-    ({"measurements": "gaps"}, 40 * 0.5 + 4 * 7 + 4 * 360 * 2 + 4 * 5),
-    ({"measurements": "evaluations"}, 40 * 0.5 + 1 * 7 + 360 * 2 + 359 * 3),
-    ({"measurements": "evaluations", "accuracy_at": "all"}, 40 * 0.5 + 4 * 7 + 4 * 360 * 2 + 4 * 359 * 3),
-    ({"measurements": ["gaps", "evaluations"]}, 40 * 0.5 + 4 * 7 + 4 * 360 * 2 + 4 * 5 + 359 * 3),
-    ({"measurements": "gaps", "population_images": 100}, 40 * 0.5 + 4 * 7 + (3 * 100 + 360) * 2 + 4 * 5),
-    ({"measurements": "log"}, 40 * 0.5 + 11),
-]
-
-
-@pytest.mark.parametrize(("settings", "expected"), COSTS)
-def test_what_measuring_takes_grows_with_steps_and_images(
-    settings: dict[str, Any], expected: float, trained: Run
-) -> None:
-    tables = {
-        "gaps": TableCost(5.0, is_by_split=False, has_statistics=True),
-        "evaluations": TableCost(3.0, is_by_split=True, has_statistics=True),
-        "log": TableCost(11.0, is_by_split=False, has_statistics=False),
-    }
-    found = Durations(statistics=2.0, drawn=7.0, replay=0.5, tables=tables)
-
-    assert found.estimate_measuring(Run(replace(trained.config, **settings))) == expected
+    assert "training   about 2 min, " in capsys.readouterr().out, "12 updates of 10 seconds are left"
 
 
 LEFT = "the last batch of an epoch has {}, and its update is made at the full learning rate, which can harm the weights"

@@ -74,15 +74,9 @@ def find_jobs(results: Path) -> str:
     return number
 
 
-def read_logs(results: Path) -> str:
-    """Read what all jobs have printed."""
-    paths = sorted(results.glob("adhoc/cluster/*/*_log.out"))
-    return "".join(path.read_text(encoding="utf-8") for path in paths)
-
-
-def list_continued(logs: str) -> list[str]:
+def list_continued(out: str) -> list[str]:
     """List the networks whose training was continued from a saved state."""
-    return sorted(re.findall(r"(\S+): continuing from step", logs))
+    return sorted(re.findall(r"(\S+): continuing from step", out))
 
 
 def test_a_sweep_goes_on_after_a_kill_and_a_requeue(cluster: Cluster, tmp_path: Path) -> None:
@@ -103,13 +97,14 @@ def test_a_sweep_goes_on_after_a_kill_and_a_requeue(cluster: Cluster, tmp_path: 
     assert re.findall("not finished: (.*), whose job was ended from outside", out) == [name_run(killed)]
     assert len(load("adhoc", results)["runs"]) == 7
 
-    run("sweep", *EIGHT, *SLURM, f"results={results}")
+    again = run("sweep", *EIGHT, *SLURM, f"results={results}")
     alone = run("sweep", *EIGHT, "hydra/launcher=basic", "threads=1", f"results={tmp_path}/basic")
 
-    logs = read_logs(results)
-    assert list_trained(logs) == list_trained(alone.stdout)
-    assert len(list_trained(logs)) == 8
-    assert list_continued(logs) == [name_run(requeued), name_run(killed)]
+    trained = [*list_trained(out), *list_trained(again.stdout)]
+    assert sorted(trained) == list_trained(alone.stdout)
+    assert len(trained) == 8
+    assert list_continued(out) == [name_run(requeued)]
+    assert list_continued(again.stdout) == [name_run(killed)]
     assert_same_tables(results, tmp_path / "basic")
     for seed in (0, 1):
         assert_same(find_run(results, seed), find_run(tmp_path / "basic", seed))
@@ -142,9 +137,9 @@ def test_a_job_that_runs_into_its_time_limit_is_continued_by_the_same_command(cl
         .startswith("the time limit of its job has come; the same command continues it\n")
     )
 
-    run("sweep", *words)
+    again = run("sweep", *words)
 
-    assert list_continued(read_logs(tmp_path)) == [name_run(network)]
+    assert list_continued(again.stdout) == [name_run(network)]
 
 
 def test_a_job_that_runs_into_its_time_limit_goes_back_into_the_queue(cluster: Cluster, tmp_path: Path) -> None:
@@ -153,11 +148,10 @@ def test_a_job_that_runs_into_its_time_limit_goes_back_into_the_queue(cluster: C
     command = start("sweep", *ONE, *SLURM, "hydra.launcher.max_num_timeout=1", f"results={tmp_path}")
     wait_for_state(network, command)
     cluster.call("scancel", "--signal=USR2", find_jobs(tmp_path))
-    _, err = command.communicate(timeout=300)
+    out, err = command.communicate(timeout=300)
 
     assert command.returncode == 0, err
-    logs = read_logs(tmp_path)
-    assert list_continued(logs) == list_trained(logs) == [name_run(network)]
+    assert list_continued(out) == list_trained(out) == [name_run(network)]
     assert list(load("adhoc", tmp_path)["runs"]["status"]) == ["finished"]
 
 

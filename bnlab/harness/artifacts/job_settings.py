@@ -125,14 +125,12 @@ class Config:
     # One thread of each network, and no more on idle cores: their number changes the last bits of results, so that it
     # may depend neither on the machine nor on what else runs there. Small networks gain nothing from more.
     threads: int = setting(1, "CPU threads of torch for a network", at_least=1)
-    dry_run: bool = setting(
-        False, "only say how many networks, how long training and measuring take, and how much disk space"
-    )
+    dry_run: bool = setting(False, "only say how many networks, how long training takes, and how much disk space")
     quiet: bool = setting(False, "print nothing but failures, and what dry_run says")
     log: str = setting(
         "none",
-        "what shows a training while it goes on, in the network's folder",
-        choices=("none", "csv", "tensorboard"),
+        "what shows a training while it goes on: none; tensorboard, in the network's folder; a function of yours, as "
+        "mine.make_logger",
     )
 
     def __post_init__(self) -> None:

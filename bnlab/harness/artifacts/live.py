@@ -1,52 +1,51 @@
-"""Training as one watches it: `log=tensorboard` and `log=csv` of a sweep, which show the same numbers.
+"""Training as one watches it: `log=tensorboard`, or a function of the user's own as `log=mine.make_logger`.
 
-results/runs/<hash>/seed_<k>/tensorboard/      for TensorBoard, with the settings in its tab HPARAMS
-results/runs/<hash>/seed_<k>/csv/updates.csv   each update: the learning rate; loss and metric of its batch
-                                measured.csv   each step that is measured: gap, and validation under both statistics
-                                settings.csv   the settings of the network, one a line
+Such a function is called once for each network, with its name ("hash/seed_0"), its settings as columns of `runs` and
+its folder. It returns what is called with a step and the numbers of that step, a dictionary, in the order of the steps.
+A method `close`, if there is one, is called when training ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 
 import bnlab
-from bnlab.common.files import write_text
 from bnlab.harness.artifacts.objectives import compute_metric
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import TrainingState
 from bnlab.harness.layer_average import average_one
-from bnlab.harness.progress import say_problem
+from bnlab.harness.own import call_own
 from bnlab.harness.trained_with import flatten_settings
 from bnlab.harness.updates import lr_factor
 from bnlab.model.borrow import keep_random_state
 from bnlab.statistics.network import Statistics, using
 
+_LOG = logging.getLogger(__name__)
 _IMAGES_AT_ONCE = 256  # for exact statistics and predictions, which do not depend on it
+_FLUSH_SECONDS = 5  # between two times that TensorBoard's file is written
 
-LoggedValues = Mapping[str, float]
-"""The numbers that were measured at a step, by name."""
+Log = Callable[[int, Mapping[str, float]], object]
+"""Takes the numbers of a step, by name."""
 
 
-class _Log(Protocol):
-    """Where the numbers go."""
-
-    def write_updates(self, updates: pd.DataFrame) -> None:
-        """Write all updates so far, with step, learning rate, loss and metric."""
-
-    def write_values(self, step: int, values: LoggedValues) -> None:
-        """Write what was measured at a step."""
-
-    def close(self, values: LoggedValues) -> None:
-        """Write the settings, with what was measured last."""
+def make_log(run: Run) -> Log:
+    """Make the log that the settings of a network ask for."""
+    name = run.config.log
+    settings = {"seed": run.config.seed, **flatten_settings(asdict(run.config))}
+    # What is off is left out.
+    given = {key: value for key, value in settings.items() if value is not None}
+    if name == "tensorboard":
+        return TensorBoard(run.id, given, run.folder)
+    log: Log = call_own("log", name, run.id, given, run.folder)
+    return log
 
 
 class LiveLog:
@@ -60,22 +59,26 @@ class LiveLog:
 
     def __init__(self, run: Run, step: int) -> None:
         self._run = run
-        self._log: _Log = _TensorBoard(run, step) if run.config.log == "tensorboard" else _Csv(run, step)
-        self._values: LoggedValues = {}  # of the last step that was measured
+        self._written = step
+        self._log = make_log(run)
 
     def write_updates(self, state: TrainingState) -> None:
-        """Bring the updates that have been read to disk."""
-        updates = pd.DataFrame(state.log, columns=["step", "loss of the batch", f"{state.task.name} of the batch"])
+        """Log the updates that have been read."""
         optimizer = self._run.config.optimizer
         peak = optimizer.peak_lr(self._run.config.batch_size)
-        # The schedule counts the updates before this one.
-        factors = [lr_factor(optimizer.schedule, step - 1, self._run.steps) for step in updates["step"]]
-        updates.insert(1, "learning rate", [peak * factor for factor in factors])
-        self._log.write_updates(updates)
+        for step, loss, metric in state.log[self._written :]:
+            # The schedule counts the updates before this one.
+            rate = peak * lr_factor(optimizer.schedule, step - 1, self._run.steps)
+            self._log(
+                step,
+                {"learning rate": rate, "loss of the batch": loss, f"{state.task.name} of the batch": metric},
+            )
+        self._written = len(state.log)
 
     def measure(self, state: TrainingState) -> None:
-        """Measure the network as it is now, and write that."""
+        """Measure the network as it is now, and log that."""
         run = self._run
+        self.write_updates(state)  # steps come in their order, which some logs insist on
         # The log is no part of a network's name, so that it must not change what training draws.
         with keep_random_state(state.model):
             # A copy, because training has changed the model's layers, as for recording.
@@ -84,8 +87,7 @@ class LiveLog:
             values = _validate(model, run, "running averages")
             if run.has_trace:
                 values |= self._compare_with_exact(model, state.step)
-        self._values = values
-        self._log.write_values(state.step, values)
+        self._log(state.step, values)
 
     def _compare_with_exact(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure the gap to exact statistics of the training split, and validation under these."""
@@ -95,15 +97,17 @@ class LiveLog:
         try:
             exact = bnlab.population_statistics(model, batches)
         except ValueError as error:  # the network is about to diverge: its exact statistics are not finite
-            say_problem(f"{run.id}: no gap at step {step} in the log; {error}")
+            _LOG.warning(f"{run.id}: no gap at step {step} in the log; {error}")
             return {}
 
         gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
         return {"gap of running means": average_one(gaps)} | _validate(model, run, "exact statistics", exact)
 
     def close(self) -> None:
-        """Write the settings; the training has ended."""
-        self._log.close(self._values)
+        """Close the log, if it can be: the training has ended."""
+        close = getattr(self._log, "close", None)
+        if close is not None:
+            close()
 
 
 def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | None = None) -> dict[str, float]:
@@ -123,70 +127,30 @@ def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | N
     }
 
 
-class _TensorBoard:
-    def __init__(self, run: Run, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here: takes a second, and is an extra
+class TensorBoard:
+    """Writes into the network's folder, with its settings in the tab HPARAMS."""
 
-        self._run = run
-        self._written = step
-        # After a kill, updates behind the saved state are made again; what was written of them does not count.
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+    def __init__(self, name: str, settings: Mapping[str, Any], folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder / "tensorboard"
+        self._writer: Any = None
+        self._last: dict[str, float] = {}
 
-    def write_updates(self, updates: pd.DataFrame) -> None:
-        for update in updates[updates["step"] > self._written].to_dict("records"):
-            step = update.pop("step")
-            for name, value in update.items():
-                self._writer.add_scalar(str(name), value, step)
-            self._written = step
-        self._writer.flush()
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # here: takes a second, and is an extra
 
-    def write_values(self, step: int, values: LoggedValues) -> None:
+            # After a kill, updates behind the saved state are made again; what was written of them does not count.
+            self._writer = SummaryWriter(str(self._folder), purge_step=step, flush_secs=_FLUSH_SECONDS)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+            self._last[f"last {name}"] = value
 
-    def close(self, values: LoggedValues) -> None:
-        # Under other names than the curves, to which they would add a second point at the last step. Without
-        # `run_name` torch writes into a new folder, which TensorBoard shows as a run of its own.
-        last = {f"last {name}": value for name, value in values.items()}
-        self._writer.add_hparams(_list_settings(self._run), last, run_name=".", global_step=self._written)
+    def close(self) -> None:
+        if self._writer is None:
+            return
+        # TensorBoard refuses lists and tuples.
+        plain = {key: value if isinstance(value, int | float) else str(value) for key, value in self._settings.items()}
+        # Without `run_name` torch writes into a new folder, which TensorBoard shows as a run of its own.
+        self._writer.add_hparams(plain, self._last, run_name=".")
         self._writer.close()
-
-
-class _Csv:
-    """Files that are written again as a whole, so that a kill leaves neither half a line nor a step twice."""
-
-    def __init__(self, run: Run, step: int) -> None:
-        self._run = run
-        self._folder = run.folder / "csv"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "measured.csv"
-        before = pd.read_csv(path) if path.exists() else pd.DataFrame({"step": []})
-        # Later steps were measured after the saved state, and are measured again.
-        self._rows = before[before["step"] <= step].to_dict("records")
-
-    def write_updates(self, updates: pd.DataFrame) -> None:
-        self._write("updates.csv", updates)
-
-    def write_values(self, step: int, values: LoggedValues) -> None:
-        row: dict[Any, Any] = {"step": step, **values}
-        self._rows.append(row)
-        self._write("measured.csv", pd.DataFrame(self._rows))
-
-    def close(self, values: LoggedValues) -> None:
-        settings = _list_settings(self._run)
-        self._write("settings.csv", pd.DataFrame({"setting": [*settings], "value": [*settings.values()]}))
-
-    def _write(self, name: str, frame: pd.DataFrame) -> None:
-        write_text(Path(self._folder, name), frame.to_csv(index=False, lineterminator="\n"))
-
-
-def _list_settings(run: Run) -> dict[str, Any]:
-    """List the settings of a network as columns of `runs`, with its seed; those that are off are left out."""
-    settings = {"seed": run.config.seed, **flatten_settings(asdict(run.config))}
-    written: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, list | tuple):
-            written[key] = str(value)  # TensorBoard refuses lists and tuples
-        elif value is not None:
-            written[key] = value
-    return written

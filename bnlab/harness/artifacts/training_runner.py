@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 import bnlab
+from bnlab.common.bars import make_bar
 from bnlab.common.files import reading, write_text, write_whole
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import GROUPS
@@ -29,12 +32,15 @@ from bnlab.harness.artifacts.run import Run, describe_environment, digest_losses
 from bnlab.harness.artifacts.seeding import get_generators, set_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.errors import JobError
-from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.user_code import SOURCE
 from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_LOG = logging.getLogger(__name__)
 STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much training
 # averaging=swa: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407,
 # take one of each epoch).
@@ -44,12 +50,12 @@ _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 _MOST_TRAININGS = 3  # of a network that diverges, each time at another step
 
 
-def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.measured_steps) -> None:
+def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.measured_steps) -> bool:
     """Train the run's network unless that has been done; after a kill, go on from its state. Other processes wait.
 
-    Where a checkpoint is missing, it is trained again from the start. `list_checkpoints` is called again once training
-    has ended, as a training that diverged has fewer. Unreadable for a file from which training was to go on; JobError
-    for a checkpoint that no training leaves.
+    Returns whether there was anything to train. Where a checkpoint is missing, it is trained again from the start.
+    `list_checkpoints` is called again once training has ended, as a training that diverged has fewer. Unreadable for a
+    file from which training was to go on; JobError for a checkpoint that no training leaves.
     """
     with run.lock:
         ends: list[int] = []
@@ -74,6 +80,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             _train(run, {*steps_if_diverged, *steps_if_finished, run.steps})
             ends.append(run.status["step"] if run.status else 0)
         _write_where_images_are(run)
+    return bool(ends)
 
 
 def _require_reached(run: Run, missing: Iterable[int]) -> None:
@@ -99,20 +106,18 @@ def _train(run: Run, kept: set[int]) -> None:
     # One iterator serves all parts: each goes on with the update after the last one of the part before.
     updates = train(state, run.batches, run.config.optimizer, run.steps)
 
-    reporter = Reporter(run.folder, state.step, run.steps)
     started = time.monotonic()
     status = "unfinished"
-    while status == "unfinished":
-        # Each part writes its trace and log before the state, so that a state never lacks what led to it.
-        status = _train_part(run, state, updates, kept, live, reporter)
-        seconds = time.monotonic() - started
-        if status == "unfinished":
-            _save_state(run, state, seconds_before + seconds)
+    settings = {"initial": state.step, "total": run.steps, "unit": "update", "desc": run.id}
+    with make_bar(run.config.quiet, is_inner=True, **settings) as bar:
+        while status == "unfinished":
+            # Each part writes its trace and log before the state, so that a state never lacks what led to it.
+            status = _train_part(run, state, updates, kept, live, bar)
+            seconds = time.monotonic() - started
+            if status == "unfinished":
+                _save_state(run, state, seconds_before + seconds)
     if live is not None:
         live.close()
-    if status == "finished":
-        progress = f"{run.id}  step {state.step:,} of {run.steps:,}  loss {state.loss:.3f}"
-        say_off_terminal(f"{progress}  trained in {format_seconds(seconds_before + seconds)}", run.config.quiet)
 
     # An earlier training of this network may have gone further than one that has diverged. What it left behind belongs
     # to other updates.
@@ -138,7 +143,7 @@ def _train_part(
     updates: Iterator[int],
     kept: set[int],
     live: LiveLog | None,
-    reporter: Reporter,
+    bar: tqdm[Any],
 ) -> str:
     """Make updates for some seconds, write their trace and the log, and return unfinished, finished or diverged."""
     began = time.monotonic()
@@ -146,7 +151,8 @@ def _train_part(
     try:
         with record_moments(run, state) as trace:
             for step in updates:
-                reporter.report(step, state.loss)
+                bar.set_postfix_str(f"loss {state.loss:.3f}", refresh=False)
+                bar.update()
                 # The recording also ends where batch norm is frozen, because nothing is recorded after that.
                 is_due = time.monotonic() - began >= STATE_SECONDS
                 # After the last update the loop ends by itself, and no state is needed.
@@ -159,7 +165,7 @@ def _train_part(
                     break
                 _finish_update(run, state, kept, live)
     except Diverged as error:
-        say_problem(f"{run.id}: diverged, {error}; there are no rows from then on")
+        _LOG.warning(f"{run.id}: diverged, {error}; there are no rows from then on")
         status = "diverged"
 
     # If the first update of this part diverged, there is nothing to keep of its trace.
@@ -201,7 +207,7 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
         # `Run.dataset` checks the images of finished networks only; this one was begun and not finished.
         run.require_images(run.dataset)
         seconds = _restore_state(run, state)
-        say(f"{run.id}: continuing from step {state.step} of {run.steps}", run.config.quiet)
+        _LOG.info(f"{run.id}: continuing from step {state.step} of {run.steps}")
         _warn_of_another_environment(run)
     else:
         _write_settings(run)
@@ -224,7 +230,7 @@ def _warn_of_another_environment(run: Run) -> None:
     begun = run.environment
     kinds = [f"{each['device']} with {each['vector_instructions']}" for each in (begun, here)]
     if kinds[0] != kinds[1]:
-        say_problem(
+        _LOG.warning(
             f"{run.id}: was begun on another kind of processor, {kinds[0]}, and goes on here, {kinds[1]}; "
             "neither alone trains these numbers: where they count, train it again from the start"
         )
@@ -237,7 +243,7 @@ def _warn_of_another_environment(run: Run) -> None:
     if begun["threads"] != here["threads"]:
         changes.append(f"threads={begun['threads']} (here {here['threads']})")
     if changes:
-        say_problem(f"{run.id}: was begun with {', '.join(changes)}; the table runs names what it was begun with")
+        _LOG.warning(f"{run.id}: was begun with {', '.join(changes)}; the table runs names what it was begun with")
 
 
 def _write_where_images_are(run: Run) -> None:

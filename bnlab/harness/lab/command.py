@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from bnlab.common.files import write_text
-from bnlab.common.printing import escape_unprintable
+from bnlab.common.printing import escape_unprintable, find_width
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.registry import import_shipped
-from bnlab.harness.progress import find_width
 from bnlab.harness.records import locate_commands, read_commands
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -72,14 +72,10 @@ class Sweep:
         return [job.config for job in self.jobs]
 
 
-def _ignore_phase(phase: str) -> None:
-    """Do nothing: `begin` of a caller who shows no progress."""
-
-
-def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str], object] = _ignore_phase) -> Sweep:
+def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     """Plan every job that these overrides stand for; UserError names the word or file, the value and what is allowed.
 
-    With `multirun`, or where an experiment's file says so, comma lists are swept. `begin` is told what takes long.
+    With `multirun`, or where an experiment's file says so, comma lists are swept.
     """
     register()
     _forget()
@@ -102,7 +98,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
         for key, table in by_job.items():
             if key not in given:
                 grid = _look_up(key, table, grid)
-        configs = [_build(job, begin) for job in grid]
+        configs = [_build(job) for job in grid]
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
@@ -185,7 +181,7 @@ def _set_apart(job: Sequence[Override]) -> str:
     return " ".join(word for word in words if not word.startswith(_SAME_FOR_ALL))
 
 
-def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
+def _build(job: Sequence[Override]) -> Config:
     """Build the configuration of one job, and check it."""
     _, composed = _compose_files(job)
     # `_compose` remembers `composed`; values may be set in it, because all jobs of a sweep set the same keys.
@@ -205,8 +201,6 @@ def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
         raise UserError(f"{word}: {explain_unknown(key, composed)}") from error
     except OmegaConfBaseException as error:
         raise UserError(explain_value(error, composed)) from error
-    if config.data.is_own:
-        begin("checking the settings, and reading data of your own")
     # A network on a user's data is named by the images that are read here. `content` keeps their digest, and
     # a job that reads other images later is refused.
     check(config)

@@ -14,7 +14,6 @@ from bnlab.harness.lab.command import require_memory
 from bnlab.harness.lab.compose import quote
 from bnlab.harness.lab.registry import import_shipped
 from bnlab.harness.lab.sweep import plan_and_run
-from bnlab.harness.lab.watching import Display
 from bnlab.harness.reporting.tables import LoadedTables, load
 
 _SPELLED = ("null", "true", "false", "nan", "inf")  # words that Hydra reads as values and not as texts
@@ -23,7 +22,7 @@ _SPELLED = ("null", "true", "false", "nan", "inf")  # words that Hydra reads as 
 def sweep(*words: str, **settings: Any) -> LoadedTables:
     """Train and measure what is missing, as the command `bnlab sweep -m` does, and load the tables.
 
-    A progress line shows how far it has come. What is finished is kept: an interrupted call continues where it was.
+    A bar shows how far it has come. What is finished is kept: an interrupted call continues where it was.
 
     Args:
         words: words of the command line that are no settings of a job, such as "experiment=momentum" or
@@ -46,8 +45,7 @@ def sweep(*words: str, **settings: Any) -> LoadedTables:
     require_memory()
     lists = {field.name for field, meaning in list_settings(Config()) if meaning.is_list}
     written = [_write_word(key, value, key in lists) for key, value in settings.items()]
-    with Display(quiet=settings.get("quiet", False)) as display:
-        code, config = plan_and_run(["-m", *words, *written], display)
+    code, config = plan_and_run(["-m", *words, *written])
     if code:
         raise UserError(
             f"networks failed, see above; what rows there are: bnlab.harness.load({config.name!r}, {config.results!r})"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from bnlab.common.printing import find_width
 from bnlab.harness.errors import NoRows, UserError, where_raised
 from bnlab.harness.lab.command import format_table, run_command, write_command
 from bnlab.harness.lab.registry import REFERENCE, find_paper, find_question, list_papers, list_questions, write_pages
-from bnlab.harness.progress import find_width
 from bnlab.harness.records import read_commands
 
 # All of these take long to import. Functions import what they need, so that a mistake is answered before that, and

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import deque
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import yaml
@@ -12,18 +14,17 @@ import yaml
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.command import keep_command, require_memory, run_command
 from bnlab.harness.lab.registry import CONF, list_questions
-from bnlab.harness.lab.watching import Display, NetworkCount
-from bnlab.harness.progress import say
 
 _MULTIRUN = ("-m", "--multirun")
 _SHORT = 60.0  # seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
 
     from bnlab.harness.artifacts.job_settings import Config
+    from bnlab.harness.jobs import JobResult
     from bnlab.harness.lab.compose import Job, Launcher
 
 
@@ -50,9 +51,8 @@ def _sweep(words: list[str]) -> int:
         others = [*parts[:index], *parts[index + 2 :]]
         _print_settings(kind, others)
         return 0
-    with Display(quiet="quiet=true" in words) as display:
-        code, _ = plan_and_run(words, display)
-        return code
+    code, _ = plan_and_run(words)
+    return code
 
 
 def _print_settings(kind: list[str], words: list[str]) -> None:
@@ -68,57 +68,49 @@ def _print_settings(kind: list[str], words: list[str]) -> None:
     print(yaml.safe_dump(asdict(jobs[0].config), sort_keys=False), end="")
 
 
-def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
-    """Do what the words say, and show it; the exit code, and the settings of the first job."""
+def plan_and_run(words: list[str]) -> tuple[int, Config]:
+    """Do what the words say; the exit code, and the settings of the first job."""
     started = time.perf_counter()
-    display.begin("importing torch")
     from bnlab.harness.lab.compose import plan_jobs
 
-    imported = time.perf_counter() - started
-    display.begin("checking the settings")
     settings = [word for word in words if word not in _MULTIRUN]
-    sweep = plan_jobs(settings, len(settings) < len(words), display.begin)
-    # A file may set quiet as well, which is known only now.
-    display.quiet = sweep.configs[0].quiet
+    sweep = plan_jobs(settings, len(settings) < len(words))
 
-    display.begin("looking what is there")
     # Takes a second or two, in which a mistake has been answered.
-    from bnlab.harness.artifacts.run import Run
     from bnlab.harness.done import list_waiting
-    from bnlab.harness.jobs import try_networks
+    from bnlab.harness.jobs import estimate_training, list_untrained, try_networks
     from bnlab.harness.planning import outline, plan
 
     configs = sweep.configs
+    first = configs[0]
     waiting = list_waiting(configs)
+    untrained = list_untrained(waiting)
     launcher = _choose_launcher(waiting, words, sweep.launcher)
-    if configs[0].dry_run:
-        display.begin("trying networks")
-        seconds, _ = try_networks(map(Run, waiting))
+    if first.dry_run:
+        trials = try_networks(untrained)
+        seconds = sum(estimate_training(trials).values())
         if _is_short(launcher, sweep.launcher, seconds):
             launcher = sweep.launcher
-        processes = _count_processes(waiting, launcher)
-        starts = _count_starts(waiting, launcher, processes)
-        for line in plan(configs, waiting, processes, starts * imported):
-            say(line)
-        return 0, configs[0]
+        for line in plan(configs, waiting, untrained, trials, _count_processes(waiting, launcher)):
+            print(line)
+        return 0, first
 
-    display.print(*outline(configs, waiting))
+    if not first.quiet:
+        print(*outline(configs, untrained), sep="\n", flush=True)
     if waiting:
-        command, seconds = _prepare(configs, launcher, words, display)
+        command, seconds = _prepare(configs, launcher, words)
         # Configurations have no hash.
         is_waiting = {id(config) for config in waiting}
         jobs = [job for job in sweep.jobs if id(job.config) in is_waiting]
-        time_here = _SHORT if _is_short(launcher, sweep.launcher, seconds) else 0.0
-        _run(jobs, launcher, command, time_here, display)
-    display.begin("writing the tables")
-    return _finish(configs, waiting, words, display, started), configs[0]
+        seconds_here = _SHORT if _is_short(launcher, sweep.launcher, seconds) else 0.0
+        _show(_run(jobs, launcher, command, seconds_here), len(jobs), first.quiet)
+    return _finish(configs, waiting, words, started), first
 
 
-def _prepare(configs: list[Config], launcher: Launcher, words: list[str], display: Display) -> tuple[str, float]:
+def _prepare(configs: list[Config], launcher: Launcher, words: list[str]) -> tuple[str, float]:
     """Find what would stop the jobs, and keep the command that runs them; that command, and the seconds of training."""
     from bnlab.harness.jobs import prepare
 
-    display.begin("reading data, and trying an update of each kind of network")
     tried = configs
     if launcher.is_cluster:
         # The machine that sends jobs to a cluster need not have the devices on which they run.
@@ -131,14 +123,44 @@ def _prepare(configs: list[Config], launcher: Launcher, words: list[str], displa
     return command, seconds
 
 
-def _run(jobs: Sequence[Job], launcher: Launcher, command: str, time_here: float, display: Display) -> None:
+def _run(jobs: Sequence[Job], launcher: Launcher, command: str, seconds_here: float) -> Iterator[JobResult]:
     """Run the jobs that are waiting: for so many seconds in this process, then as the launcher does."""
-    from bnlab.harness.lab.launch import run_here, run_jobs
+    from bnlab.harness.lab.launch import run_here, run_in_processes
 
-    display.show(NetworkCount([job.config for job in jobs]).describe)
-    jobs = run_here(jobs, command, time_here)
-    if jobs:
-        run_jobs(jobs, launcher, command)
+    left = deque(jobs)
+    if launcher.name == "basic":
+        yield from run_here(left, command)
+    elif launcher.name == "joblib":
+        yield from run_here(left, command, seconds_here)
+        if left:
+            yield from run_in_processes(left, launcher, command)
+    else:
+        from bnlab.harness.lab.cluster import run_on_cluster  # with submitit, which is an extra
+
+        yield from run_on_cluster(jobs, launcher, command)
+
+
+def _show(results: Iterator[JobResult], count: int, quiet: bool) -> None:
+    """Show how far the jobs have come: by a bar where somebody watches, elsewhere by a line for each job."""
+    from bnlab.common.bars import make_bar, print_above, shows_bars
+
+    trained = measured = failed = 0
+    # Jobs that run side by side end in no even rhythm, so that the time left is told by the mean of all of them.
+    with make_bar(quiet, total=count, unit="job", smoothing=0) as bar:
+        for result in results:
+            trained += bool(result.training)
+            measured += result.is_measured
+            failed += not result.is_measured
+            bar.set_postfix_str(f"{trained} trained, {measured} measured, {failed} failed", refresh=False)
+            for line in result.problems:
+                print_above(line, is_problem=True)
+            lines = result.notes
+            if not shows_bars():
+                lines = [*lines, result.describe()]
+            if not quiet:
+                for line in lines:
+                    print_above(line)
+            bar.update()
 
 
 def _is_short(launcher: Launcher, given: Launcher, seconds: float) -> bool:
@@ -158,6 +180,8 @@ def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher
     from bnlab.harness.lab.compose import Launcher
 
     # hydra/launcher=basic asks for one network after the other, although it is the default.
+    if launcher.name.startswith("submitit") and find_spec("submitit") is None:
+        raise UserError(f'hydra/launcher={launcher.name}: needs submitit; pip install "bnlab[slurm]"')
     is_chosen = launcher.name != "basic" or any("hydra/launcher" in word for word in words)
     runs = [Run(config) for config in waiting]
     # As many networks as there are cores may not fit into an accelerator's memory.
@@ -168,29 +192,18 @@ def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher
 
 
 def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
-    """Count the networks that are trained at a time."""
-    from joblib import effective_n_jobs
+    """Count the networks that are trained at a time, each on a core of its own."""
+    from joblib import cpu_count, effective_n_jobs
 
     from bnlab.harness.artifacts.run import Run
 
     if launcher.name != "joblib":
         return 1
     networks = {Run(config).id for config in waiting}
-    return max(1, min(effective_n_jobs(launcher.settings["n_jobs"]), len(networks)))
+    return max(1, min(effective_n_jobs(launcher.settings["n_jobs"]), cpu_count(), len(networks)))
 
 
-def _count_starts(waiting: list[Config], launcher: Launcher, processes: int) -> int:
-    """Count the times that a sweep waits until torch has been imported by new processes."""
-    if launcher.name == "basic":
-        return 0
-    if launcher.name == "joblib":
-        # Joblib's processes import torch side by side, in the time of one import.
-        return 1 if processes > 1 else 0
-    # Other launchers start a process for each job.
-    return len(waiting)
-
-
-def _finish(planned: list[Config], waiting: list[Config], words: list[str], display: Display, started: float) -> int:
+def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:
     """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
     from bnlab.harness.reporting.tables import write_tables
     from bnlab.harness.setting_columns import describe_runs
@@ -198,19 +211,20 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
     first = planned[0]
     tables = write_tables(first.folder, describe_runs().schema)
     where = f"; {first.folder}/tables/" if tables else ""  # each job may have been ended before it left anything
-    display.print(f"done in {time.perf_counter() - started:.0f} s{where}")
+    lines = [f"done in {time.perf_counter() - started:.0f} s{where}"]
     for name, frame in tables.items():
         if len(frame):
-            display.print(f"  {name + '.parquet':20}{len(frame):>9,} row{'' if len(frame) == 1 else 's'}")
-    for note in tables.notes:
-        say(note, first.quiet)
+            lines.append(f"  {name + '.parquet':20}{len(frame):>9,} row{'' if len(frame) == 1 else 's'}")
+    lines += tables.notes
+    if not first.quiet:
+        print(*lines, sep="\n")
     if "runs" in tables:  # else each job was ended from outside before it left anything
         _say_diverged(planned, tables["runs"])
 
     are_all_done = _say_unfinished(waiting)
     report = _name_report(first, words)
-    if _has_figures(tables, report):
-        display.print(f"next: bnlab report {shlex.join(report)}")
+    if _has_figures(tables, report) and not first.quiet:
+        print(f"next: bnlab report {shlex.join(report)}")
     return 0 if are_all_done else 1
 
 
@@ -220,7 +234,7 @@ def _say_diverged(planned: list[Config], runs: pd.DataFrame) -> None:
 
     networks = {Run(config).id for config in planned}
     for name in runs.loc[runs["run"].isin(networks) & (runs["status"] == "diverged"), "run"]:
-        say(f"{name} diverged: it has no rows from then on")
+        print(f"{name} diverged: it has no rows from then on")
 
 
 def _say_unfinished(waiting: list[Config]) -> bool:
@@ -231,10 +245,10 @@ def _say_unfinished(waiting: list[Config]) -> bool:
     failures = {locate_failure_of(Run(config)) for config in waiting}
     failed = sorted(path for path in failures if path.exists())
     for path in failed:
-        say(f"failed: {path}")
+        print(f"failed: {path}")
     missing = {Run(config).id for config in list_waiting(waiting) if not locate_failure_of(Run(config)).exists()}
     for name in sorted(missing):
-        say(
+        print(
             f"not finished: {name}, whose job was ended from outside, or found code that has changed since; the same "
             "command continues"
         )

@@ -1,7 +1,10 @@
-"""Training as one watches it: what TensorBoard and CSV files are given, and that the network stays the same."""
+"""Training as one watches it: what TensorBoard and other logs are given, and that the network stays the same."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +35,47 @@ def read_log(results: Path) -> pd.DataFrame:
     return pd.read_parquet(find_network(results) / "log.parquet").set_index("step")
 
 
-def read_csv(results: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(find_network(results) / "csv" / f"{name}.csv").set_index("step")
+class Kept:
+    """A log of the user's own: a line of JSON for each call, behind one with what it was made with."""
+
+    def __init__(self, name: str, settings: dict[str, Any], folder: Path) -> None:
+        self.file = (folder / "kept.jsonl").open("a", encoding="utf-8")
+        self.write([name, settings])
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        self.write([step, values])
+
+    def close(self) -> None:
+        self.write("closed")
+        self.file.close()
+
+    def write(self, line: Any) -> None:
+        print(json.dumps(line), file=self.file, flush=True)
+
+
+def make_plain_log(name: str, settings: dict[str, Any], folder: Path) -> Callable[[int, dict[str, float]], None]:
+    """A log that cannot be closed."""
+
+    def log(step: int, values: dict[str, float]) -> None:
+        (folder / f"step_{step}").touch()
+
+    return log
+
+
+KEPT = f"log={__name__}.Kept"
+
+
+def read_lines(results: Path) -> list[Any]:
+    text = (find_network(results) / "kept.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def read_kept(results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the log was given of updates, and of steps that are measured."""
+    rows = [{"step": step, **values} for step, values in read_lines(results)[1:-1]]
+    updates = [row for row in rows if "learning rate" in row]
+    measured = [row for row in rows if "learning rate" not in row]
+    return pd.DataFrame(updates).set_index("step"), pd.DataFrame(measured).set_index("step")
 
 
 VALIDATED = {
@@ -51,15 +93,15 @@ class Logged(NamedTuple):
     """Results of the same sweep, with one log each."""
 
     boards: Path
-    files: Path
+    kept: Path
 
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     results = tmp_path_factory.mktemp("logged")
-    for log in ("tensorboard", "csv"):
-        sweep_small(results / log, f"log={log}", f"optimizer.lr={PEAK}", "measurements=gaps")
-    return Logged(results / "tensorboard", results / "csv")
+    for name, log in (("boards", "log=tensorboard"), ("kept", KEPT)):
+        sweep_small(results / name, log, f"optimizer.lr={PEAK}", "measurements=gaps")
+    return Logged(results / "boards", results / "kept")
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +113,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_logs_have_what_the_tables_have_and_training_stays_as_it_is(plain: Path, logged: Logged) -> None:
-    boards, files = logged
+    boards, kept = logged
     assert_same(find_network(boards), find_network(plain))
-    assert_same(find_network(files), find_network(plain))
+    assert_same(find_network(kept), find_network(plain))
 
-    updates, measured = read_csv(files, "updates"), read_csv(files, "measured")
+    updates, measured = read_kept(kept)
     for column, tag in (("loss", "loss of the batch"), ("accuracy", "accuracy of the batch")):
         np.testing.assert_allclose(updates[tag], read_log(plain)[column], rtol=1e-12)
     peak = PEAK * (32 / 128) ** 0.5
@@ -104,21 +146,45 @@ def test_both_logs_have_what_the_tables_have_and_training_stays_as_it_is(plain: 
 def test_both_logs_have_the_settings(logged: Logged) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    path = find_network(logged.files) / "csv" / "settings.csv"
-    settings = pd.read_csv(path, dtype=str).set_index("setting")["value"]
-    expected = {
-        "seed": "0",
-        "model": "cnn",
-        "model.width": "8",
-        "optimizer.lr": str(PEAK),
-        "steps": "40",
-        "norm": "batch",
-    }
-    assert settings[[*expected]].to_dict() == expected
+    (name, settings), *_, last = read_lines(logged.kept)
+    folder = find_network(logged.kept)
+    assert name == f"{folder.parent.name}/{folder.name}"
+    expected = {"seed": 0, "model": "cnn", "model.width": 8, "optimizer.lr": PEAK, "steps": 40, "norm": "batch"}
+    assert {key: settings[key] for key in expected} == expected
     assert "epochs" not in settings, "is not read where steps are given"
+    assert last == "closed"
 
     plugin = read_events(logged.boards).summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert {*HParamsPluginData.FromString(plugin).session_start_info.hparams} == {*settings.index}
+    assert {*HParamsPluginData.FromString(plugin).session_start_info.hparams} == {*settings}
+
+
+def test_steps_are_logged_in_their_order(logged: Logged) -> None:
+    """Some logs take no number of an earlier step."""
+    _, *calls, _ = read_lines(logged.kept)
+
+    steps = [step for step, _ in calls]
+    assert steps == sorted(steps)
+    assert {*steps} == {*range(1, 41)}
+
+
+def test_a_log_may_be_a_function(tmp_path: Path) -> None:
+    sweep_small(tmp_path, f"log={__name__}.make_plain_log", "measurements=log", "steps=3", "evaluate_at=final")
+
+    assert {path.name for path in find_network(tmp_path).glob("step_*")} == {"step_1", "step_2", "step_3"}
+
+
+@pytest.mark.parametrize(
+    ("log", "answer"),
+    [
+        ("tensorbord", "log=tensorbord: did you mean tensorboard?"),
+        ("csv", "log=csv: must be one of none, tensorboard, package.module.make_logger"),
+        (f"{__name__}.make_nothing", "log=.*make_nothing: cannot be imported"),
+    ],
+)
+def test_there_is_no_such_log(log: str, answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep_small(tmp_path, f"log={log}", expect=2)
+
+    assert re.match(f"error: {answer}", capsys.readouterr().err)
 
 
 def test_settings_that_are_lists_are_logged_too(tmp_path: Path) -> None:
@@ -130,9 +196,9 @@ def test_settings_that_are_lists_are_logged_too(tmp_path: Path) -> None:
 
 
 def test_a_norm_without_averages_is_validated_as_it_is(tmp_path: Path) -> None:
-    sweep_small(tmp_path, "log=csv", "norm=group", "measurements=evaluations", "steps=2", "evaluate_at=final")
+    sweep_small(tmp_path, KEPT, "norm=group", "measurements=evaluations", "steps=2", "evaluate_at=final")
 
-    measured = read_csv(tmp_path, "measured")
+    _, measured = read_kept(tmp_path)
     assert [*measured] == ["validation loss, running averages", "validation accuracy, running averages"]
 
 
@@ -163,12 +229,3 @@ def test_a_killed_training_writes_each_update_once(tmp_path: Path, monkeypatch: 
     sweep_small(tmp_path, "log=tensorboard", "measurements=log")
 
     assert list(read_scalars(read_events(tmp_path), "loss of the batch")) == list(range(1, 41))
-
-
-def test_files_of_a_killed_training_have_each_step_once(tmp_path: Path) -> None:
-    with interrupted_at(5):
-        sweep_small(tmp_path, "log=csv", "measurements=log", expect=130)
-    sweep_small(tmp_path, "log=csv", "measurements=log")
-
-    assert list(read_csv(tmp_path, "updates").index) == list(range(1, 41))
-    assert list(read_csv(tmp_path, "measured").index) == [1, 7, 20, 40]

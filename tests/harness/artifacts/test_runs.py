@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import pkgutil
-import re
 import shutil
 import subprocess
 from functools import cache
@@ -22,7 +21,6 @@ from bnlab.harness import load
 from bnlab.harness.artifacts import training_runner
 from bnlab.harness.artifacts.run import Run, find_commit
 from bnlab.harness.artifacts.training import Diverged, TrainingState
-from bnlab.harness.progress import Progress
 from bnlab.harness.records import read_records
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, interrupted_at, load_at, read_trace
@@ -141,54 +139,52 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Is named; the network is set aside, trained again and measured by the same sweep, with the same rows."""
     (path,) = find_network(copied).glob(FILES[kind])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     shutil.rmtree(find_network(copied) / "rows")
-    capsys.readouterr()
 
     run_both(copied)
 
-    err = capsys.readouterr().err
-    assert err.startswith(str(path))
-    assert "set aside as seed_0.damaged-1" in err
-    assert err.count("\n") == 2
+    (said,) = caplog.messages
+    assert said.startswith(str(path))
+    assert "set aside as seed_0.damaged-1" in said
     assert_same_rows(copied, whole)
 
 
 def test_rows_that_cannot_be_read_are_measured_again(
-    whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (path,) = find_network(copied).glob("rows/gaps/*.parquet")
     path.write_bytes(path.read_bytes()[:100])
     shutil.rmtree(copied / "adhoc")  # what was asked for, so that rows are looked for
-    capsys.readouterr()
+    status = find_network(copied) / "status.json"
+    before = status.stat().st_mtime_ns
 
     run_both(copied)
 
-    said = capsys.readouterr()
-    assert said.err.startswith(str(path))
-    assert "trained in" not in said.out
+    (said,) = caplog.messages
+    assert said.startswith(str(path))
+    assert status.stat().st_mtime_ns == before, "nothing is trained"
     assert_same_rows(copied, whole)
 
 
-def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with interrupted_at(3), pytest.raises(KeyboardInterrupt):
         run_both(tmp_path)
     (find_network(tmp_path) / "state.pt").write_bytes(b"nonsense")
 
     run_both(tmp_path)
 
-    assert "state.pt: cannot be read" in capsys.readouterr().err
+    assert "state.pt: cannot be read" in caplog.text
     assert_same(find_network(tmp_path), find_network(whole))
 
 
-def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path) -> None:
     """The network is trained again from the start, and keeps all checkpoints; what was measured stays."""
     run_both(copied, evaluate_at=[10, 20])
 
-    assert "step 40 of 40" in capsys.readouterr().out
     assert list_steps(copied) == [1, 7, 10, 20, 40]
     assert_same(find_network(copied), find_network(whole))
     after = load("adhoc", copied)["gaps"]
@@ -333,14 +329,14 @@ def test_another_sweep_of_the_same_network_measures_again(copied: Path, monkeypa
 
 
 def test_a_network_that_was_copied_to_another_seed_is_not_taken_for_it(
-    copied: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = find_network(copied)
     shutil.copytree(network, network.with_name("seed_1"))
 
     run_both(copied, seed=1)
 
-    assert "it is the network of seed=0" in capsys.readouterr().err
+    assert "it is the network of seed=0" in caplog.text
     losses = load("adhoc", copied)["runs"].set_index("seed")["final_loss"]
     assert losses[0] != losses[1]
 
@@ -373,21 +369,3 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["status"] == "failed"
     assert pd.isna(row["final_loss"])
-
-
-def test_what_is_said_while_a_network_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A line at the end; before it the words that a sweep shows, each second, which are gone afterwards."""
-    states: list[Progress] = []
-    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
-    monkeypatch.setattr("bnlab.harness.progress.write_progress", lambda folder, progress: states.append(progress))
-
-    run_both(tmp_path, steps=4, evaluate_at="final", measurements="log")
-
-    lines = re.findall(r"  step (\d) of 4  loss \d\.\d{3}  (.*)", capsys.readouterr().out)
-    assert lines == [("4", "trained in 0 s")]
-    words = [re.sub(r"loss \d\.\d{3} [\d,.e+]+/s", "loss and rate", state.words) for state in states]
-    assert words == [f"step {step}/4 loss and rate" for step in (1, 2, 3, 4)]
-    assert [state.share for state in states] == [0.25, 0.5, 0.75, 1.0]
-    assert not list(tmp_path.rglob("progress.json"))

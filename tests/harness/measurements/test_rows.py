@@ -131,7 +131,7 @@ def test_a_job_is_done_once_its_rows_are_there(copied: Config, module: Callable[
     for change in ({"seed": 1}, {"momentum": 0.2}, {"shifts": "noise:1"}, {"measurements": ["gaps", "drift"]}):
         assert not is_done(replace(job, **change))
     failing = replace(job, estimator=["ema", *module("1.0 if len(stream) < 9 else float(open('nowhere').read())")])
-    attempt(failing, "")
+    attempt(failing, "", "")
     assert not is_done(failing) and not is_done(job), "its row says failed"
 
     prepare([job])

@@ -119,14 +119,15 @@ def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
         write(tmp_path / "x", whole_numbers.drop(columns="kl"))
 
 
-def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_read_is_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path / "x", rows([0.1], 1.0))
     bad, foreign = (write(tmp_path / "x", rows([momentum], 1.0)) for momentum in (0.2, 0.3))
     bad.write_bytes(bad.read_bytes()[:-20])
     pd.DataFrame({"x": [1]}).to_parquet(foreign)
     assert len(assemble(tmp_path / "x")["gaps"]) == 1
-    err = capsys.readouterr().err
-    assert str(bad) in err and str(foreign) in err
+    assert str(bad) in caplog.text and str(foreign) in caplog.text
     assert len(list(tmp_path.rglob("*.damaged-1"))) == 2
     assemble(tmp_path / "x")
     assert "a/seed_0" in capsys.readouterr().err
