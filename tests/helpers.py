@@ -312,7 +312,8 @@ def sweep_small(results: Path, *words: str, expect: int = 0) -> None:
     """`bnlab sweep` of that network in this process, with further words or other values."""
     given = {word.partition("=")[0] for word in words}
     small = [f"{key}={value}" for key, value in SMALL.items() if not given & {key, key.partition(".")[0]}]
-    code = importlib.import_module("bnlab.harness.lab.sweep").main([*small, *words, f"results={results}"])
+    by_key = {word.partition("=")[0]: word for word in words}  # of two words on a key the latter
+    code = importlib.import_module("bnlab.harness.lab.sweep").main([*small, *by_key.values(), f"results={results}"])
     assert code == expect
 
 
@@ -323,8 +324,9 @@ def find_network(results: Path) -> Path:
 
 
 def plan_network(*words: str) -> Run:
-    """The network that the words of a command line stand for, which is not trained."""
-    (config,) = plan_jobs(words).configs
+    """The network that the words of a command line stand for, which is not trained; of two on a key the latter."""
+    by_key = {word.partition("=")[0]: word for word in words}
+    (config,) = plan_jobs([*by_key.values()]).configs
     return Run(config)
 
 

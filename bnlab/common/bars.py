@@ -37,7 +37,7 @@ def make_bar(quiet: bool, is_inner: bool = False, **settings: Any) -> tqdm[Any]:
     bars = _import_bars()
     is_hidden = quiet or not shows_bars()
     if is_inner and _is_notebook() and find_spec("ipywidgets") is None:
-        is_hidden = True  # without widgets a cell can write one line again, and no two
+        is_hidden = True  # without widgets a cell rewrites one line only, and a second bar would overwrite the first
     return bars(**settings, leave=not is_inner, file=sys.stdout, disable=is_hidden)
 
 

@@ -1,4 +1,4 @@
-"""What is printed: how wide a terminal is, and letters that an output cannot show."""
+"""What is printed: how wide a terminal is, letters that an output cannot show, and times."""
 
 import io
 import shutil
@@ -19,3 +19,12 @@ def escape_unprintable() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a program may have put another kind of object there
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration as a reader needs it: `42 s`, `7 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -6,29 +6,16 @@ A sweep of which all jobs are done ends here, before it has waited for torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from bnlab.common.files import Unreadable, digest
-from bnlab.common.names import EstimatorName
 from bnlab.harness.artifacts.job_settings import Config, as_list
 from bnlab.harness.artifacts.run_folder import RunFolder
 from bnlab.harness.records import VERSION, locate_failure, locate_rows, read_record
+from bnlab.harness.settings import leave_off_defaults, list_names
 from bnlab.harness.user_code import digest_path
-
-MEASURED_WITH = (
-    "measurements",
-    "estimator",
-    "momentum",
-    "population",
-    "population_images",
-    "evaluate_at",
-    "accuracy_at",
-    "evaluate_on",
-    "shifts",
-)
-"""The settings that say what is measured on a network, which the table `runs` does not have."""
 
 
 def list_waiting(configs: Iterable[Config]) -> list[Config]:
@@ -49,8 +36,18 @@ def list_waiting(configs: Iterable[Config]) -> list[Config]:
     return waiting
 
 
+def count_jobs(configs: Sequence[Config]) -> str:
+    """Count jobs and their networks: `2 jobs on 1 network`."""
+    networks = {RunFolder(config).id for config in configs}
+    return f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def is_trained(run: RunFolder, checkpoints: Iterable[int] = ()) -> bool:
-    """Return whether a network is there, with these checkpoints and all that it had, none of which is read."""
+    """Return whether a network is trained and has these checkpoints, and all that were kept; none of them is read."""
     try:
         return run.is_complete(checkpoints)
     except Unreadable:  # the job sets it aside
@@ -58,18 +55,19 @@ def is_trained(run: RunFolder, checkpoints: Iterable[int] = ()) -> bool:
 
 
 def locate_failure_of(run: RunFolder) -> Path:
-    """Where it says why a job on this network failed in the last sweep, if one has."""
+    """Locate the file that says why a job on this network failed in the last sweep, if one has."""
     return locate_failure(run.config.folder, run.id)
 
 
 def digest_asked(config: Config) -> str:
     """Digest what a job asks for: what is measured, and by which code."""
-    settings = [getattr(config, name) for name in MEASURED_WITH]
+    # Without defaults: a setting that is added later leaves jobs done.
+    settings = leave_off_defaults(config, list_names(Config, "measuring"))
     # When the user's code changes, the same settings ask for other rows.
-    estimators = [EstimatorName.parse(str(name)).base for name in as_list(config.estimator)]
+    estimators = [str(name).partition("(")[0] for name in as_list(config.estimator)]
     code = [digest_path(path) for path in (*estimators, *as_list(config.measurements))]
     images = asdict(config.data)  # also where the files are, so that moved files are recorded again
-    return digest(json.dumps([settings, images, code, VERSION], default=list), digits=10)
+    return digest(json.dumps([settings, images, code, VERSION], sort_keys=True), digits=10)
 
 
 def _has_asked(run: RunFolder, asked: str) -> bool:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: train what is missing, measure, leave the rows in the experiment's folder."""
+"""The jobs of a sweep: train what is missing, measure it, record in the sweep's folder which rows were asked for."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from joblib import cpu_count
 
 from bnlab.common.bars import make_bar
 from bnlab.common.files import Unreadable, quarantine, write_text
-from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings
+from bnlab.common.printing import format_seconds
+from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own
 from bnlab.harness.artifacts.run import Run, describe_environment
-from bnlab.harness.artifacts.training_runner import ensure_trained, format_seconds
-from bnlab.harness.config import check_device
+from bnlab.harness.artifacts.tasks import OwnTask
+from bnlab.harness.artifacts.training_runner import ensure_trained
+from bnlab.harness.checks import check_device
 from bnlab.harness.done import digest_asked, is_trained, locate_failure_of
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.rows import Failures, complete_rows
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.records import Part, write_record
-from bnlab.harness.setting_columns import describe_runs
+from bnlab.harness.run_table import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT, RUNS
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
+from bnlab.harness.user_code import SOURCE
 from bnlab.memory import keep_freed_memory, share_memory
 
 _LOG = logging.getLogger(__name__)
@@ -228,7 +231,7 @@ def execute(config: Config, command: str = "", result: JobResult | None = None) 
     Args:
         config: the job.
         command: what measures the rows again, if they are of earlier code one day.
-        result: is told whether the network was trained.
+        result: records whether the network was trained.
     """
     prepare_process(config)
     check_device(config.device)  # on a cluster not that of the command
@@ -372,5 +375,18 @@ def _describe_run(run: Run) -> dict[str, object]:
         "versions": json.dumps(environment["versions"], sort_keys=True),
     }
     # A setting that the network does not read is no column unless another network of the table reads it.
-    row = {column: values[column] for column in describe_runs().columns if column in values}
-    return row | list_own_settings(config, run.settings)
+    row = {column: values[column] for column in RUNS.columns if column in values}
+    return row | _list_own_settings(config, run.settings)
+
+
+def _list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """List the arguments of the user's functions that are settings, and the digests in the settings that name it."""
+    columns: dict[str, Any] = {}
+    for key, chosen in list_own(config).items():
+        digests = {name: settings[key][name] for name in ("content", SOURCE) if name in settings[key]}
+        for name, value in {**chosen.arguments, **digests}.items():
+            columns[f"{key}.{name}"] = value
+    if isinstance(config.task, OwnTask):
+        columns |= {METRIC_NAME: config.task.metric, METRIC_UNIT: config.task.unit}
+        columns[LARGER_IS_BETTER] = config.task.larger_is_better
+    return columns

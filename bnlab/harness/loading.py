@@ -11,15 +11,14 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.common.files import Unreadable, reading
-from bnlab.harness.artifacts.job_settings import list_own, restore_config
+from bnlab.harness.artifacts.job_settings import GROUPS, MOMENTUM, list_own, read_config
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import read_tables
-
-_MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
+from bnlab.harness.settings import require_one_of
+from bnlab.harness.user_code import SOURCE
 
 
 def load_model(
@@ -86,9 +85,11 @@ def open_run(run: str, results: str | Path = "results") -> Run:
         raise UserError(f"{run}: there is no {path}; the network was removed, or lies elsewhere: results=FOLDER")
     with reading(path):
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for group in GROUPS:
+        values.get(group, {}).pop(SOURCE, None)  # the digest of the code, which is no setting
     try:
         # Opened by its name, since this version or the code of today may give its settings another one.
-        opened = Run(replace(restore_config(values), results=str(results)), run)
+        opened = Run(replace(read_config(values), results=str(results)), run)
     except UserError as error:
         raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
     if Run(opened.config).id != run:
@@ -121,7 +122,7 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
     if not run.has_trace:
         raise UserError(f"{run.id}: norm={run.config.norm.name} has no statistics to choose; leave statistics out")
     # A single name with one momentum and one population is a single subject.
-    (subject,) = parse_subjects([statistics], [_MOMENTUM], "train")
+    (subject,) = parse_subjects([statistics], [MOMENTUM], "train")
     if subject.is_rule:
         raise UserError(f"statistics={statistics}: is computed from the images that are predicted; choose another")
     values = flat_statistics(run, [subject], [wanted])[0, 0]

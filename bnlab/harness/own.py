@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, ClassVar, TypeVar
 
-from bnlab.harness.components import Component
 from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.settings import Component, list_names, setting
 from bnlab.harness.user_code import SOURCE, digest_code
 
 KINDS: dict[str, type[Own]] = {}
@@ -21,7 +21,6 @@ KINDS: dict[str, type[Own]] = {}
 
 Kind = TypeVar("Kind", bound="type[Own]")
 _REQUIRED = "???"  # the default of a setting without one, as OmegaConf has it
-_ARGUMENT = "argument"  # in the metadata of fields that are arguments
 _CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
 
@@ -51,7 +50,7 @@ class Own(Component):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that are settings, with their values."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if _ARGUMENT in each.metadata}
+        return {name: getattr(self, name) for name in list_names(type(self), "argument")}
 
     def digest(self) -> dict[str, str]:
         """Digest what its results are known by, as a column of the table `runs`: its code."""
@@ -105,7 +104,7 @@ def make_own(group: str, path: str) -> Own:
         elif isinstance(default, list):
             # A dataclass refuses a list as a default.
             default = tuple(default)
-        settings.append((argument.name, _find_type(argument), field(default=default, metadata={_ARGUMENT: True})))
+        settings.append((argument.name, _find_type(argument), setting(default, "", role="argument")))
     # Each function has a class of its own, in which Hydra finds its settings, their types and defaults.
     return make_dataclass("Own", settings, bases=(kind,), eq=False)(name=path)
 

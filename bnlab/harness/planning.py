@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 
+from bnlab.common.printing import format_seconds
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.artifacts.training_runner import format_seconds
+from bnlab.harness.done import count_jobs
 from bnlab.harness.jobs import estimate_training, list_warnings
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.trial import TrialResult
@@ -28,7 +29,7 @@ def outline(configs: list[Config], untrained: Collection[Run]) -> list[str]:
         state = f"{trained} trained already"
     if again:
         state += f", {again} of them again now, for checkpoints of steps that are not there"
-    lines = [f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"]
+    lines = [f"{count_jobs(configs)}, {state}"]
 
     for run in untrained:
         config = run.config
@@ -56,13 +57,9 @@ def plan(
     """
     summary, *remarks = outline(configs, untrained)
     yield summary
-    if not waiting:
-        yield "nothing is left to be measured"
-        return
-
     try_estimators(subject for config in waiting for subject in list_subjects(config))
     times = estimate_training(trials).values()
-    at_a_time = f"{_count(processes, 'network')} at a time"
+    at_a_time = "1 network at a time" if processes == 1 else f"{processes} networks at a time"
     if any(math.isnan(time) for time in times):
         yield "training   takes a time that is not known, as a loss is not finite in the first updates"
     else:
@@ -84,9 +81,3 @@ def _count_bytes(run: Run, trial: TrialResult, checkpoints: set[int]) -> float:
     recorded = run.frozen_from or run.steps  # frozen batch norms take no more batches
     # The checkpoint of the last step is always kept.
     return recorded * trial.moments + len({*checkpoints, run.steps}) * copies * trial.network
-
-
-def _count(number: int, noun: str) -> str:
-    """Write a number with its noun: `1 job`, `2 jobs`."""
-    ending = "" if number == 1 else "s"
-    return f"{number:,} {noun}{ending}"

@@ -27,6 +27,7 @@ differs in these four is never averaged, in whichever order sweeps come; the ord
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from bnlab.common.files import Unreadable, quarantine, reading, write_text
+from bnlab.common.files import Unreadable, digest, quarantine, reading, write_text
 
 VERSION = 5
 """Of all measurements of bnlab's: rows, and statistics that were kept, under another one count as missing."""
@@ -251,6 +252,36 @@ def _complete(left_out: _LeftOut) -> str:
         words = [word for word in words if not word.startswith(f"{SAMPLE}=")]
         words.append(f"{SAMPLE}={left_out.sample}")
     return shlex.join(words)
+
+
+def locate_summary(folder: Path) -> Path:
+    """Locate the summary of the tables that were put together."""
+    return folder / "tables" / "records.json"
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Read the summary of the tables: `records`, `rows` by table, `notes` and `own` ones.
+
+    None if there is none, a table is missing, or records have changed since they were put together.
+    """
+    path = locate_summary(folder)
+    try:
+        with reading(path):
+            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            are_there = all(path.with_name(f"{name}.parquet").exists() for name in summary["rows"])
+            are_current = summary["records"] == digest_records(folder)
+    except Unreadable:  # or there is none
+        return None
+    return summary if are_there and are_current else None
+
+
+def digest_records(folder: Path) -> str:
+    """Digest which records there are, and when each was written."""
+    if not (folder / "jobs").is_dir():
+        return ""
+    with os.scandir(folder / "jobs") as entries:
+        stamps = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.name.endswith(".json"))
+    return digest(json.dumps(stamps))
 
 
 def locate_commands(folder: Path) -> Path:

@@ -1,15 +1,19 @@
-"""The table `runs`: its columns other than settings, which `setting_columns` adds."""
+"""The table `runs`: a column for each setting of a network, and others on its training."""
 
 from __future__ import annotations
 
-from bnlab.harness.schema import Table, integer, real, text
+from collections.abc import Callable, Mapping, Sequence
+
+from bnlab.harness.artifacts.job_settings import GROUPS, Config
+from bnlab.harness.schema import Column, Table, boolean, integer, real, text
+from bnlab.harness.settings import Setting, list_names, list_settings
 
 _ABOUT = """\
 A row for each network. A setting is called as on the command line, `optimizer.lr`; `data`, `model`, `norm` and
 `optimizer` are what was chosen there. Null where a network does not read a setting: words before a colon say which
 choices do. The arguments of a model, a norm, an optimizer, a task or a data set of your own are columns too, as
 `model.dropout`, behind these, and so is the digest of its code, as `model.source`, or of its images and labels,
-`data.content`."""
+`data.content`; a task of your own adds `task.metric`, `task.unit` and `task.larger_is_better`."""
 
 DERIVED = {
     "norm_batch_size": integer(
@@ -46,7 +50,10 @@ RESULTS = {
 }
 """Columns that say how a training ended, and with what it was made."""
 
-RESOLVED = {
+FIXED = ("run", *DERIVED, *RESULTS)
+"""Columns that the table always has."""
+
+_RESOLVED = {
     "epochs": real("length of the training in passes over the training split, also where `steps` was set"),
     "data.images": integer("training and validation images that were used, also where null was set"),
     "freeze_at": real(
@@ -60,12 +67,76 @@ RESOLVED = {
 }
 """Columns of settings whose value in the configuration may be open, and which have the value that was used."""
 
-RUNS = Table(
-    about=_ABOUT,
-    key={
-        "run": text("name of the network, `<hash of its settings>/seed_<seed>`, and its folder below `results/runs/`"),
-    },
-    others={**DERIVED, **RESULTS},
-    is_open=True,
-)
-"""The table without the columns of settings, which `setting_columns.describe_runs` adds."""
+METRIC_NAME, METRIC_UNIT, LARGER_IS_BETTER = "task.metric", "task.unit", "task.larger_is_better"
+"""Columns on the metric of a task of the user's own, by which reports name it."""
+
+_CHOSEN = {
+    "data": "data set: {}, or the import path of your own",
+    "task": "import path of a task of your own; null: {}",
+    "model": "network: {}, or the import path of your own",
+    "norm": "kind of normalization: {}, or the import path of your own",
+    "optimizer": "optimizer: {}, or the import path of your own",
+}
+_COLUMN_MAKERS: Mapping[type, Callable[[str], Column]] = {bool: boolean, int: integer, float: real, str: text}
+
+
+def _describe_runs() -> Table:
+    """Describe the table with all its columns."""
+    columns = {}
+    for group, choices in GROUPS.items():
+        names = dict.fromkeys(choice.name for choice in choices.values())
+        columns[group] = text(_CHOSEN[group].format(", ".join(names)))
+        columns |= _describe_group(group)
+    settings = list_settings(Config)
+    columns |= {name: _make_column(settings[name], settings[name].meaning) for name in list_names(Config, "network")}
+    # These may take the place of settings: their values are those that were open in the configuration.
+    columns |= {**DERIVED, **RESULTS, **_RESOLVED}
+
+    # The columns that most readers look for come first.
+    optimizers = [name for name in columns if name.startswith("optimizer.")]
+    first = ["seed", "data", "model", "norm", "batch_size", "norm_batch_size", "optimizer", *optimizers]
+    order = dict.fromkeys([*first, "epochs", "steps", *GROUPS, *columns])  # each once
+    key = {"run": text("name of the network, `<hash of its settings>/seed_<seed>`, and its folder in `results/runs/`")}
+    return Table(_ABOUT, key, {name: columns[name] for name in order}, is_open=True)
+
+
+def _describe_group(group: str) -> dict[str, Column]:
+    """Describe the columns of the settings that the choices of a group have, each `group.name`."""
+    choices = {choice.name: choice for choice in GROUPS[group].values()}
+    settings: dict[str, Setting] = {}
+    readers: dict[str, dict[str, list[str]]] = {}  # by setting and meaning: the choices that have it
+    for choice in choices.values():
+        for name, each in list_settings(type(choice)).items():
+            # Where files lie is no property of the network.
+            if name not in choice.storage:
+                settings.setdefault(name, each)
+                readers.setdefault(name, {}).setdefault(each.meaning, []).append(choice.name)
+    return {
+        f"{group}.{name}": _make_column(each, _say_whose(readers[name], len(choices)))
+        for name, each in settings.items()
+    }
+
+
+def _say_whose(meanings: Mapping[str, Sequence[str]], choices: int) -> str:
+    """Say what a setting means, and for which choices unless all have it with that meaning.
+
+    >>> _say_whose({"blocks": ["cnn"], "hidden layers": ["mlp"]}, choices=2)
+    'cnn: blocks; mlp: hidden layers'
+    """
+    words = []
+    for meaning, names in meanings.items():
+        if len(names) == choices:
+            return meaning
+        words.append(f"{', '.join(names)}: {meaning}")
+    return "; ".join(words)
+
+
+def _make_column(setting: Setting, meaning: str) -> Column:
+    """Make the column of a setting, by its kind; lists and values of any kind become text."""
+    kinds = [kind for kind in setting.kinds if kind in _COLUMN_MAKERS]
+    make = text if setting.takes_list or not kinds else _COLUMN_MAKERS[kinds[0]]
+    return make(meaning)
+
+
+RUNS = _describe_runs()
+"""The table; of its columns other than `FIXED` ones it has those that its networks read."""

@@ -69,6 +69,7 @@ def find_other_descriptions() -> Iterator[str]:
         from experiments import describe
         written = {
             describe.README: describe.describe_tables(),
+            describe.OTHER_TABLES: describe.describe_other_tables(),
             describe.EXPERIMENTS: describe.describe_experiments(),
             describe.HELP: describe.describe_sweep(),
         }

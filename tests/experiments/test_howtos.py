@@ -77,7 +77,8 @@ def adapt(words: list[str]) -> list[str]:
         return words
     if "hydra/launcher=submitit_slurm" in words:
         return [*words, "dry_run=true"]
-    return [*words, *QUICK, "hydra/launcher=basic"]
+    shorter = {word.partition("=")[0]: word for word in (*QUICK, "hydra/launcher=basic")}
+    return [word for word in words if word.partition("=")[0] not in (*shorter, "epochs")] + [*shorter.values()]
 
 
 def run_bnlab(words: list[str], call: Call, folder: Path) -> Called:

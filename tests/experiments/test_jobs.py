@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bnlab.harness import load
-from bnlab.harness.config import check_device
+from bnlab.harness.artifacts.job_settings import read_config
+from bnlab.harness.checks import check_device
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute
 from tests.experiments.commands import ROOT, Call
@@ -33,7 +35,8 @@ def test_values_are_those_that_hydra_composes() -> None:
     words += ["measurements=[gaps]", "data.fonts='dejavu'", "data.images=200"]
     (found,) = plan_jobs(words).configs
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert found == OmegaConf.to_object(compose("config", words))
+        values: Any = OmegaConf.to_container(compose("config", words))
+        assert found == read_config(values)
 
 
 def test_what_an_experiment_sweeps_gives_way_to_the_command_line() -> None:

@@ -35,7 +35,6 @@ evaluate_at: final
 threads: 1
 
 hydra:
-  mode: MULTIRUN
   sweeper:
     params:
       model.width: 2,3

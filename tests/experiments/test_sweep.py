@@ -117,7 +117,7 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nname: mine\nbatch_size: 64\nsteps: 6\naccuracy_at: all\nestimator: exact\n"
-        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      optimizer.lr: 0.1,1e8\n",
+        "hydra:\n  sweeper:\n    params:\n      optimizer.lr: 0.1,1e8\n",
         encoding="utf-8",
     )
     results = tmp_path / "it's a=b, [ä] + (x)"

@@ -1,10 +1,11 @@
-"""The settings of a job, and the identity of the network that they describe. Their checks: `bnlab.harness.config`."""
+"""The settings of a job, and the identity of the network that they describe. What a setting alone
+cannot tell is checked in `bnlab.harness.checks`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,22 @@ from bnlab.harness.artifacts.models import Cnn, Layered, Model
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.artifacts.shifts import CORRUPTIONS
-from bnlab.harness.artifacts.tasks import Classification, OwnTask, Task
-from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
-from bnlab.harness.errors import UserError
+from bnlab.harness.artifacts.tasks import Classification, Task
+from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.own import Own, make_own
-from bnlab.harness.trained_with import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT, TRAINED_WITH
+from bnlab.harness.settings import (
+    COMPONENTS,
+    explain_unknown,
+    leave_off_defaults,
+    list_names,
+    read_settings,
+    setting,
+    write_argument,
+)
 from bnlab.harness.updates import steps_per_epoch
-from bnlab.harness.user_code import SOURCE
+
+USUAL_TABLES = ("gaps", "evaluations")
+"""Those that are measured unless others are named, and that any sweep is drawn by."""
 
 MOMENTUM = 0.1
 """PyTorch's, of a network's own running averages."""
@@ -36,17 +46,17 @@ class Config:
     model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Sgd)
-    batch_size: int = setting(128, "images in a batch of training")
+    batch_size: int = setting(128, "images in a batch of training", at_least=1)
     epochs: int = setting(10, "length of the training in passes over the training split", at_least=1)
     steps: int | None = setting(None, "length of the training in updates, instead of epochs", at_least=1)
     order: str = setting(
         "shuffled",
-        "of the images in an epoch: shuffled; sorted, class after class; blocks:16, blocks of 16 images of a class in "
-        "random order",
+        "order of the images in an epoch: shuffled; sorted, class after class; blocks:16, blocks of 16 images of a "
+        "class in random order",
     )
     last_batch: str = setting(
         "keep",
-        "of an epoch, where images are left that do not fill a batch: keep, as a smaller batch (PyTorch's "
+        "what becomes of images that do not fill the last batch of an epoch: keep, as a smaller batch (PyTorch's "
         "drop_last=False; a single image is left out), whose update is as large as that of a full one; drop",
         choices=("keep", "drop"),
     )
@@ -56,81 +66,97 @@ class Config:
         "estimator ema (momentum=0.1) is then what the network holds; of norm=batch only",
     )
     freeze_with: str = setting(
-        "ema", "those statistics: ema, the network's own running averages, or exact", choices=("ema", "exact")
+        "ema",
+        "statistics that freeze_at keeps: ema, the network's own running averages, or exact",
+        choices=("ema", "exact"),
     )
     precision: str = setting(
         "float32",
-        "of forward passes in training: float32; bfloat16, by autocast, where weights and running averages stay "
-        "float32, as does evaluation",
+        "number format of forward passes in training: float32; bfloat16, by autocast, where weights and running "
+        "averages stay float32, as does evaluation",
         choices=("float32", "bfloat16"),
     )
     averaging: str = setting(
         "none",
-        "of the weights that are measured: none; swa, from 75% of the training on; ema, with decay 0.99; estimators of "
-        "the trained network are then stale, its running averages, and averaged, its buffers averaged as the weights",
+        "average of the weights that is measured: none; swa, from 75% of the training on; ema, with decay 0.99; the "
+        "estimators are then stale, running averages of the trained network, and averaged, its buffers averaged as the "
+        "weights",
         choices=("none", "swa", "ema"),
     )
-    weight_averages: Any = setting(
+    weight_averages: float | list[float] | None = setting(
         None,
         "decays of averages of weights and buffers, or a list, which are kept beside the trained network: with 0.99 "
         "new = 0.99·old + 0.01·weights after each update; measurements of a question's own read them",
         at_least=0,
         at_most=0.999999,
-        is_list=True,
     )
     seed: int = setting(0, "initialization, order and augmentation are derived from it", at_least=0, at_most=2**32 - 1)
+
     # What is measured on it: any of these may change without training again
-    momentum: Any = setting(0.1, "weight of the new batch, or a list", is_weight=True, is_list=True)
-    estimator: Any = setting("ema", "which statistics, or a list; see below", is_list=True)
-    population: Any = setting(
+    momentum: float | list[float] = setting(
+        0.1, "weight of the new batch, or a list", above=0, at_most=1, role="measuring"
+    )
+    estimator: str | list[str] = setting("ema", "which statistics, or a list; see below", role="measuring")
+    population: str | list[str] = setting(
         "train",
         "images that statistics of frozen weights are of, or a list: train, train_augmented, val",
         choices=("train", "train_augmented", "val"),
-        is_list=True,
+        role="measuring",
     )
     population_images: int | None = setting(
         None,
-        "of a large data set so many of them, and of those that are predicted, before the last step: a sample that is "
-        'always the same; "exact(images=10000)" among the estimators shows its error; the same in all sweeps of a name',
+        "number of images in a sample, always the same, that stands for a large data set at all steps but the last, "
+        'for statistics and for predictions; "exact(images=10000)" among the estimators shows its error; the same in '
+        "all sweeps of a name",
         at_least=2,
+        role="measuring",
     )
-    evaluate_at: Any = setting(
+    evaluate_at: Any | list[Any] = setting(
         "log",
         "steps that are measured: log, final, or a list of steps (0: the initial weights) and of shares of the "
         "training (0.1)",
-        is_list=True,
+        role="measuring",
     )
-    accuracy_at: Any = setting(
+    accuracy_at: Any | list[Any] = setting(
         "final",
         "where predictions are measured too: final, all of evaluate_at, or a list of some of them",
-        is_list=True,
+        role="measuring",
     )
-    evaluate_on: Any = setting(
+    evaluate_on: str | list[str] = setting(
         "test",
         "images that are predicted, or a list: test, val, train (as many as test has)",
         choices=("test", "val", "train"),
-        is_list=True,
+        role="measuring",
     )
-    shifts: Any = setting(
+    shifts: str | list[str] = setting(
         "none",
-        f"how these are changed, or a list: none; a corruption ({', '.join(CORRUPTIONS)}) with a strength of 1, "
-        "2 or 3, as noise:1; of glyphs also fonts:dejavu, fonts:stix_cm, fonts:all, unless they are those of training",
-        is_list=True,
+        f"changes of the images that are predicted, or a list: none; a corruption ({', '.join(CORRUPTIONS)}) with a "
+        "strength of 1, 2 or 3, as noise:1; of glyphs also fonts:dejavu, fonts:stix_cm, fonts:all, unless they are "
+        "those of training",
+        role="measuring",
     )
-    measurements: Any = setting(["gaps", "evaluations"], "tables that are measured, or one; see below", is_list=True)
+    measurements: str | list[str] = setting(
+        [*USUAL_TABLES], "tables that are measured, or one; see below", role="measuring"
+    )
+
     # How and where
-    name: str = setting("adhoc", "of the sweep: its tables lie in results/<name>/; an experiment sets it")
-    results: str = setting("results", "folder of all networks and tables")
-    device: str = setting("auto", "cpu, cuda, cuda:1; auto: cuda if there is one")
+    name: str = setting(
+        "adhoc", "name of the sweep; its tables lie in results/<name>/; an experiment sets it", role="running"
+    )
+    results: str = setting("results", "folder of all networks and tables", role="running")
+    device: str = setting("auto", "cpu, cuda, cuda:1; auto: cuda if there is one", role="running")
     # One thread of each network, and no more on idle cores: their number changes the last bits of results, so that it
     # may depend neither on the machine nor on what else runs there. Small networks gain nothing from more.
-    threads: int = setting(1, "CPU threads of torch for a network", at_least=1)
-    dry_run: bool = setting(False, "only say how many networks, how long training takes, and how much disk space")
-    quiet: bool = setting(False, "print nothing but failures, and what dry_run says")
+    threads: int = setting(1, "CPU threads of torch for a network", at_least=1, role="running")
+    dry_run: bool = setting(
+        False, "only say how many networks, how long training takes, and how much disk space", role="running"
+    )
+    quiet: bool = setting(False, "print nothing but failures, and what dry_run says", role="running")
     log: str = setting(
         "none",
         "what shows a training while it goes on: none; tensorboard, in the network's folder; a function of yours, as "
         "mine.make_logger",
+        role="running",
     )
 
     def __post_init__(self) -> None:
@@ -182,7 +208,7 @@ def list_naming_settings(config: Config) -> dict[str, Any]:
     length = "epochs" if config.steps is None else "steps"
     settings: dict[str, Any] = {"batch_size": config.batch_size, length: getattr(config, length)}
 
-    keys = [key for key in TRAINED_WITH if key not in ("batch_size", "epochs", "steps")]
+    keys = {*list_names(Config, "network")} - {"batch_size", "epochs", "steps", "seed"}
     if config.freeze_at is None:
         keys.remove("freeze_with")  # nothing reads it then
     settings |= leave_off_defaults(config, keys)
@@ -202,44 +228,80 @@ def list_own(config: Config) -> dict[str, Own]:
     return {group: getattr(config, group) for group in GROUPS if getattr(config, group).is_own}
 
 
-def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """List the arguments of the user's functions that are settings, and the digests in the settings that name it."""
-    columns: dict[str, Any] = {}
-    for key, chosen in list_own(config).items():
-        digests = {name: settings[key][name] for name in ("content", SOURCE) if name in settings[key]}
-        for name, value in {**chosen.arguments, **digests}.items():
-            columns[f"{key}.{name}"] = value
-    if isinstance(config.task, OwnTask):
-        columns |= {METRIC_NAME: config.task.metric, METRIC_UNIT: config.task.unit}
-        columns[LARGER_IS_BETTER] = config.task.larger_is_better
-    return columns
+def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what a network is trained with, seed apart, from its `config.yaml`, under the names of columns of `runs`.
+
+    Settings that the network does not read are left out.
+    """
+    names = {*GROUPS, *list_names(Config, "network")} - {"seed"}
+    kept = {key: value for key, value in config.items() if key in names}
+    settings = {key.removesuffix(".name"): value for key, value in _flatten(kept)}
+
+    if settings.get("task") == "classification":
+        settings.pop("task")
+    # `steps` takes the place of `epochs`, and `freeze_with` is read with `freeze_at` alone.
+    if settings.get("steps"):
+        settings.pop("epochs", None)
+    if settings.get("freeze_at") is None:
+        settings.pop("freeze_with", None)
+    if "." in settings.get("model", ""):  # a user's own model has normalization of its own
+        settings = {key: value for key, value in settings.items() if key.split(".")[0] != "norm"}
+    return settings
 
 
-def restore_config(values: Mapping[str, Any]) -> Config:
-    """Make a configuration of a run's `config.yaml`, with defaults for what is missing; UserError if it cannot."""
-    known = {each.name for each in fields(Config)}
-    plain = {key: value for key, value in values.items() if key in known and key not in GROUPS}
-    groups = {group: _restore_choice(group, values[group]) for group in GROUPS if group in values}
-    return Config(**plain, **groups)
+def list_plain_settings() -> dict[str, Any]:
+    """List the settings without a group, with their defaults."""
+    return {key: value for key, value in asdict(Config()).items() if key not in GROUPS}
 
 
-def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
-    """Restore the choice of a group: one of bnlab's by its name, or a function of the user's own."""
-    name = values["name"]
-    # `config.yaml` has the name of the component, which may differ from the word that chose it: `plain` is a
-    # `cnn` with other settings.
-    choices = [choice for choice in GROUPS[group].values() if choice.name == name]
-    if choices:
-        choice = choices[0]
-    elif "." in name:
-        choice = make_own(group, name)
-    else:
-        raise UserError(f"{group}={name}: this version of bnlab has none of this name")
-    # A setting that this version does not have is left out; `open_run` notices if the network has another name without
-    # it.
-    known = {each.name for each in fields(choice)}
-    changes = {key: value for key, value in values.items() if key in known}
-    return replace(choice, **changes)
+def read_config(values: Mapping[str, Any], files: Iterable[str] = ()) -> Config:
+    """Make the configuration of a job from values by name, in a dictionary for each group.
+
+    Args:
+        values: as a command line, a file, or `config.yaml` of a run gives them; what is missing has its default.
+        files: further words of a command line, of which one may be meant where there is no such setting.
+
+    Raises:
+        UserError: a setting that there is not, or a value that is out of its range.
+    """
+    classes: dict[str, type[Any]] = {"": Config}
+    for group in GROUPS:
+        chosen = values.get(group, {})
+        if not isinstance(chosen, Mapping):
+            raise UserError(f"{group}={chosen}: a file chooses it under defaults:, as - override /{group}: {chosen}")
+        classes[group] = _find_class(group, chosen.get("name", getattr(Config(), group).name))
+
+    plain: dict[str, Any] = {}
+    by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for key, value in _flatten(values):
+        group, _, name = key.rpartition(".")
+        if group not in classes or name not in {each.name for each in fields(classes[group])}:
+            raise UserError(f"{key}={write_argument(value)}: {explain_unknown(key, classes, [*GROUPS, *files])}")
+        (by_group[group] if group else plain)[name] = value
+
+    groups = {group: read_settings(classes[group], by_group[group], group) for group in GROUPS}
+    return read_settings(Config, plain | groups)
+
+
+def _flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """List settings with their group before their name."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+def _find_class(group: str, name: str) -> type[Any]:
+    """Find the class of a choice: one of bnlab's, or that of a function of the user's own."""
+    # By the name of the component, which may differ from the word that chose it: `plain` is a `cnn` with other
+    # settings.
+    known = {choice.name: type(choice) for choice in GROUPS[group].values()}
+    if name in known:
+        return known[name]
+    if "." not in name:
+        raise UserError(f"{group}={name}: {suggest(name, [*GROUPS[group], 'package.module.function'])}")
+    return type(make_own(group, name))
 
 
 def list_steps(wanted: Any, steps: int) -> list[int]:

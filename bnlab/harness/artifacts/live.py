@@ -8,8 +8,8 @@ A method `close`, if there is one, is called when training ends.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import bnlab
+from bnlab.harness.artifacts.job_settings import flatten_settings
 from bnlab.harness.artifacts.objectives import compute_metric
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import TrainingState
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.own import call_own
-from bnlab.harness.trained_with import flatten_settings
 from bnlab.harness.updates import lr_factor
 from bnlab.model.borrow import keep_random_state
 from bnlab.statistics.network import Statistics, using
@@ -108,6 +108,20 @@ class LiveLog:
         close = getattr(self._log, "close", None)
         if close is not None:
             close()
+
+
+@contextmanager
+def closing_log(live: LiveLog | None) -> Iterator[None]:
+    """Close the log where the training ends or fails in the block; one that is interrupted goes on in the same log."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if live is not None:
+        live.close()
+    if failure is not None:
+        raise failure
 
 
 def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | None = None) -> dict[str, float]:

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bnlab.harness.components import Component, component, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
+from bnlab.harness.settings import Component, component, setting
 from bnlab.harness.updates import SCHEDULES
 
 if TYPE_CHECKING:

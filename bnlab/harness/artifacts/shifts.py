@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnlab.harness.artifacts.data import Data
-from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
+from bnlab.harness.settings import require_one_of
 
 STRENGTHS = (1, 2, 3)
 _WIDTH = 116  # of the documentation

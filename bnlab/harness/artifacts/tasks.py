@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bnlab.harness.components import Component, component
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
+from bnlab.harness.settings import Component, component
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.objectives import Objective

@@ -27,7 +27,7 @@ from bnlab.common.bars import make_bar
 from bnlab.common.files import reading, write_text, write_whole
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import GROUPS
-from bnlab.harness.artifacts.live import LiveLog
+from bnlab.harness.artifacts.live import LiveLog, closing_log
 from bnlab.harness.artifacts.run import Run, describe_environment, digest_losses
 from bnlab.harness.artifacts.seeding import get_generators, set_generators
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
@@ -109,15 +109,13 @@ def _train(run: Run, kept: set[int]) -> None:
     started = time.monotonic()
     status = "unfinished"
     settings = {"initial": state.step, "total": run.steps, "unit": "update", "desc": run.id}
-    with make_bar(run.config.quiet, is_inner=True, **settings) as bar:
+    with closing_log(live), make_bar(run.config.quiet, is_inner=True, **settings) as bar:
         while status == "unfinished":
             # Each part writes its trace and log before the state, so that a state never lacks what led to it.
             status = _train_part(run, state, updates, kept, live, bar)
             seconds = time.monotonic() - started
             if status == "unfinished":
                 _save_state(run, state, seconds_before + seconds)
-    if live is not None:
-        live.close()
 
     # An earlier training of this network may have gone further than one that has diverged. What it left behind belongs
     # to other updates.
@@ -389,12 +387,3 @@ def _list_averages(state: TrainingState) -> list[AveragedModel]:
     """List all averages of the weights that a training keeps."""
     averages = [] if state.average is None else [state.average]
     return averages + list(state.weight_averages.values())
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a duration as a reader needs it: `42 s`, `7 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -7,40 +7,41 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.data.own_data import forget_own
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.config import check, check_device, register
+from bnlab.harness.artifacts.job_settings import GROUPS, Config, list_plain_settings, read_config
+from bnlab.harness.done import list_waiting
 from bnlab.harness.errors import UserError, suggest
-from bnlab.harness.lab.explaining import FILES, UNKNOWN, explain, explain_unknown, explain_value, first_line
 from bnlab.harness.lab.launchers import register_launchers
 from bnlab.harness.lab.own_choices import SEARCHED, register_own_choices
 from bnlab.harness.lab.registry import CONF
 from bnlab.harness.own import KINDS
 
-_SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
+_FILES = ("variation", "suite", "experiment")  # keys that choose files of settings
+_SWEPT_BY_FILES = ("suite", "experiment")  # those of files which may say themselves what is swept
 _TEXTS = ("name", "results", "data.root")  # keys of texts, which Hydra would take for numbers, lists and the like
 _SEARCH = "hydra.searchpath="
-_SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
+_NO_STEPS = "steps=null"  # what epochs= means, too, where a file has steps
+_SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra", _NO_STEPS)  # words that do not tell jobs apart
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, checked. The heading says its number and what sets it apart; empty for a single job."""
+    """One job of a sweep. The heading says its number and what sets it apart; empty for a single job."""
 
     config: Config
     heading: str
@@ -61,9 +62,10 @@ class Launcher:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs of a command line, in the order of its grid, and what was chosen to run them."""
+    """The jobs of a command line, in the order of its grid; those that are not done; what was chosen to run them."""
 
     jobs: list[Job]
+    waiting: list[Job]
     launcher: Launcher
 
     @property
@@ -75,30 +77,33 @@ class Sweep:
 def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     """Plan every job that these overrides stand for; UserError names the word or file, the value and what is allowed.
 
-    With `multirun`, or where an experiment's file says so, comma lists are swept.
+    With `multirun`, or where a file lists what is swept, comma lists are swept.
     """
-    register()
+    _register()
     _forget()
     searched = [word.partition("=")[2].strip("[]") for word in words if word.startswith(_SEARCH)]
     others = [word for word in words if not word.startswith(_SEARCH)]
     overrides = [_read_word(word) for word in (*others, _search_own(searched))]
+    _refuse_contradictions(overrides)
+    given = {override.get_key_element() for override in overrides}
+    if "epochs" in given and "steps" not in given:
+        overrides.append(_read_word(_NO_STEPS))
     with _own_hydra(), initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
         register_own_choices()
         # Composed a first time for the launcher, and for what the files sweep. Words with several values are
         # left out, because they are divided among the jobs later.
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
-        is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
-        params: Any = (chosen.sweeper.params or {}) if is_multirun else {}
+        params: Any = chosen.sweeper.params or {}
+        is_multirun = multirun or bool(params)
         by_job = {key: value for key, value in params.items() if isinstance(value, DictConfig)}
         by_file = [_read_word(f"{key}={value}") for key, value in params.items() if key not in by_job]
         # Words of the command line come last, so that they take the place of what the file says.
         grid = _list_jobs([*by_file, *overrides], is_multirun)
-        given = {override.get_key_element() for override in overrides}
         for key, table in by_job.items():
             if key not in given:
                 grid = _look_up(key, table, grid)
-        configs = [_build(job) for job in grid]
+        configs = [_read_job(job) for job in grid]
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
@@ -108,11 +113,33 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     launcher: Any = OmegaConf.to_container(chosen.launcher)
     launcher.pop("_target_", None)  # of Hydra's own `basic`
     launched_by = Launcher(str(chosen.runtime.choices["hydra/launcher"]), launcher)
-    for config in configs:
+
+    waiting = list_waiting(configs)
+    if waiting:
+        _check_all(waiting, launched_by)
+    is_waiting = {id(config) for config in waiting}  # configurations have no hash
+    return Sweep(jobs, [job for job in jobs if id(job.config) in is_waiting], launched_by)
+
+
+def _check_all(waiting: Iterable[Config], launcher: Launcher) -> None:
+    """Raise UserError for the first of these jobs that cannot be run."""
+    from bnlab.harness.checks import check, check_device  # here: a sweep with nothing to do does not wait for torch
+
+    for config in waiting:
+        check(config)
         # A dry run tries networks on this machine, whatever runs the jobs.
-        if config.dry_run or not launched_by.is_cluster:
+        if config.dry_run or not launcher.is_cluster:
             check_device(config.device)
-    return Sweep(jobs, launched_by)
+
+
+@cache  # what is registered stays so for the process
+def _register() -> None:
+    """Make the settings known to Hydra, with their defaults; what they may be `read_config` decides."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=list_plain_settings())
+    for group, choices in GROUPS.items():
+        for name, choice in choices.items():
+            store.store(group=group, name=name, node=asdict(choice))
 
 
 @contextlib.contextmanager
@@ -181,31 +208,27 @@ def _set_apart(job: Sequence[Override]) -> str:
     return " ".join(word for word in words if not word.startswith(_SAME_FOR_ALL))
 
 
-def _build(job: Sequence[Override]) -> Config:
-    """Build the configuration of one job, and check it."""
+def _read_job(job: Sequence[Override]) -> Config:
+    """Read the configuration of one job."""
     _, composed = _compose_files(job)
     # `_compose` remembers `composed`; values may be set in it, because all jobs of a sweep set the same keys.
-    word: str | None = ""
-    key = ""
     try:
         for override in job:
-            word = str(override.input_line)
-            key = override.get_key_element()
             if _sets_value(override):
-                OmegaConf.update(composed, key, override.value(), merge=True)
-        config: Any = OmegaConf.to_object(composed)
+                OmegaConf.update(composed, override.get_key_element(), override.value(), force_add=True)
+        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         missing = error.full_key
         raise UserError(f"{missing}: has no value, and its function no default; add {missing}=VALUE") from error
-    except UNKNOWN as error:
-        raise UserError(f"{word}: {explain_unknown(key, composed)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(explain_value(error, composed)) from error
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
+    for key in values.keys() & {*_FILES}:
+        raise UserError(f"{key}.{next(iter(values[key]))}: a file of settings begins with the line # @package _global_")
+    config = read_config(values, _FILES)
     # A network on a user's data is named by the images that are read here. `content` keeps their digest, and
     # a job that reads other images later is refused.
-    check(config)
     config.data = replace(config.data, content=config.data.find_content())
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def _compose_files(overrides: Iterable[Override]) -> tuple[DictConfig, DictConfig]:
@@ -228,19 +251,25 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if not error.options:
-            raise UserError(first_line(error)) from error
+            raise UserError(_first_line(error)) from error
         options = [*error.options, "package.module.function"] if group in KINDS else error.options
         raise UserError(f"{group}={name}: {suggest(name, options)}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        causes = [error, error.__cause__ or error.__context__]
+        raise UserError(": ".join(_first_line(each) for each in causes if each)) from error
 
     chosen = composed.hydra
     # The others become a `Config`, which has no such key.
     with open_dict(composed):
         del composed["hydra"]
     return chosen, composed
+
+
+def _first_line(error: BaseException) -> str:
+    """Take the first line of a message, without a full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _read_word(word: str) -> Override:
@@ -254,10 +283,31 @@ def _read_word(word: str) -> Override:
         ) from error
     if override.is_delete() or (override.is_add() and not override.is_hydra_override()):
         raise UserError(f"{word}: settings are neither added nor left out; write key=value, see --help")
+    key = override.get_key_element()
     is_choice = override.is_sweep_override() or isinstance(override.value(), str | list)
-    if override.get_key_element() in FILES and not is_choice:
+    if key in (*GROUPS, *_FILES) and not is_choice:
         raise UserError(f"{word}: is no choice; name one of those that --help lists, or leave the word out")
+    group, _, name = key.rpartition(".")
+    if group in GROUPS and name == "name":
+        # It would change the name alone, and leave the class and the settings of another choice.
+        raise UserError(f"{word}: choose by {group}=, from {', '.join(GROUPS[group])}")
     return override
+
+
+def _refuse_contradictions(overrides: Iterable[Override]) -> None:
+    """Raise UserError for words of which one would be without effect."""
+    words: dict[str, list[str]] = {}
+    # The same word twice does no harm.
+    for word, override in {str(override.input_line): override for override in overrides}.items():
+        words.setdefault(override.get_key_element(), []).append(word)
+    for given in words.values():
+        if len(given) > 1:
+            raise UserError(f"{' '.join(given)}: the same setting twice; leave all but one of them out")
+    lengths = [
+        given for key, (given, *_) in words.items() if key in ("steps", "epochs") and not given.endswith("=null")
+    ]
+    if len(lengths) > 1:
+        raise UserError(f"{' '.join(lengths)}: both say how long to train; leave one of them out")
 
 
 def _quote_text(word: str) -> str:
@@ -278,7 +328,7 @@ def quote(text: str) -> str:
 
 def _sets_value(override: Override) -> bool:
     """Decide if a word sets a value of a job; others choose a file, or are about Hydra itself."""
-    return not override.is_hydra_override() and override.get_key_element() not in FILES
+    return not override.is_hydra_override() and override.get_key_element() not in (*GROUPS, *_FILES)
 
 
 def _refuse_sweep(override: Override, multirun: bool) -> None:

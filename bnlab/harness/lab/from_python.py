@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.components import list_settings
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.command import require_memory
 from bnlab.harness.lab.compose import quote
 from bnlab.harness.lab.registry import import_shipped
 from bnlab.harness.lab.sweep import plan_and_run
 from bnlab.harness.reporting.tables import LoadedTables, load
+from bnlab.harness.settings import list_settings
 
 _SPELLED = ("null", "true", "false", "nan", "inf")  # words that Hydra reads as values and not as texts
 
@@ -43,7 +43,7 @@ def sweep(*words: str, **settings: Any) -> LoadedTables:
     """
     import_shipped()
     require_memory()
-    lists = {field.name for field, meaning in list_settings(Config()) if meaning.is_list}
+    lists = {name for name, setting in list_settings(Config).items() if setting.takes_list}
     written = [_write_word(key, value, key in lists) for key, value in settings.items()]
     code, config = plan_and_run(["-m", *words, *written])
     if code:

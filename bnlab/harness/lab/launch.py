@@ -16,7 +16,7 @@ from typing import Any
 from joblib import Parallel, delayed
 
 from bnlab.common.printing import escape_unprintable
-from bnlab.harness.artifacts.job_settings import Config, restore_config
+from bnlab.harness.artifacts.job_settings import Config, read_config
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import JobResult, attempt
 from bnlab.harness.lab.compose import Job, Launcher
@@ -55,7 +55,7 @@ def run_in_process(settings: dict[str, Any], heading: str, command: str, parent:
     escape_unprintable()
     if parent not in (0, os.getpid()):  # with a single worker joblib runs jobs in the sweep itself
         _end_with(parent)
-    return _run(restore_config(settings), heading, command)
+    return _run(read_config(settings), heading, command)
 
 
 def _run(config: Config, heading: str, command: str) -> JobResult:

@@ -7,6 +7,8 @@ defaults.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -45,5 +47,5 @@ class OwnChoices(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         group, _, name = config_path.rpartition("/")
-        settings = OmegaConf.structured(make_own(group, name))
+        settings = OmegaConf.create(asdict(make_own(group, name)))
         return ConfigResult(self.provider, f"{SEARCHED}{config_path}", settings, header={"package": None})

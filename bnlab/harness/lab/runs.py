@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from bnlab.common.files import Unreadable, reading
 from bnlab.common.names import split_at_commas
+from bnlab.harness.artifacts.job_settings import flatten_settings
 from bnlab.harness.errors import UserError, find_network, suggest
 from bnlab.harness.lab.command import keep_command, print_table, run_command, write_command
 from bnlab.harness.records import (
@@ -26,7 +27,6 @@ from bnlab.harness.records import (
     locate_record,
     read_records,
 )
-from bnlab.harness.trained_with import flatten_settings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,9 +19,8 @@ _MULTIRUN = ("-m", "--multirun")
 _SHORT = 60.0  # seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import pandas as pd
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from bnlab.harness.artifacts.job_settings import Config
     from bnlab.harness.jobs import JobResult
@@ -71,19 +70,23 @@ def _print_settings(kind: list[str], words: list[str]) -> None:
 def plan_and_run(words: list[str]) -> tuple[int, Config]:
     """Do what the words say; the exit code, and the settings of the first job."""
     started = time.perf_counter()
+    from bnlab.harness.done import count_jobs
     from bnlab.harness.lab.compose import plan_jobs
 
     settings = [word for word in words if word not in _MULTIRUN]
     sweep = plan_jobs(settings, len(settings) < len(words))
+    configs = sweep.configs
+    first = configs[0]
+    if not sweep.waiting:
+        if first.dry_run or not first.quiet:
+            print(f"{count_jobs(configs)}, all trained and measured")
+        return (0 if first.dry_run else _finish(configs, [], words)), first
 
-    # Takes a second or two, in which a mistake has been answered.
-    from bnlab.harness.done import list_waiting
+    # With torch, for which a sweep that has nothing to do does not wait.
     from bnlab.harness.jobs import estimate_training, list_untrained, try_networks
     from bnlab.harness.planning import outline, plan
 
-    configs = sweep.configs
-    first = configs[0]
-    waiting = list_waiting(configs)
+    waiting = [job.config for job in sweep.waiting]
     untrained = list_untrained(waiting)
     launcher = _choose_launcher(waiting, words, sweep.launcher)
     if first.dry_run:
@@ -97,14 +100,13 @@ def plan_and_run(words: list[str]) -> tuple[int, Config]:
 
     if not first.quiet:
         print(*outline(configs, untrained), sep="\n", flush=True)
-    if waiting:
-        command, seconds = _prepare(configs, launcher, words)
-        # Configurations have no hash.
-        is_waiting = {id(config) for config in waiting}
-        jobs = [job for job in sweep.jobs if id(job.config) in is_waiting]
-        seconds_here = _SHORT if _is_short(launcher, sweep.launcher, seconds) else 0.0
-        _show(_run(jobs, launcher, command, seconds_here), len(jobs), first.quiet)
-    return _finish(configs, waiting, words, started), first
+    command, seconds = _prepare(configs, launcher, words)
+    seconds_here = _SHORT if _is_short(launcher, sweep.launcher, seconds) else 0.0
+    results = _run(sweep.waiting, launcher, command, seconds_here)
+    _show(results, len(sweep.waiting), first.quiet)
+    if not first.quiet:
+        print(f"done in {time.perf_counter() - started:.0f} s")
+    return _finish(configs, waiting, words), first
 
 
 def _prepare(configs: list[Config], launcher: Launcher, words: list[str]) -> tuple[str, float]:
@@ -145,7 +147,7 @@ def _show(results: Iterator[JobResult], count: int, quiet: bool) -> None:
     from bnlab.common.bars import make_bar, print_above, shows_bars
 
     trained = measured = failed = 0
-    # Jobs that run side by side end in no even rhythm, so that the time left is told by the mean of all of them.
+    # Jobs that run side by side end in no even rhythm, so that the time left is estimated from the mean of all of them.
     with make_bar(quiet, total=count, unit="job", smoothing=0) as bar:
         for result in results:
             trained += bool(result.training)
@@ -203,50 +205,54 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
     return max(1, min(effective_n_jobs(launcher.settings["n_jobs"]), cpu_count(), len(networks)))
 
 
-def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:
+def _finish(planned: list[Config], waiting: list[Config], words: list[str]) -> int:
     """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
-    from bnlab.harness.reporting.tables import write_tables
-    from bnlab.harness.setting_columns import describe_runs
+    from bnlab.harness.artifacts.run_folder import RunFolder
 
     first = planned[0]
-    tables = write_tables(first.folder, describe_runs().schema)
-    where = f"; {first.folder}/tables/" if tables else ""  # each job may have been ended before it left anything
-    lines = [f"done in {time.perf_counter() - started:.0f} s{where}"]
-    for name, frame in tables.items():
-        if len(frame):
-            lines.append(f"  {name + '.parquet':20}{len(frame):>9,} row{'' if len(frame) == 1 else 's'}")
-    lines += tables.notes
+    rows, notes = _put_tables_together(first.folder)
+    lines = [f"{first.folder}/tables/"] if rows else []  # each job may have been ended before it left anything
+    lines += [f"  {name + '.parquet':20}{count:>9,} row{'' if count == 1 else 's'}" for name, count in rows.items()]
+    lines += notes
     if not first.quiet:
         print(*lines, sep="\n")
-    if "runs" in tables:  # else each job was ended from outside before it left anything
-        _say_diverged(planned, tables["runs"])
+
+    networks = {run.id: run for run in map(RunFolder, planned)}
+    for name, run in networks.items():
+        if run.status and run.status["status"] == "diverged":
+            print(f"{name} diverged: it has no rows from then on")
 
     are_all_done = _say_unfinished(waiting)
     report = _name_report(first, words)
-    if _has_figures(tables, report) and not first.quiet:
+    if _has_figures(rows, report) and not first.quiet:
         print(f"next: bnlab report {shlex.join(report)}")
     return 0 if are_all_done else 1
 
 
-def _say_diverged(planned: list[Config], runs: pd.DataFrame) -> None:
-    """Say which networks of this sweep have diverged, also those that were there."""
-    from bnlab.harness.artifacts.run import Run
+def _put_tables_together(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Put the tables together unless that was done; count the rows of each that has some, and list the notes."""
+    from bnlab.harness.records import read_summary
 
-    networks = {Run(config).id for config in planned}
-    for name in runs.loc[runs["run"].isin(networks) & (runs["status"] == "diverged"), "run"]:
-        print(f"{name} diverged: it has no rows from then on")
+    summary = read_summary(folder)
+    if summary is None:
+        from bnlab.harness.reporting.tables import write_tables  # with pandas
+
+        tables = write_tables(folder)
+        summary = {"rows": {name: len(frame) for name, frame in tables.items()}, "notes": tables.notes}
+    return {name: count for name, count in summary["rows"].items() if count}, summary["notes"]
 
 
 def _say_unfinished(waiting: list[Config]) -> bool:
     """Say which jobs have failed, and which were ended from outside; return whether there is none of either."""
-    from bnlab.harness.artifacts.run import Run
+    from bnlab.harness.artifacts.run_folder import RunFolder
     from bnlab.harness.done import list_waiting, locate_failure_of
 
-    failures = {locate_failure_of(Run(config)) for config in waiting}
+    failures = {locate_failure_of(RunFolder(config)) for config in waiting}
     failed = sorted(path for path in failures if path.exists())
     for path in failed:
         print(f"failed: {path}")
-    missing = {Run(config).id for config in list_waiting(waiting) if not locate_failure_of(Run(config)).exists()}
+    left = map(RunFolder, list_waiting(waiting))
+    missing = {run.id for run in left if not locate_failure_of(run).exists()}
     for name in sorted(missing):
         print(
             f"not finished: {name}, whose job was ended from outside, or found code that has changed since; the same "
@@ -255,13 +261,13 @@ def _say_unfinished(waiting: list[Config]) -> bool:
     return not failed and not missing
 
 
-def _has_figures(tables: Mapping[str, pd.DataFrame], report: list[str]) -> bool:
-    """Return whether a report would draw something: of a question any table, else those by which any sweep is drawn."""
-    from bnlab.harness.reporting.frames import OVERVIEWED
+def _has_figures(rows: Iterable[str], report: list[str]) -> bool:
+    """Return whether a report of these tables would draw something: of a question any, else the usual ones."""
+    from bnlab.harness.artifacts.job_settings import USUAL_TABLES
 
-    measured = [name for name, frame in tables.items() if name != "runs" and len(frame)]
+    measured = [name for name in rows if name != "runs"]
     is_of_question = report[0].startswith("experiment=")
-    return any(is_of_question or name in OVERVIEWED for name in measured)
+    return any(is_of_question or name in USUAL_TABLES for name in measured)
 
 
 def _name_report(config: Config, words: list[str]) -> list[str]:

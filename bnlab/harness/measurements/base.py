@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.components import COMPONENTS, Component, discover, list_modules, require_one_of
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import import_object
+from bnlab.harness.settings import COMPONENTS, Component, discover, list_modules, require_one_of
 
 if TYPE_CHECKING:  # mistakes are answered before these are imported
     import pandas as pd

@@ -63,8 +63,6 @@ __all__ = [
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an experiment, by name; `runs` is one of them."""
-OVERVIEWED = ("gaps", "evaluations")
-"""The tables of which any sweep is reported on, also without a question."""
 Score = Callable[[Tables], pd.DataFrame]
 """A function of the tables that returns the frame of `interval`."""
 _LONG = ("settings", "versions")  # columns of `runs` with JSON, which would be copied into each measured row

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.harness.artifacts.job_settings import USUAL_TABLES
 from bnlab.harness.errors import NoRows, UserError, suggest
-from bnlab.harness.reporting.frames import OVERVIEWED, OtherThan, Tables, interval, paired, select
+from bnlab.harness.reporting.frames import OtherThan, Tables, interval, paired, select
 from bnlab.harness.reporting.means import average_gap, select_largest_gap
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Axis
 from bnlab.harness.reporting.tables import LoadedTables, OwnTable
@@ -22,7 +23,7 @@ from bnlab.harness.reporting.wording import (
     list_varied,
     name_setting,
 )
-from bnlab.harness.trained_with import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT
+from bnlab.harness.run_table import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT
 from bnlab.harness.user_code import SOURCE, digest_code, read_code
 
 STATISTICS = ("estimator", "momentum")
@@ -133,7 +134,7 @@ def list_measured(tables: LoadedTables, wanted: str = "", columns: Sequence[str]
         rows = rows.assign(epoch=rows["step"] * rows["run"].map(epochs))
         values += _measure_own(name, rows, described, networks, settings)
     if not values and not runs["status"].isin(["diverged", "failed"]).any():
-        raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(OVERVIEWED)}]")
+        raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(USUAL_TABLES)}]")
 
     if wanted:
         called = {name: value for value in reversed(values) for name in (value.column, value.name)}

@@ -10,7 +10,6 @@ Committed results have the tables alone.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +21,18 @@ import pyarrow as pa
 from filelock import FileLock
 from pyarrow import compute
 
-from bnlab.common.files import Unreadable, digest, quarantine, reading, write_text
+from bnlab.common.files import Unreadable, quarantine, write_text
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.records import Chosen, choose_parts, locate_rows, read_records
-from bnlab.harness.run_table import RUNS
+from bnlab.harness.records import (
+    Chosen,
+    choose_parts,
+    digest_records,
+    locate_rows,
+    locate_summary,
+    read_records,
+    read_summary,
+)
+from bnlab.harness.run_table import FIXED, RUNS
 from bnlab.harness.schema import (
     ROW_KEY,
     conform,
@@ -112,56 +119,41 @@ def read_tables(name: str, results: str | Path = "results") -> LoadedTables:
     )
 
 
-def write_tables(folder: Path, columns: pa.Schema | None = None) -> LoadedTables:
-    """Put every table together and write it, unless that was done; safe while other sweeps measure.
-
-    Args:
-        folder: of the sweep.
-        columns: of the table `runs`; by default those that it had.
-    """
+def write_tables(folder: Path) -> LoadedTables:
+    """Put every table of a sweep's folder together and write it, unless that was done; safe while others measure."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tables.lock"):
         current = _read_current(folder)
         if current is not None:
             return current
 
-        state = folder / "tables" / "records.json"
+        state = locate_summary(folder)
         state.unlink(missing_ok=True)  # until it comes back, nobody trusts files of which some are newer
-        records = _digest_records(folder)  # first: a record that is written in the meantime is not among them
-        together = _put_together(folder, columns)
+        records = digest_records(folder)  # first: a record that is written in the meantime is not among them
+        together = _put_together(folder)
         tables = together.tables
         for name, frame in tables.items():
             write_frame(folder / "tables" / f"{name}.parquet", frame, together.schemas[name])
         # Without this file the tables are not trusted: what is missing is looked for again at the next reading.
         if together.is_whole:
             own = {name: asdict(each) for name, each in tables.own.items()}
-            written = {"records": records, "tables": list(tables), "notes": tables.notes, "own": own}
+            rows = {name: len(frame) for name, frame in tables.items()}
+            written = {"records": records, "rows": rows, "notes": tables.notes, "own": own}
             write_text(state, json.dumps(written))
     return tables
 
 
 def _read_current(folder: Path) -> LoadedTables | None:
     """Read the tables that were written; None if they are of other records, or a file fails."""
-    path = folder / "tables" / "records.json"
-    try:
-        with reading(path):
-            written = json.loads(path.read_text(encoding="utf-8"))
-        if written["records"] != _digest_records(folder):
-            return None
-        frames = {name: read_frame(folder / "tables" / f"{name}.parquet") for name in written["tables"]}
-    except Unreadable:  # or there is none
+    summary = read_summary(folder)
+    if summary is None:
         return None
-    own = {name: OwnTable(**each) for name, each in written["own"].items()}
-    return LoadedTables(frames, written["notes"], own)
-
-
-def _digest_records(folder: Path) -> str:
-    """Digest which records there are, and when each was written."""
-    if not (folder / "jobs").is_dir():
-        return ""
-    with os.scandir(folder / "jobs") as entries:
-        stamps = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.name.endswith(".json"))
-    return digest(json.dumps(stamps))
+    try:
+        frames = {name: read_frame(folder / "tables" / f"{name}.parquet") for name in summary["rows"]}
+    except Unreadable:
+        return None
+    own = {name: OwnTable(**each) for name, each in summary["own"].items()}
+    return LoadedTables(frames, summary["notes"], own)
 
 
 @dataclass(frozen=True)
@@ -179,14 +171,14 @@ class _Together:
     is_whole: bool
 
 
-def _put_together(folder: Path, columns: pa.Schema | None = None) -> _Together:
+def _put_together(folder: Path) -> _Together:
     """Put all tables together. Files that cannot be read are named and set aside."""
     records = read_records(folder)
     if not records:
         return _Together(LoadedTables({}), {}, is_whole=False)
 
     runs = pd.DataFrame([record.row for record in records])
-    schemas = {"runs": _choose_columns(columns or _find_columns(folder), runs)}
+    schemas = {"runs": _choose_columns(runs)}
     frames = {"runs": _finish(runs, schemas["runs"])}
 
     chosen, notes = choose_parts(records)
@@ -212,18 +204,10 @@ def _put_together(folder: Path, columns: pa.Schema | None = None) -> _Together:
     return _Together(LoadedTables(frames, notes, own), schemas, is_whole)
 
 
-def _find_columns(folder: Path) -> pa.Schema:
-    """Find the columns that the table `runs` had; those that all have where it was never written."""
-    try:
-        return read_schema(folder / "tables" / "runs.parquet")
-    except Unreadable:
-        return RUNS.schema
-
-
-def _choose_columns(schema: pa.Schema, runs: pd.DataFrame) -> pa.Schema:
+def _choose_columns(runs: pd.DataFrame) -> pa.Schema:
     """Choose the columns of the table `runs` that its networks read, beside those that it always has."""
-    fields = [field for field in schema if field.name in RUNS.columns or field.name in runs]
-    return pa.schema(fields, schema.metadata)
+    fields = [field for field in RUNS.schema if field.name in runs or field.name in FIXED]
+    return pa.schema(fields, RUNS.schema.metadata)
 
 
 def _read_parts(results: Path, table: str, parts: Iterable[Chosen]) -> tuple[pa.Table | None, set[str]]:

@@ -99,7 +99,9 @@ def main() -> int:
 
 
 def _cut_all(words: list[str]) -> int:
-    configs = plan_jobs([*_NETWORKS, *words], multirun=True).configs
+    given = {word.partition("=")[0] for word in words}
+    usual = [word for word in _NETWORKS if word.partition("=")[0] not in given]
+    configs = plan_jobs([*usual, *words], multirun=True).configs
     rows: dict[str, list[Any]] = {"runs": [], "cut": [], "cut_layers": []}
     for config in configs:
         prepare_process(config)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness import load, load_images
-from bnlab.harness.artifacts.job_settings import restore_config
+from bnlab.harness.artifacts.job_settings import read_config
 from bnlab.harness.artifacts.run import Run
 from tests.harness.kills import load_at
 from tests.helpers import find_network, sweep_small
@@ -67,7 +67,7 @@ def test_averages_beside_the_trained_network(plain: Path, tmp_path: Path) -> Non
     sweep_small(tmp_path, *WORDS, "evaluate_at=[5,12]", "measurements=gaps", "weight_averages=[0,0.9]")
     network = find_network(tmp_path)
     config = yaml.safe_load((network / "config.yaml").read_text(encoding="utf-8"))
-    run = Run(restore_config(config))
+    run = Run(read_config(config))
 
     expected = {name: value.double() for name, value in load_at(plain, 1).state_dict().items()}
     for step in range(1, STEPS + 1):

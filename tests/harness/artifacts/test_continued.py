@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.components import COMPONENTS
+from bnlab.harness.settings import COMPONENTS
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, interrupted_at
 from tests.helpers import Run, find_network, run_job, sweep_small

@@ -9,7 +9,7 @@ from torch import nn
 from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet
 from bnlab.harness.artifacts.network import build_model
 from bnlab.harness.artifacts.norms import NoNorm, Norm
-from bnlab.harness.components import COMPONENTS
+from bnlab.harness.settings import COMPONENTS
 
 SMALL = [Cnn(depth=8, width=4), Mlp(depth=8, width=4), Resnet(depth=8, width=4)]
 

@@ -13,7 +13,7 @@ import bnlab
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.network import build_model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.components import COMPONENTS
+from bnlab.harness.settings import COMPONENTS
 from tests import references as ref
 
 IMAGES = (7, 4, 3, 5)

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.artifacts.training_runner import start_training
-from bnlab.harness.components import COMPONENTS, list_settings
+from bnlab.harness.settings import COMPONENTS, list_settings
 from bnlab.harness.updates import ORDERS, SCHEDULES
 from tests.harness.plain_loop import train_plainly
 from tests.helpers import Config, Run, plan_network
 
 SMALL = ("data.images=200", "batch_size=64", "steps=5", "device=cpu")  # 64, 64 and 52 images in an epoch
-MEANINGS = {field.name: meaning for field, meaning in list_settings(Optimizer())}
+SETTINGS = list_settings(Optimizer)
 WORDS = [
     *(f"optimizer={name}" for name in COMPONENTS["optimizer"]),
     *(f"optimizer.schedule={schedule} steps=12" for schedule in SCHEDULES),
     "optimizer.schedule=cosine steps=40",  # two of which rise
-    *(f"optimizer.lr_scaling={scaling}" for scaling in MEANINGS["lr_scaling"].choices),
+    *(f"optimizer.lr_scaling={scaling}" for scaling in SETTINGS["lr_scaling"].choices),
     *(f"order={order}" for order in [*ORDERS, "blocks:4"]),
     "optimizer.momentum=0",
     "optimizer.weight_decay=0.1 optimizer.label_smoothing=0.2",

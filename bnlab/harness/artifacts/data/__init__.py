@@ -4,7 +4,7 @@ from bnlab.harness.artifacts.data.base import Data
 from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.data.glyphs import Glyphs
 from bnlab.harness.artifacts.data.own_data import OwnData
-from bnlab.harness.components import discover
+from bnlab.harness.settings import discover
 
 __all__ = ["Data", "Digits", "Glyphs", "OwnData"]
 

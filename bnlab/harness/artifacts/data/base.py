@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from bnlab.harness.artifacts.data.parts import Parts, Size
-from bnlab.harness.components import Component, require_within, setting
 from bnlab.harness.errors import UserError
+from bnlab.harness.settings import Component, require_within, setting
 from bnlab.harness.updates import count_training
 
 # A tenth of them, rounded down, are validation images, of which there has to be one.

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from bnlab.harness.artifacts.data.base import Data
 from bnlab.harness.artifacts.data.parts import Parts, Size
-from bnlab.harness.components import component, setting
 from bnlab.harness.errors import UserError
+from bnlab.harness.settings import component, setting
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _FOLDER = "cifar-10-batches-py"  # below `data.root`, where torchvision puts it

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from bnlab.harness.artifacts.data.base import Data
 from bnlab.harness.artifacts.data.parts import Parts, Size
-from bnlab.harness.components import component
+from bnlab.harness.settings import component
 
 
 @component

@@ -8,7 +8,7 @@ from typing import ClassVar
 from bnlab.harness.artifacts.data.base import Data
 from bnlab.harness.artifacts.data.fonts import CLASSES, FONTS, SIZE
 from bnlab.harness.artifacts.data.parts import Parts, Size
-from bnlab.harness.components import component, require_one_of, setting
+from bnlab.harness.settings import component, require_one_of, setting
 
 _USUAL = 20_000  # training and validation images
 _MOST_TESTED = 5_000

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from bnlab.harness.artifacts.data.base import Data
 from bnlab.harness.artifacts.data.parts import Description, Parts, Size
-from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, own
+from bnlab.harness.settings import setting
 from bnlab.harness.user_code import SOURCE
 
 

@@ -2,7 +2,7 @@
 
 from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.models.layered import Cnn, Layered, Mlp, Resnet
-from bnlab.harness.components import discover
+from bnlab.harness.settings import discover
 
 __all__ = ["Cnn", "InputShape", "Layered", "Mlp", "Model", "Resnet"]
 

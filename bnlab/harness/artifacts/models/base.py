@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.components import Component
+from bnlab.harness.settings import Component
 
 if TYPE_CHECKING:
     from torch import nn

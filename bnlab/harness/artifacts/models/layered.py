@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.components import COMPONENTS, add_choice, component, setting
 from bnlab.harness.errors import UserError
+from bnlab.harness.settings import COMPONENTS, add_choice, component, setting
 
 if TYPE_CHECKING:
     from torch import nn

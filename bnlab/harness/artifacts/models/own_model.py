@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
-from bnlab.harness.components import COMPONENTS
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, own
+from bnlab.harness.settings import COMPONENTS
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from bnlab.harness.components import Component, component, setting
+from bnlab.harness.settings import Component, component, setting
 
 if TYPE_CHECKING:
     from torch import nn

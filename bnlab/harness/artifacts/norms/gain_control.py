@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.artifacts.norms.base import Norm
-from bnlab.harness.components import component
+from bnlab.harness.settings import component
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.artifacts.norms.base import Norm
-from bnlab.harness.components import component, require_within, setting
+from bnlab.harness.settings import component, require_within, setting
 
 if TYPE_CHECKING:
     from torch import nn

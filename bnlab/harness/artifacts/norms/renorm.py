@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bnlab.harness.artifacts.norms.base import Norm
-from bnlab.harness.components import component, setting
+from bnlab.harness.settings import component, setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ class Renorm(Norm):
     takes_batch_whole: ClassVar[bool] = True
     name: str = "renorm"
     momentum: float = setting(
-        0.01, "weight of the new batch in the running averages that the network reads in training", is_weight=True
+        0.01, "weight of the new batch in the running averages that the network reads in training", above=0, at_most=1
     )
 
     def get_training_average(self) -> EMA:

@@ -12,10 +12,10 @@ import torch
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real
+from bnlab.harness.settings import component
 from bnlab.recording.trace import LayerTrace
 from bnlab.theory import local_level
 

@@ -20,7 +20,6 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.objectives import Objective, compute_metric
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.shifts import describe_corruptions
-from bnlab.harness.components import component
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import (
@@ -33,6 +32,7 @@ from bnlab.harness.measurements.estimates import (
 )
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import METRIC, Table, common, integer, real, text
+from bnlab.harness.settings import component
 from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
 from bnlab.inference import TestTimeStatistics, apply_statistics
 from bnlab.statistics.layout import Layout

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps, layer_output_gaps
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import EXACT, flat_statistics, measure_at, seed_by, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real
+from bnlab.harness.settings import component
 from bnlab.model.borrow import borrowed
 from bnlab.recording.block import record
 from bnlab.statistics.layout import Layout

@@ -9,10 +9,10 @@ import pandas as pd
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import METRIC, Table, common, integer, real
+from bnlab.harness.settings import component
 from bnlab.harness.updates import lr_factor
 
 _ABOUT = """\

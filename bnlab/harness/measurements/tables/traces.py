@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import flat_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.harness.settings import component
 
 _POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown
 

@@ -1,59 +1,26 @@
-"""The configuration as Hydra knows it, and the checks of a job's settings before anything is trained or written."""
+"""Checks of a job: settings that do not go together, or do not fit its data, model, norm and device."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import replace
-from functools import cache
 
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
 
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.data import Data
-from bnlab.harness.artifacts.job_settings import GROUPS, MOMENTUM, Config, as_list, list_steps
-from bnlab.harness.artifacts.models import Model
-from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.optimizers import Optimizer
+from bnlab.harness.artifacts.job_settings import MOMENTUM, Config, as_list, list_steps
 from bnlab.harness.artifacts.shifts import check_shifts
-from bnlab.harness.artifacts.tasks import Task
-from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.subjects import list_subjects
 from bnlab.harness.own import import_object
+from bnlab.harness.settings import require_within, write_argument
 from bnlab.harness.statistic_kinds import Measured
 from bnlab.harness.updates import check_order
 
 
-@cache  # what is registered stays so for the process
-def register() -> None:
-    """Make the configuration known to Hydra."""
-    store = ConfigStore.instance()
-    # The schema has the groups' base classes, into which Hydra can merge any choice. With a learning rate
-    # here, a user's optimizer that has no default would silently be given it instead of being refused.
-    optimizer = replace(Optimizer(), lr=MISSING)
-    open_groups = replace(Config(), data=Data(), task=Task(), model=Model(), norm=Norm(), optimizer=optimizer)
-    store.store(name="schema", node=open_groups)
-    for group, choices in GROUPS.items():
-        for name, choice in choices.items():
-            store.store(group=group, name=name, node=choice)
-
-
 def check(config: Config) -> None:
-    """Raise UserError for whatever is out of range, before anything is trained or written."""
-    # Ranges come first, because all checks below compute with these values.
-    check_settings(config)
-    for group, choices in GROUPS.items():
-        chosen = getattr(config, group)
-        # A word such as norm.name=group would change the name alone, and leave the class and the settings of another
-        # choice.
-        if not chosen.is_own and type(choices.get(chosen.name)) is not type(chosen):
-            raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
-        check_settings(chosen, group)
-
+    """Raise UserError for what a setting alone cannot tell, before anything is trained or written."""
     # The name becomes a folder beside results/runs, which has all networks, and results/reference.
     if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name.lower() in ("runs", "reference"):
         raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
@@ -64,8 +31,7 @@ def check(config: Config) -> None:
     check_order(config.order)
     check_shifts(as_list(config.shifts), config.data, as_list(config.evaluate_on))
 
-    # The range of the batch size depends on the data and the norm, so that `check_settings` does not know it.
-    # It is checked before the steps are counted, which divides by it.
+    # Checked before the steps are counted: a batch that is larger than the training split makes none.
     images = config.data.count_training()
     least = 2 if config.norm.uses_batch else 1
     reason = f"a batch norm needs two, and the training split has {images:,} images"
@@ -93,7 +59,7 @@ def check(config: Config) -> None:
 
 
 def _check_log(log: str) -> None:
-    """UserError unless there is such a log."""
+    """Raise UserError unless there is such a log."""
     if log == "tensorboard":
         if importlib.util.find_spec("tensorboard") is None:
             raise UserError('log=tensorboard: needs a package; pip install "bnlab[tensorboard]"')
@@ -104,7 +70,7 @@ def _check_log(log: str) -> None:
 
 
 def _check_task(config: Config) -> None:
-    """UserError for labels that the task cannot learn, or that would have to move with the images."""
+    """Raise UserError for labels that the task cannot learn, or that would have to move with the images."""
     fault = config.data.find_label_fault()
     if fault and not config.task.is_own:
         raise UserError(f"data={config.data.name}: has {fault}")
@@ -118,7 +84,7 @@ def _check_task(config: Config) -> None:
 
 
 def _check_statistics(config: Config, images: int) -> None:
-    """UserError for more images than there are, or other averages than the network reads while it is trained."""
+    """Raise UserError for more images than there are, or other averages than the network reads while it is trained."""
     if config.population_images is not None:
         require_within("population_images", config.population_images, 2, images)
 
@@ -143,7 +109,7 @@ def _check_statistics(config: Config, images: int) -> None:
 
 
 def _check_steps(config: Config, steps: int) -> None:
-    """UserError unless `evaluate_at` is log, final or a list, and `accuracy_at` final, all or some of that list."""
+    """Raise UserError unless `evaluate_at` is log, final or a list, `accuracy_at` final, all or some of that list."""
     for key, words in (("evaluate_at", ("log", "final")), ("accuracy_at", ("final", "all"))):
         value = getattr(config, key)
         if value in words:
@@ -167,6 +133,7 @@ def _check_steps(config: Config, steps: int) -> None:
 
 
 def _check_freezing(config: Config, steps: int) -> None:
+    """Raise UserError unless the norm can be frozen, and some steps are left then."""
     if config.freeze_at is None:
         return
     # A share close to 1 may be rounded to the last step, after which nothing is left to be trained.
@@ -177,7 +144,7 @@ def _check_freezing(config: Config, steps: int) -> None:
 
 
 def _check_measured(config: Config) -> None:
-    """UserError for measurements that do not exist, share a table, or have no rows of this network."""
+    """Raise UserError for measurements that do not exist, share a table, or have no rows of this network."""
     chosen: dict[str, Measurement] = {}
     for name in as_list(config.measurements):
         measurement = find_measurement(name)
@@ -193,8 +160,7 @@ def _check_measured(config: Config) -> None:
                 "freeze_at or averaging do not have to the end"
             )
     if not any(measurement.covers(config.norm) for measurement in chosen.values()):
-        names = as_list(config.measurements)
-        typed = names[0] if len(names) == 1 else f"[{','.join(names)}]"
+        typed = write_argument(config.measurements)
         raise UserError(f"measurements={typed}: measures nothing of a network with norm={config.norm.name}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.setting_columns import describe_runs
+from bnlab.harness.run_table import RUNS
 from tests.helpers import sweep_small
 
 
@@ -17,7 +17,7 @@ def test_a_sweep_writes_these_columns(tmp_path: Path) -> None:
 
     runs = load("adhoc", tmp_path)["runs"]
     unread = {"task", "norm.batch_size", "norm.momentum", "data.classes", "data.fonts", "data.copies", "data.flip"}
-    assert list(runs) == [column for column in describe_runs().columns if column not in unread]
+    assert list(runs) == [column for column in RUNS.columns if column not in unread]
     assert runs["unseen"].isna().all()
 
     (row,) = runs.to_dict("records")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bnlab.harness.components import Component, component
+from bnlab.harness.settings import Component, component
 
 
 def test_a_component_that_is_no_dataclass_is_refused() -> None:
