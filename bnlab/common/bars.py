@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from multiprocessing import parent_process
@@ -18,7 +21,10 @@ def shows_bars() -> bool:
     """Return whether somebody watches the standard output of this process: a terminal, or the cell of a notebook."""
     if parent_process() is not None:
         return False  # several workers would draw in one place
-    return _is_notebook() or sys.stdout.isatty()
+    if _is_notebook():
+        return True
+    # A terminal without a size, as that of a container, has no room for a bar.
+    return sys.stdout.isatty() and shutil.get_terminal_size(fallback=(0, 0)).columns > 0
 
 
 def _is_notebook() -> bool:
@@ -39,6 +45,26 @@ def make_bar(quiet: bool, is_inner: bool = False, **settings: Any) -> tqdm[Any]:
     if is_inner and _is_notebook() and find_spec("ipywidgets") is None:
         is_hidden = True  # without widgets a cell rewrites one line only, and a second bar would overwrite the first
     return bars(**settings, leave=not is_inner, file=sys.stdout, disable=is_hidden)
+
+
+@contextmanager
+def ticking(bar: tqdm[Any]) -> Iterator[None]:
+    """Draw a bar again each second in the block, so that its clock goes on while a job runs in another process."""
+    is_over = threading.Event()
+
+    def draw() -> None:
+        while not is_over.wait(1):
+            bar.refresh()
+
+    thread = threading.Thread(target=draw, daemon=True)
+    if not bar.disable:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if thread.is_alive():
+            thread.join()
 
 
 def print_above(line: str, is_problem: bool = False) -> None:

@@ -88,10 +88,11 @@ class Setting:
     def _describe_values(self) -> str:
         """Say which values there are: `a whole number, 1 or more`."""
         words = " or ".join(_KINDS[kind] for kind in self.kinds if kind is not NoneType)
+        what, _, _ = self.text.partition(";")
         if math.isfinite(self.above):
-            return f"{words}, above {self.above:,} and at most {self.at_most:,}"
+            return f"{words}, above {self.above:,} and at most {self.at_most:,} ({what})"
         if math.isfinite(self.at_least):
-            return f"{words}, {_describe_range(self.at_least, self.at_most)}"
+            return f"{words}, {_describe_range(self.at_least, self.at_most)} ({what})"
         return words
 
 

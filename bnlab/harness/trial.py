@@ -119,7 +119,7 @@ def _list_warnings(run: Run, model: nn.Module) -> Iterator[str]:
         )
     values = sorted({str(momenta[path]) for path in others if momenta[path] is not None})
     if values:
-        yield f"{name}: layers have momentum {', '.join(values)}, which is not read; rows are of those of momentum="
+        yield f"{name}: layers have momentum {', '.join(values)}, which is not read; momentum= has those of the rows"
     if run.config.model.is_own:
         yield from _compare_seeds(run, model)
 

@@ -38,11 +38,13 @@ def digest_class(cls: type) -> str:
 def digest_path(path: str) -> str:
     """Digest the code of a class at `package.module.Class`, as `digest_class`; of a name without dots, bnlab's, too.
 
-    The class need not have been imported.
+    The class need not have been imported. Of a module that is not there it is empty: the check of the job says so.
     """
     module, _, _ = path.rpartition(".")
     is_ours = not module or module.startswith(_SHIPPED)
-    return "" if is_ours else digest_code(module)
+    if is_ours or (module not in sys.modules and _find_file(module) is None):
+        return ""
+    return digest_code(module)
 
 
 def digest_code(module: str) -> str:

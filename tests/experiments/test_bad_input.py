@@ -51,8 +51,8 @@ CASES = {
     "model.kernel=3": ("model.kernel=3: ", "model.depth, model.width, model.pool_every\n"),
     # types and ranges
     "batch_size=many": ("batch_size=many: ", "whole number"),
-    "epochs=1.5": ("epochs=1.5: ", "whole number", "1 or more\n"),
-    "optimizer.label_smoothing=some": ("optimizer.label_smoothing=some: ", "0", "0.99\n"),
+    "epochs=1.5": ("epochs=1.5: ", "whole number", "1 or more"),
+    "optimizer.label_smoothing=some": ("optimizer.label_smoothing=some: ", "0", "0.99"),
     "quiet=maybe": ("quiet=maybe: ", "true or false\n"),
     "threads=null": ("threads=null: ",),
     "-m batch_size=1,32": ("batch_size=1: ", "2 to 1,295"),

@@ -90,7 +90,7 @@ def test_the_settings_of_a_job_are_printed(call: Call, tmp_path: Path, monkeypat
     assert single.code == several.code == 0, single.err + several.err
     settings = yaml.safe_load(single.out)
     assert (settings["batch_size"], settings["model"]) == (7, {"name": "mlp", "depth": 2, "width": 256})
-    assert several.out.startswith("# of 2 jobs: job 1  batch_size=4 seed=3\n")
+    assert several.out.startswith("# of 2 jobs: job 1  batch_size=4\n")
     assert yaml.safe_load(several.out)["batch_size"] == 4
     assert not [*tmp_path.iterdir()]
 

@@ -46,7 +46,7 @@ class Config:
     model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Sgd)
-    batch_size: int = setting(128, "images in a batch of training", at_least=1)
+    batch_size: int = setting(128, "images in a batch of training")
     epochs: int = setting(10, "length of the training in passes over the training split", at_least=1)
     steps: int | None = setting(None, "length of the training in updates, instead of epochs", at_least=1)
     order: str = setting(

@@ -22,6 +22,7 @@ from bnlab.harness.artifacts.job_settings import flatten_settings
 from bnlab.harness.artifacts.objectives import compute_metric
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import TrainingState
+from bnlab.harness.errors import UserError
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.own import call_own
 from bnlab.harness.updates import lr_factor
@@ -44,8 +45,12 @@ def make_log(run: Run) -> Log:
     given = {key: value for key, value in settings.items() if value is not None}
     if name == "tensorboard":
         return TensorBoard(run.id, given, run.folder)
-    log: Log = call_own("log", name, run.id, given, run.folder)
-    return log
+    log = call_own("log", name, run.id, given, run.folder)
+    if not callable(log):
+        raise UserError(
+            f"log={name}: has to return a function of a step and its numbers, and returns a {type(log).__name__}"
+        )
+    return log  # type: ignore[no-any-return]
 
 
 class LiveLog:

@@ -36,7 +36,6 @@ _SWEPT_BY_FILES = ("suite", "experiment")  # those of files which may say themse
 _TEXTS = ("name", "results", "data.root")  # keys of texts, which Hydra would take for numbers, lists and the like
 _SEARCH = "hydra.searchpath="
 _NO_STEPS = "steps=null"  # what epochs= means, too, where a file has steps
-_SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra", _NO_STEPS)  # words that do not tell jobs apart
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,12 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
                 grid = _look_up(key, table, grid)
         configs = [_read_job(job) for job in grid]
 
+    lines = [[str(override.input_line) for override in job] for job in grid]
+    in_all = set.intersection(*map(set, lines))
     jobs = []
-    for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
-        heading = f"job {number}  {_set_apart(job)}" if len(grid) > 1 else ""
-        jobs.append(Job(config, heading))
+    for number, (line, config) in enumerate(zip(lines, configs, strict=True), start=1):
+        apart = " ".join(word for word in line if word not in in_all)
+        jobs.append(Job(config, f"job {number}  {apart}" if len(grid) > 1 else ""))
 
     launcher: Any = OmegaConf.to_container(chosen.launcher)
     launcher.pop("_target_", None)  # of Hydra's own `basic`
@@ -196,16 +197,10 @@ def _look_up(key: str, table: Mapping[str, object], grid: Iterable[Sequence[Over
         words = [str(override.input_line) for override in job]
         rows = [values for of, values in table.items() if {*of.split()} <= {*words}]
         if not rows:
-            raise UserError(f"{key}: the file has no value for {_set_apart(job)}; add {key}=VALUE")
+            raise UserError(f"{key}: the file has no value for {' '.join(words)}; add {key}=VALUE")
         for values in rows:
             jobs += _list_jobs([*job, _read_word(f"{key}={values}")], multirun=True)
     return jobs
-
-
-def _set_apart(job: Sequence[Override]) -> str:
-    """Say what sets a job apart from others of its sweep."""
-    words = [str(override.input_line) for override in job]
-    return " ".join(word for word in words if not word.startswith(_SAME_FOR_ALL))
 
 
 def _read_job(job: Sequence[Override]) -> Config:
@@ -223,8 +218,16 @@ def _read_job(job: Sequence[Override]) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     for key in values.keys() & {*_FILES}:
-        raise UserError(f"{key}.{next(iter(values[key]))}: a file of settings begins with the line # @package _global_")
-    config = read_config(values, _FILES)
+        raise UserError(f"{key}: its file has no line # @package _global_, with which a file of settings begins")
+    try:
+        config = read_config(values, _FILES)
+    except UserError as error:
+        words = {override.get_key_element(): str(override.input_line) for override in job}
+        key, _, _ = str(error).partition("=")
+        files = [word for chosen, word in words.items() if chosen in _FILES]
+        if key in words or not files:
+            raise
+        raise UserError(f"{' '.join(files)}: {error}") from error
     # A network on a user's data is named by the images that are read here. `content` keeps their digest, and
     # a job that reads other images later is refused.
     config.data = replace(config.data, content=config.data.find_content())
@@ -257,8 +260,9 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        causes = [error, error.__cause__ or error.__context__]
-        raise UserError(": ".join(_first_line(each) for each in causes if each)) from error
+        cause = error.__cause__ or error.__context__
+        lines = [_first_line(error).rstrip(":"), str(getattr(cause, "full_key", None) or ""), _first_line(cause or "")]
+        raise UserError(": ".join(filter(None, lines))) from error
 
     chosen = composed.hydra
     # The others become a `Config`, which has no such key.
@@ -267,7 +271,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     return chosen, composed
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: object) -> str:
     """Take the first line of a message, without a full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
 

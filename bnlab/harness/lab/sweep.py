@@ -144,11 +144,11 @@ def _run(jobs: Sequence[Job], launcher: Launcher, command: str, seconds_here: fl
 
 def _show(results: Iterator[JobResult], count: int, quiet: bool) -> None:
     """Show how far the jobs have come: by a bar where somebody watches, elsewhere by a line for each job."""
-    from bnlab.common.bars import make_bar, print_above, shows_bars
+    from bnlab.common.bars import make_bar, print_above, shows_bars, ticking
 
     trained = measured = failed = 0
     # Jobs that run side by side end in no even rhythm, so that the time left is estimated from the mean of all of them.
-    with make_bar(quiet, total=count, unit="job", smoothing=0) as bar:
+    with make_bar(quiet, total=count, unit="job", smoothing=0) as bar, ticking(bar):
         for result in results:
             trained += bool(result.training)
             measured += result.is_measured
