@@ -135,6 +135,13 @@ def run_ranks(words: list[str]) -> str:
     return "".join(outputs)
 
 
+def run_pytest(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a reader's own tests, in a process of their own."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=180)
+
+
 @pytest.fixture
 def follow(
     write: Write, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -159,6 +166,10 @@ def follow(
         program, *words = shlex.split(command)
         if program == "torchrun":
             return run_ranks(words)
+        if program == "pytest":
+            tested = run_pytest(words, tmp_path)
+            assert tested.returncode == 0, tested.stdout
+            return tested.stdout
         assert program == "bnlab"
         code, out, err = run_bnlab(words, call, tmp_path)
         assert code == int(status or 0), err
@@ -187,6 +198,22 @@ def list_pages() -> list[Any]:
 @pytest.mark.parametrize("page", list_pages(), ids=lambda page: page.stem)
 def test_a_reader_can_follow(page: Path, follow: Follow) -> None:
     follow(section for section in list_sections(page) if find_package(section) is None)
+
+
+def test_a_readers_test_fails_for_a_model_at_fault(write: Write, tmp_path: Path) -> None:
+    """The page's test passes for its recalibrated model, and here the model is the one of before."""
+    page = (ROOT / "docs" / "howto" / "doctor.md").read_text(encoding="utf-8")
+    files = {file[1]: text for _, text in list_blocks(page) if (file := FILE.match(text))}
+    write(files["mine"], name="mine")
+    recalibrated = '    network.load_state_dict(load_file("new.safetensors"))\n'
+    assert recalibrated in files["test_model"]
+    write(files["test_model"].replace(recalibrated, ""), name="test_model")
+
+    tested = run_pytest(["-q", "test_model.py"], tmp_path)
+
+    assert tested.returncode == 1
+    assert "AssertionError: The averages are at fault: averages have not converged" in tested.stdout
+    assert "1 failed" in tested.stdout
 
 
 def test_the_gaps_of_a_reader_are_those_of_the_report(follow: Follow) -> None:
