@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.doctor.patient import Patient
+from bnlab.model.batches import is_dense
 from bnlab.model.layers import strip_wrappers
 from bnlab.statistics.moments import Moments
 
@@ -38,11 +39,7 @@ def compare_with_before(patient: Patient) -> History | None:
         return None
     parameters = {strip_wrappers(name): parameter for name, parameter in patient.model.named_parameters()}
     known = {name: before[name] for name in parameters if name in before}
-    changed = [
-        name
-        for name, earlier in known.items()
-        if earlier.shape != parameters[name].shape or not torch.equal(earlier.to(parameters[name]), parameters[name])
-    ]
+    changed = [name for name, earlier in known.items() if _has_changed(earlier, parameters[name])]
     moved = []
     for name in patient.layers:
         earlier = read_before(before, name)
@@ -51,6 +48,13 @@ def compare_with_before(patient: Patient) -> History | None:
     behind = _list_behind(patient, {*changed})
     shapes = len(known) == len(parameters) and all(known[name].shape == parameters[name].shape for name in known)
     return History(changed, moved, behind, shapes)
+
+
+def _has_changed(earlier: Tensor, parameter: Tensor) -> bool:
+    # Quantized weights know no comparison, and they are not the weights that they were made of.
+    if earlier.shape != parameter.shape or not is_dense(parameter):
+        return True
+    return not torch.equal(earlier.to(parameter), parameter)
 
 
 def _list_behind(patient: Patient, changed: Collection[str]) -> list[str]:

@@ -216,12 +216,16 @@ def count_bytes(batch: Any) -> int:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor has strides: sparse and nested ones, and those inside of torch.func, have none."""
+    """Return whether a tensor has strides and memory of its own.
+
+    Sparse and nested ones do not, nor those inside of torch.func, nor those that are made of other tensors, such as
+    torchao's quantized weights.
+    """
     if tensor.layout != torch.strided or tensor.is_nested:
         return False
     try:
-        tensor.untyped_storage()
-    except NotImplementedError:  # as of what vmap and func.grad make of a tensor
+        tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # one that is made of others has a storage, and no address
         return False
     return True
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.masked import masked_tensor
 
 from bnlab.common.checkpoints import read_state
 from bnlab.doctor.diagnose import diagnose
+from bnlab.doctor.history import compare_with_before
+from bnlab.doctor.patient import Patient
 from tests.doctor import digits
 from tests.helpers import unchanged
 
@@ -94,6 +97,19 @@ def test_all_forms_of_before_say_the_same(model: nn.Sequential, form: str, tmp_p
             diagnosis = diagnose(spoiled, digits.make_batches(), before=before)
         assert (diagnosis.verdict, diagnosis.causes) == ("averages", ["BN106"])
         assert "4 weights have changed since before=, and the averages of 2 layers have not" in str(diagnosis)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_a_weight_that_cannot_be_compared_has_changed(model: nn.Sequential) -> None:
+    """Neither masked tensors nor torchao's quantized weights know a comparison."""
+    before = {**model.state_dict(), "rate": torch.ones(3)}
+    quantized = masked_tensor(torch.ones(3), torch.ones(3, dtype=torch.bool))
+    model.register_parameter("rate", nn.Parameter(quantized, requires_grad=False))
+
+    history = compare_with_before(Patient(model, digits.make_batches(), before=before))
+
+    assert history is not None
+    assert history.changed == ["rate"]
 
 
 TOLD: dict[str, tuple[Callable[[nn.Module], None], str, str, str]] = {

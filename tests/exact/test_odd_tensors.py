@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.masked import masked_tensor
 
 from bnlab import population_statistics
 from tests import references
@@ -36,6 +37,17 @@ def test_a_sparse_adjacency_in_the_batch(kind: str, strategy: str) -> None:
 def test_a_sparse_buffer(kind: str) -> None:
     model = Net(lambda net, x: net.bn((net.mixes @ x.T).T), bn=nn.BatchNorm1d(3))
     model.register_buffer("mixes", SPARSE[kind](torch.eye(3) * 2))
+
+    exact = population_statistics(model, NODES)
+
+    assert_moments(exact["bn"], references.merge([2 * nodes.double() for nodes in NODES]))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_a_buffer_that_is_made_of_other_tensors() -> None:
+    """Like torchao's quantized weights it has no memory of its own, and knows no comparison."""
+    model = Net(lambda net, x: net.bn(x * net.scale.to_tensor(0)), bn=nn.BatchNorm1d(3))
+    model.register_buffer("scale", masked_tensor(torch.full((3,), 2.0), torch.ones(3, dtype=torch.bool)))
 
     exact = population_statistics(model, NODES)
 
