@@ -79,7 +79,7 @@ test-elsewhere: .venv/installed-dev
 # Which tests each group of optional packages is for. Without the packages pytest skips these tests.
 EXTRAS := zoo recipes real docs
 TESTS_zoo := architectures of timm
-TESTS_recipes := recipes for lightning, transformers, schedulefree and optuna
+TESTS_recipes := recipes for lightning, transformers, schedulefree, optuna, torchao and onnxruntime
 TESTS_real := notebooks/real_networks.ipynb
 TESTS_docs := the site
 

@@ -37,7 +37,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w/]+)\.py\n")
 NUMBER = r"-?\d+\.\d+|\d+(?=%)"  # what may differ by one in its last digit
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
-OPTIONAL = ("lightning", "optuna", "schedulefree", "transformers")
+OPTIONAL = ("lightning", "onnxruntime", "optuna", "schedulefree", "torchao", "transformers")
 QUICK = ("steps=3", "data.images=200", "evaluate_at=final", "device=cpu", "threads=1")
 
 Follow = Callable[[Iterable[str]], dict[str, Any]]
