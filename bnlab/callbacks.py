@@ -12,15 +12,15 @@ import importlib
 import importlib.util
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.model.batches import call, require_batches
 from bnlab.model.warn import warn
-from bnlab.statistics.network import Statistics
+from bnlab.statistics.network import Statistics, digest_weights
 from bnlab.watching.watch import Watch, require_image_count, require_rereadable, watch
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
@@ -36,9 +36,15 @@ def make_lightning_callback(batches: Iterable[Any] | None = None, *, images: int
     resumed training, `validate` without `fit`), running averages are evaluated, and a warning says so once.
 
     A checkpoint is saved after its validation, so the running averages come back with the next epoch or training batch,
-    at the end of the training, or with an exception. Weights that Lightning has averaged (`EMAWeightAveraging`) are
-    validated under the buffers that it has averaged with them, not under exact statistics. How long it takes is logged
-    as `recalibration_seconds`, except before predictions, where Lightning logs nothing.
+    at the end of the training, or with an exception. How long it takes is logged as `recalibration_seconds`, except
+    before predictions, where Lightning logs nothing.
+
+    Other weights may be put into the module for a validation, as `EMAWeightAveraging` does, in any order of callbacks:
+    exact statistics are those of the weights that are validated. A checkpoint of the same weights has them, too. It has
+    averaged buffers if the weights were averaged again after their validation, as at the end of the epoch; with
+    `save_weights_only=True` Lightning saves the trained weights, not the averaged ones. A training that is resumed goes
+    on averaging buffers from what its checkpoint has. After `fit` the module has averaged buffers, as without this
+    callback.
 
     Args:
         batches: measured in place of the latest training batches: what the model's forward takes, such as a list of
@@ -63,53 +69,85 @@ def make_lightning_callback(batches: Iterable[Any] | None = None, *, images: int
     package = "lightning.pytorch" if importlib.util.find_spec("lightning") else "pytorch_lightning"
     callback_class: Any = importlib.import_module(package).Callback
 
+    block = _Block("make_lightning_callback")
+
+    class LastCallback(callback_class):  # type: ignore[misc]
+        """What is to happen after all other callbacks: by then those that exchange weights have done so."""
+
+        def on_validation_epoch_end(self, trainer: Any, module: nn.Module) -> None:
+            block.follow(module)
+
+        def on_save_checkpoint(self, trainer: Any, module: nn.Module, checkpoint: dict[str, Any]) -> None:
+            block.write_to(checkpoint["state_dict"], module)
+
     class ExactStatisticsCallback(callback_class):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._block = _Block("make_lightning_callback")
+            self._last = LastCallback()
             self._watch: Watch | None = None
+            self._has_begun = False  # whether an evaluation has, and nothing was measured in it
 
         def on_fit_start(self, trainer: Any, module: nn.Module) -> None:
             self._require_watch(trainer, module)
-            # First, so that at the end running averages are back before another callback writes averaged ones.
-            others = [callback for callback in trainer.callbacks if callback is not self]
-            trainer.callbacks = [self, *others]
+            # First, so that running averages are back before another callback exchanges them, or writes averaged ones.
+            others = [callback for callback in trainer.callbacks if callback not in (self, self._last)]
+            trainer.callbacks = [self, *others, self._last]
 
-        def on_validation_start(self, trainer: Any, module: Any) -> None:
-            seconds = self._enter_block(trainer, module)
-            # Without `sync_dist` Lightning warns where several processes log a value at the end of an epoch.
-            module.log(_SECONDS, seconds, batch_size=1, sync_dist=True)
+        def on_validation_start(self, trainer: Any, module: nn.Module) -> None:
+            block.leave()
+            self._has_begun = True
+
+        on_test_start = on_predict_start = on_validation_start
+
+        def on_validation_batch_start(self, trainer: Any, module: Any, *batch: Any) -> None:
+            # No earlier than with the first batch, because other weights may be put into the module until then, by
+            # callbacks or by the module's own hooks.
+            if self._has_begun:
+                seconds = self._enter_block(trainer, module)
+                # Without `sync_dist` Lightning warns where several processes log a value at the end of an epoch.
+                module.log(_SECONDS, seconds, batch_size=1, sync_dist=True, add_dataloader_idx=False)
+
+        on_test_batch_start = on_validation_batch_start
 
         # Predictions have their own method, because Lightning does not log there.
-        on_test_start = on_validation_start
+        def on_predict_batch_start(self, trainer: Any, module: nn.Module, *batch: Any) -> None:
+            if self._has_begun:
+                self._enter_block(trainer, module)
 
-        def on_predict_start(self, trainer: Any, module: nn.Module) -> None:
-            self._enter_block(trainer, module)
+        def on_validation_epoch_end(self, trainer: Any, module: nn.Module) -> None:
+            # The weights may be taken out of the module now, with the buffers that were put in with them.
+            block.leave()
+
+        on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+
+        def on_validation_end(self, trainer: Any, module: nn.Module) -> None:
+            block.follow(module)  # the module's own hook may have taken them out
 
         def on_train_epoch_start(self, trainer: Any, module: nn.Module) -> None:
             # As early as this, because StochasticWeightAveraging resets the buffers here before its last pass, and
             # running averages that came back later would undo that.
-            self._block.leave()
+            block.leave()
 
         def on_train_batch_start(self, trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
-            self._block.leave()
+            block.leave()
 
         def on_train_end(self, trainer: Any, module: nn.Module) -> None:
             # Not as late as `teardown`: by then averaged weights have been copied into the module, with their buffers.
-            self._block.leave()
+            block.leave()
 
         def on_exception(self, trainer: Any, module: nn.Module, exception: BaseException) -> None:
-            self._block.leave()
+            block.leave()
 
         def teardown(self, trainer: Any, module: nn.Module, stage: str) -> None:
-            self._block.leave()
+            block.leave()
 
         def _enter_block(self, trainer: Any, module: nn.Module) -> float:
             """Measure exact statistics and write them; the seconds that took."""
+            self._has_begun = False
             training = self._require_watch(trainer, module)
             # Lightning begins the autocast of mixed precision in each of its steps, and hooks run outside of it.
             autocast = getattr(trainer.precision_plugin, "autocast_context_manager", contextlib.nullcontext)
             with autocast():
-                return self._block.enter(training)
+                return block.enter(training)
 
         def _require_watch(self, trainer: Any, module: nn.Module) -> Watch:
             """Return the watch of this module, which lives on after `fit`: a test has its batches."""
@@ -248,6 +286,7 @@ class _Block:
     def __init__(self, caller: str) -> None:
         self.statistics: Statistics | None = None
         self._caller = caller
+        self._training: Watch | None = None
         self._entered = contextlib.ExitStack()
         self._reported = set[str]()
 
@@ -258,6 +297,7 @@ class _Block:
         """
         self.leave()
         started = time.perf_counter()
+        self._training = training
         self.statistics = statistics
         try:
             self.statistics = training.measure() if statistics is None else statistics
@@ -273,3 +313,22 @@ class _Block:
     def leave(self) -> None:
         """Put the running averages back, if they are out."""
         self._entered.close()
+
+    def follow(self, model: nn.Module) -> None:
+        """Have the statistics in the model if it has the weights that were measured, and otherwise not."""
+        self.leave()
+        if self._training is not None and self._is_of(model, None):
+            self._entered.enter_context(self._training.exact(self.statistics))
+
+    def write_to(self, state: dict[str, Tensor], model: nn.Module) -> None:
+        """Put the statistics into a state of the model's if it has the weights that were measured."""
+        if self.statistics is None or not self._is_of(model, state):
+            return
+        for name, moments in self.statistics.items():
+            values = {f"{name}.running_mean": moments.mean, f"{name}.running_var": moments.var}
+            # The state's tensors are those of a model that goes on with them, so they are not written in place.
+            state.update({key: value.to(state[key]) for key, value in values.items() if key in state})
+
+    def _is_of(self, model: nn.Module, state: Mapping[str, Tensor] | None) -> bool:
+        """Return whether the statistics are of the model's weights, or of those of a state."""
+        return self.statistics is not None and self.statistics.network == digest_weights(model, state)

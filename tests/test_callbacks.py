@@ -558,18 +558,130 @@ def test_lightning_measures_under_the_autocast_of_its_steps(make_module: Any, ma
     assert all(probe.held)
 
 
+@pytest.fixture
+def make_ema(lightning: Any) -> Callable[..., Any]:
+    """Makes the callback of Lightning that averages weights and buffers, of which a fifth is replaced each step."""
+    if not hasattr(lightning.pytorch.callbacks, "EMAWeightAveraging"):
+        pytest.skip("this Lightning has no EMAWeightAveraging; 2.6 has")
+    return lambda **options: lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.8, **options)
+
+
+def load_checkpoints(folder: Path) -> list[Any]:
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.ckpt"))]
+
+
+def select_network(state: State) -> State:
+    return {name.removeprefix("network."): value for name, value in state.items()}
+
+
 @slow
 @pytest.mark.parametrize("given", [None, LOADER], ids=["watched", "batches"])
-@pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])
-def test_weights_that_lightning_averages_end_as_without(
-    lightning: Any, make_module: Any, make_trainer: Any, average: str, given: Any
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 2}], ids=str)
+def test_weights_that_lightning_averages_are_validated_and_saved_exactly(
+    lightning: Any,
+    make_module: Any,
+    make_trainer: Any,
+    make_ema: Any,
+    is_first: bool,
+    given: Any,
+    options: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
-    options = {"swa_lrs": 0.01, "swa_epoch_start": 1} if average == "StochasticWeightAveraging" else {}
-    make_average = getattr(lightning.pytorch.callbacks, average)
-    plain = make_module(make_network())
-    make_trainer(make_average(**options)).fit(plain, LOADER, HELD_OUT_LOADER)
-    module = make_module(make_network())
+    def train(folder: Path, *ours: Any) -> Any:
+        module = make_module(make_network())
+        checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(folder, save_top_k=-1, filename="{step:02d}")
+        callbacks = [*ours, make_ema()] if is_first else [make_ema(), *ours]
+        trainer = make_trainer(*callbacks, checkpoints, num_sanity_val_steps=0, **options)
+        trainer.fit(module, LOADER, HELD_OUT_LOADER)
+        return module
 
-    make_trainer(make_average(**options), make_lightning_callback(given)).fit(module, LOADER, HELD_OUT_LOADER)
+    plain = train(tmp_path / "plain")
+    module = train(tmp_path / "exact", make_lightning_callback(given, images=32))
 
+    assert len(module.states) == len(plain.states) >= 3
+    for state, averaged in zip(module.states, plain.states, strict=True):
+        assert torch.equal(state["0.weight"], averaged["0.weight"])
+        assert not torch.equal(state["1.running_var"], averaged["1.running_var"])
+    for state in module.states if given else module.states[-1:]:
+        assert_exact(state, module.network, IMAGES if given else IMAGES[-2:])
     assert are_equal(copy_state(module.network), copy_state(plain.network))
+
+    saved = load_checkpoints(tmp_path / "exact")
+    without = load_checkpoints(tmp_path / "plain")
+    assert len(saved) == len(without) == len(module.states)
+    for checkpoint, before in zip(saved, without, strict=True):
+        network = select_network(checkpoint["state_dict"])
+        assert any(are_equal(validated, network) for validated in module.states)
+        # A training that is resumed has the running averages of the weights that are trained.
+        assert are_equal(checkpoint["current_model_state"], before["current_model_state"])
+
+
+@slow
+def test_a_checkpoint_of_weights_that_were_not_validated_has_their_averaged_buffers(
+    lightning: Any, make_module: Any, make_trainer: Any, make_ema: Any, tmp_path: Path
+) -> None:
+    def train(folder: Path, *ours: Any) -> None:
+        checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(
+            folder, save_top_k=-1, filename="{step:02d}", every_n_train_steps=4
+        )
+        make_trainer(make_ema(), checkpoints, *ours).fit(make_module(make_network()), LOADER, HELD_OUT_LOADER)
+
+    train(tmp_path / "plain")
+    train(tmp_path / "exact", make_lightning_callback(LOADER))
+
+    saved = load_checkpoints(tmp_path / "exact")
+    without = load_checkpoints(tmp_path / "plain")
+    assert len(saved) == len(without) >= 3
+    for checkpoint, before in zip(saved, without, strict=True):
+        assert are_equal(checkpoint["state_dict"], before["state_dict"])
+
+
+@slow
+def test_weights_that_a_module_exchanges_itself_are_validated_exactly(
+    lightning: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    """Its own hooks run after those of all callbacks, and its checkpoints have the weights that it trains."""
+
+    class Exchanging(make_module):  # type: ignore[misc, valid-type]
+        def on_validation_epoch_start(self) -> None:
+            self.trained = [parameter.data.clone() for parameter in self.parameters()]
+            for parameter in self.parameters():
+                parameter.data.mul_(0.5)
+
+        def on_validation_epoch_end(self) -> None:
+            for parameter, value in zip(self.parameters(), self.trained, strict=True):
+                parameter.data.copy_(value)
+
+    def train(folder: Path, *ours: Any) -> Any:
+        module = Exchanging(make_network())
+        checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(folder, save_top_k=-1, filename="{step:02d}")
+        make_trainer(*ours, checkpoints).fit(module, LOADER, HELD_OUT_LOADER)
+        return module
+
+    plain = train(tmp_path / "plain")
+    module = train(tmp_path / "exact", make_lightning_callback(LOADER))
+
+    for state, halved in zip(module.states, plain.states, strict=True):
+        assert torch.equal(state["0.weight"], halved["0.weight"])
+        assert_exact(state, module.network)
+    assert are_equal(copy_state(module.network), copy_state(plain.network))
+    saved = load_checkpoints(tmp_path / "exact")
+    without = load_checkpoints(tmp_path / "plain")
+    assert len(saved) == len(without) == 3
+    for checkpoint, before in zip(saved, without, strict=True):
+        assert are_equal(checkpoint["state_dict"], before["state_dict"])
+
+
+@slow
+@pytest.mark.parametrize("given", [None, LOADER], ids=["watched", "batches"])
+def test_stochastic_weight_averaging_ends_as_without(
+    lightning: Any, make_module: Any, make_trainer: Any, given: Any
+) -> None:
+    def train(*ours: Any) -> State:
+        module = make_module(make_network())
+        average = lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+        make_trainer(average, *ours).fit(module, LOADER, HELD_OUT_LOADER)
+        return copy_state(module.network)
+
+    assert are_equal(train(make_lightning_callback(given)), train())

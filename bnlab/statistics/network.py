@@ -210,12 +210,18 @@ class Statistics(Mapping[str, Moments]):
         return statistics
 
 
-def digest_weights(model: nn.Module) -> str:
-    """Digest a network's first and last parameter, which almost any update changes; it begins with their types."""
+def digest_weights(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> str:
+    """Digest a network's first and last parameter, which almost any update changes; it begins with their types.
+
+    Args:
+        model: the network.
+        state: a state of it, whose values are digested in place of those that it has.
+    """
     # Modules with a `train` of their own, such as LoRA's, have other weights in each mode.
     switching = {part for module in list_switching(model) for part in module.modules()}
-    plain = [module for module in model.modules() if module not in switching]
-    parameters = [parameter for module in plain for parameter in module.parameters(recurse=False)]
+    plain = [(prefix, module) for prefix, module in model.named_modules() if module not in switching]
+    named = [pair for prefix, module in plain for pair in module.named_parameters(prefix, recurse=False)]
+    parameters = [parameter if state is None else state.get(name, parameter) for name, parameter in named]
     parameters = [parameter for parameter in parameters if is_dense(parameter) and not parameter.is_meta]
     ends = parameters[:1] + parameters[-1:]
     types = digest(*(str(parameter.dtype) for parameter in ends), digits=_KIND)
