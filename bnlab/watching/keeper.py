@@ -158,7 +158,9 @@ class Keeper:
         self._has_forward = False  # since the last update
 
         self._holders = _list_holders(model, self.layers)
-        self._modules = [each for each in model.modules() if not is_of_torch(each)]
+        named = dict(unwrap(model).named_modules())
+        self._module_names = {module: name for name, module in named.items()}
+        self._modules = {name: module for name, module in named.items() if not is_of_torch(module)}
         self._observer = Observer(model, self.layers, self._end_update)
         self.undo = contextlib.ExitStack()
         self._attach()
@@ -207,17 +209,18 @@ class Keeper:
         return self._refusal
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
-        """Call the module that was called in training, as it was called."""
+        """Call the module that was called in training, as it was called, or the same one of another model."""
         # A loop may set a domain, say, on the model before each call. What it has not changed between calls stays as it
         # is in eval mode. Whoever has borrowed the model puts all of it back.
         attributes = self._attributes[batch["number"]]
         by_module = zip(*self._attributes.values(), strict=True)
-        for module, own, others in zip(self._modules, attributes, by_module, strict=True):
+        for module_name, own, others in zip(self._modules, attributes, by_module, strict=True):
             changed = {name: value for name, value in own.items() if any(other.get(name) != value for other in others)}
-            vars(module).update(changed)
+            vars(model.get_submodule(module_name)).update(changed)
         # The call goes past wrappers: DistributedDataParallel would broadcast buffers, and compiled code would not see
         # hooks.
-        return unwrap(self._holders[self._level or 0])(*batch["args"].values(), **batch["kwargs"])
+        holder = model.get_submodule(self._module_names[unwrap(self._holders[self._level or 0])])
+        return holder(*batch["args"].values(), **batch["kwargs"])
 
     def paused(self) -> Pause:
         """Keep nothing in the block, and count the model's calls in it."""
@@ -278,7 +281,7 @@ class Keeper:
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = list(list_tensors((args, kwargs)))
         # A forward that is checkpointed as a whole runs again in the backward pass.
-        attributes = [_read_attributes(module) for module in self._modules]
+        attributes = [_read_attributes(module) for module in self._modules.values()]
         settings = [*list_settings((args, kwargs)), attributes]
         if any(kept.is_of(tensors, settings) for kept in self._kept):
             return
@@ -321,6 +324,32 @@ class Keeper:
         images = batches * first.batch["images"]
         megabytes = batches * count_bytes(first.batch) / 1e6
         print(f"bnlab.watch keeps the latest {images:,} training images: {megabytes:,.1f} MB", file=sys.stderr)
+
+
+class PauseOfOther(Pause):
+    """A block in which calls of another model than the watched one are counted.
+
+    Args:
+        model: the other model.
+        layers: its batch norms.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, BatchNorm]) -> None:
+        super().__init__({}, Calls(digest_weights(model)))
+        self._model = model
+        self._layers = layers
+        self._hooks = contextlib.ExitStack()
+
+    def change(self) -> None:
+        """Begin to count, by hooks that are on the other model in the block only."""
+        keeper = Keeper(self._model, self._layers, images=0, keep=None, is_speaking=False)
+        self._hooks.push(keeper.undo)
+        self._pauses = keeper._pauses
+        super().change()
+
+    def give_back(self) -> None:
+        """Remove the hooks."""
+        self._hooks.close()
 
 
 class _HookOfLayer(RecordingCall):

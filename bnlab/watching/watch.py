@@ -20,18 +20,29 @@ from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count
 from bnlab.model.batches import find_device, require_batches
 from bnlab.model.borrow import Reverted, restored
-from bnlab.model.layers import batch_norm_layers, get_weight, join_names, list_instance_norms
+from bnlab.model.layers import (
+    batch_norm_layers,
+    count_channels,
+    get_weight,
+    is_batch_norm,
+    join_names,
+    list_instance_norms,
+    require_module,
+)
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Lending, Statistics
 from bnlab.watching.comparison import Comparison, compare_metrics, read_metrics
-from bnlab.watching.keeper import CLOSED, Calls, Keeper, Pause, unwrap
+from bnlab.watching.keeper import CLOSED, Calls, Keeper, Pause, PauseOfOther, unwrap
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _CALLER = "watch"
 _OF_BATCHES = ("forward", "max_images", "tolerance")  # keywords that say how given batches are read and called
-_NOT_EVALUATED = "; evaluate was not seen to call the model in eval mode; does it evaluate a copy, or another model?"
+_NOT_EVALUATED = (
+    "; evaluate was not seen to call the model in eval mode; does it evaluate a copy, or another model? Pass that as "
+    "model="
+)
 _NOTHING_YET = (
     "watch: no call of the model with a batch norm in train mode has been seen; call model.train() and train first, "
     "or pass batches="
@@ -139,7 +150,6 @@ class Watch:
 
     Attributes:
         model: the model, without wrappers.
-        is_exact: whether it has exact statistics now.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
     >>> training = watch(model)
@@ -167,15 +177,26 @@ class Watch:
         self._optimizer = optimizer
         self._options = options
         self._rows: list[dict[str, Any]] = []
-        self.is_exact = False
+        self._exact: list[nn.Module] = []  # the models that have exact statistics now
 
-    def measure(self) -> Statistics:
+    @property
+    def is_exact(self) -> bool:
+        """Whether the watched model has exact statistics now."""
+        return self.model in self._exact
+
+    def measure(self, *, model: nn.Module | None = None) -> Statistics:
         """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
 
+        Args:
+            model: another model with the same layers, such as one of averaged weights: under its weights. It may be in
+                a wrapper, as torch's `AveragedModel` is.
+
         Raises:
+            TypeError: `model` is no module.
             ValueError: there is no batch yet, inputs cannot be kept, all layers are frozen, or the statistics are not
-                exact, as those of a model that draws random numbers in eval mode.
+                exact, as those of a model that draws random numbers in eval mode; or `model` has other layers.
         """
+        measured = self._find_model(model)
         names = self._list_layers()
         if self._batches is not None:
             if self._keeper.is_closed:
@@ -189,7 +210,7 @@ class Watch:
             batches = self._keeper.batches
 
         options = {**options, "layers": names, "group": self._ranks.group}
-        statistics = population_statistics(self.model, batches, **options)
+        statistics = population_statistics(measured, batches, **options)
         # Inexact statistics would be worse than none, because the comparison would show their error as a loss.
         if statistics.check is not None and not statistics.check.is_exact:
             raise ValueError(
@@ -198,7 +219,9 @@ class Watch:
             )
         return statistics
 
-    def exact(self, statistics: Statistics | None = None) -> contextlib.AbstractContextManager[nn.Module]:
+    def exact(
+        self, statistics: Statistics | None = None, *, model: nn.Module | None = None
+    ) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the model exact statistics in the block, to choose a checkpoint and to save it.
 
         The running averages come back after it, bit for bit, also after an exception; a `state_dict()` that is taken in
@@ -208,9 +231,10 @@ class Watch:
 
         Args:
             statistics: what `measure` has returned under the same weights; default: they are measured.
+            model: as of `measure`; it gets the statistics, and the watched model goes on being kept.
 
         Raises:
-            TypeError: these are no statistics.
+            TypeError: these are no statistics, or `model` is no module.
             ValueError: as `measure`, or within another such block or `compare`; nothing has been changed then.
         """
         if statistics is not None and not isinstance(statistics, Statistics):
@@ -218,17 +242,44 @@ class Watch:
                 f"{_CALLER}: exact() was given a {type(statistics).__name__}; pass what measure() has returned, or "
                 "nothing"
             )
-        self._require_running_averages("exact")
-        return _Exact(self, self._keeper.paused(), self.measure() if statistics is None else statistics)
+        evaluated = self._find_model(model)
+        self._require_running_averages("exact", evaluated)
+        if statistics is None:
+            statistics = self.measure(model=evaluated)
+        return _Exact(evaluated, self._exact, self._pause(evaluated), statistics)
 
-    def _require_running_averages(self, call: str) -> None:
-        if self.is_exact:
+    def _find_model(self, model: nn.Module | None) -> nn.Module:
+        """Find the part of a model that has the layers of the watched one; None: the watched one itself."""
+        if model is None:
+            return self.model
+        require_module(model, _CALLER)
+        wanted = _list_channels(self.model)
+        watched = {*self.model.modules()} - {self.model}
+        parts = [part for part in model.modules() if part not in watched and _list_channels(part) == wanted]
+        if not parts:
+            raise ValueError(
+                f"{_CALLER}: model= is a {type(model).__name__} whose batch norms are not those of the "
+                f"{type(self.model).__name__} that is watched, by name and channels; pass a copy of that, or an average"
+            )
+        # A wrapper may hold the model that is trained beside its average.
+        return next((part for part in parts if part is not self.model), self.model)
+
+    def _pause(self, model: nn.Module) -> Pause:
+        """Count the calls of a model, and keep none of the watched one's."""
+        if model is self.model:
+            return self._keeper.paused()
+        return PauseOfOther(model, batch_norm_layers(model, caller=_CALLER))
+
+    def _require_running_averages(self, call: str, model: nn.Module) -> None:
+        if model in self._exact:
             raise ValueError(
                 f"{_CALLER}: {call}() where the model has exact statistics already, in a block of exact() or in the "
                 "function that compare() calls; take it out of there"
             )
 
-    def compare(self, evaluate: Callable[[], Any], *, lower: bool | Collection[str] = False) -> str:
+    def compare(
+        self, evaluate: Callable[[], Any], *, lower: bool | Collection[str] = False, model: nn.Module | None = None
+    ) -> str:
         """Evaluate under exact statistics and under running averages, and add the outcome to the history.
 
         Training goes on bit for bit as if `evaluate` had been called once: modes, buffers and the random states of
@@ -240,6 +291,8 @@ class Watch:
                 of which the difference has a 95% interval; of an array [images, ...] each image's mean is taken. It
                 puts the model into eval mode itself.
             lower: whether lower is better, as of a loss; of a dictionary, the names of the metrics of which it is.
+            model: as of `measure`; the model that `evaluate` calls. If you compare more than one, let `evaluate` return
+                a dictionary that names the metrics of each, because they have one history.
 
         Returns:
             One line. It says so if exact statistics could not be had, are of fewer images than are to be kept, or lack
@@ -254,16 +307,17 @@ class Watch:
             raise TypeError(f"{_CALLER}: evaluate is a {type(evaluate).__name__}; pass a function without arguments")
         if not isinstance(lower, (bool, Collection)) or isinstance(lower, (str, Mapping)):
             raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
-        self._require_running_averages("compare")
+        evaluated = self._find_model(model)
+        self._require_running_averages("compare", evaluated)
         # These two raise, where errors of `measure` are only reported: in such a model neither values nor
         # modes could be read while `evaluate` runs.
-        find_device(self.model, None, _CALLER)  # raises where the model has no values
+        find_device(evaluated, None, _CALLER)  # raises where the model has no values
         self._require_same_layers()
 
         statistics = None
         reason = ""
         try:
-            statistics = self.measure()
+            statistics = self.measure(model=evaluated)
         except Exception as error:  # whatever it is: training can go on without exact statistics
             reason = str(error)
 
@@ -272,11 +326,11 @@ class Watch:
         # Each outcome is read at once, as the second call may fill the same dictionary or array.
         exact = None
         if statistics is not None:
-            pause = self._keeper.paused()
-            with restored(self.model), _Exact(self, pause, statistics):
+            pause = self._pause(evaluated)
+            with restored(self.model if model is None else model), _Exact(evaluated, self._exact, pause, statistics):
                 exact = read_metrics(evaluate())
                 _require_evaluation(pause.calls)
-        with self._keeper.paused() as calls:
+        with self._pause(evaluated) as calls:
             running = read_metrics(evaluate())
         _require_evaluation(calls)
 
@@ -447,25 +501,33 @@ class Watch:
 
 
 class _Exact(Reverted):
-    """A block in which a watched model has exact statistics, and its calls are counted."""
+    """A block in which a model has exact statistics, and its calls are counted.
 
-    def __init__(self, training: Watch, pause: Pause, statistics: Statistics) -> None:
-        self._training = training
+    Args:
+        model: the model.
+        all_exact: the models that have exact statistics now; in the block this one, too.
+        pause: what counts its calls.
+        statistics: those that it gets.
+    """
+
+    def __init__(self, model: nn.Module, all_exact: list[nn.Module], pause: Pause, statistics: Statistics) -> None:
+        self._all_exact = all_exact
         self._pause = pause
-        self._lending = Lending(training.model, statistics, _CALLER)
-        self.lent = training.model
+        self._lending = Lending(model, statistics, _CALLER)
+        self.lent = model
 
     def note(self) -> None:
+        self._before = [*self._all_exact]
         self._lending.note()
 
     def change(self) -> None:
         self._pause.change()
-        self._training.is_exact = True
+        self._all_exact.append(self.lent)
         self._lending.change()
 
     def give_back(self) -> None:
         self._lending.give_back()
-        self._training.is_exact = False
+        self._all_exact[:] = self._before
         self._pause.give_back()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: types.TracebackType | None) -> None:
@@ -476,6 +538,11 @@ class _Exact(Reverted):
                 "statistics, and the running averages were not updated; call model.eval() to evaluate, and train "
                 "outside of the block"
             )
+
+
+def _list_channels(model: nn.Module) -> dict[str, int]:
+    """List the batch norms of a model or a part of one, by name, with their channels."""
+    return {name: count_channels(layer) for name, layer in model.named_modules() if is_batch_norm(layer)}
 
 
 def _require_evaluation(calls: Calls) -> None:

@@ -873,7 +873,8 @@ def test_an_evaluate_of_something_else_is_noticed(make_evaluate: Callable[[nn.Mo
     model(make_batches(6)[0])
     line = watch.compare(make_evaluate(model))
     assert line.endswith(
-        "; evaluate was not seen to call the model in eval mode; does it evaluate a copy, or another model?"
+        "; evaluate was not seen to call the model in eval mode; does it evaluate a copy, or another model? Pass that "
+        "as model="
     )
 
 
