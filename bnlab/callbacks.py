@@ -72,10 +72,10 @@ def make_lightning_callback(batches: Iterable[Any] | None = None, *, images: int
     block = _Block("make_lightning_callback")
 
     class LastCallback(callback_class):  # type: ignore[misc]
-        """What is to happen after all other callbacks: by then those that exchange weights have done so."""
+        """Runs after all other callbacks, when those that exchange weights have done so."""
 
         def on_validation_epoch_end(self, trainer: Any, module: nn.Module) -> None:
-            block.follow(module)
+            block.follow(module)  # the module's own hook comes next, and may evaluate, too
 
         def on_save_checkpoint(self, trainer: Any, module: nn.Module, checkpoint: dict[str, Any]) -> None:
             block.write_to(checkpoint["state_dict"], module)

@@ -618,6 +618,21 @@ def test_weights_that_lightning_averages_are_validated_and_saved_exactly(
 
 
 @slow
+def test_what_a_module_evaluates_at_the_end_of_a_validation_is_exact(make_module: Any, make_trainer: Any) -> None:
+    class Drawing(make_module):  # type: ignore[misc, valid-type]
+        def on_validation_epoch_end(self) -> None:
+            self.states.append(copy_state(self.network))
+
+    module = Drawing(make_network())
+
+    make_trainer(make_lightning_callback(LOADER)).fit(module, LOADER, HELD_OUT_LOADER)
+
+    assert len(module.states) == 2 * (1 + 3)  # the sanity check, and three epochs
+    for state in module.states:
+        assert_exact(state, module.network)
+
+
+@slow
 def test_a_checkpoint_of_weights_that_were_not_validated_has_their_averaged_buffers(
     lightning: Any, make_module: Any, make_trainer: Any, make_ema: Any, tmp_path: Path
 ) -> None:
