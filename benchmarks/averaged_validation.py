@@ -53,9 +53,8 @@ def main() -> None:
     trainer.fit(network, Epochs(network.run), Epochs(network.run, count=1))
     missed = [exact - averaged for averaged, exact in network.rows]
     late = missed[4:]
-    print(
-        f"missed from the fifth epoch on: {100 * sum(late) / max(1, len(late)):.2f} points; at the end {100 * missed[-1]:.2f}"
-    )
+    on_average = 100 * sum(late) / max(1, len(late))
+    print(f"missed from the fifth epoch on: {on_average:.2f} points; at the end {100 * missed[-1]:.2f}")
 
 
 class Epochs:
@@ -103,9 +102,8 @@ class Network(LightningModule):
         with self._watch.exact():
             exact = self._score()
         self.rows.append((averaged, exact))
-        print(
-            f"epoch {len(self.rows)}: {averaged:.2%} averaged, {exact:.2%} exact, {100 * (exact - averaged):.2f} missed"
-        )
+        missed = 100 * (exact - averaged)
+        print(f"epoch {len(self.rows)}: {averaged:.2%} averaged, {exact:.2%} exact, {missed:.2f} missed", flush=True)
 
     @torch.no_grad()
     def _score(self) -> float:
