@@ -9,6 +9,10 @@ test/<class>/.
 
 Claims, committed before the first training: exact statistics are better by 1 point or more on average over the epochs
 from the fifth on, and by 0.5 points or more at the last one. It is one network, so that there is no interval.
+
+Measured on 1 December 2026 (lightning 2.6.6, torch 2.13.0 on one thread of an AMD EPYC): both hold. Accuracy under
+averaged buffers rose from 16.2% to 83.3%, under exact statistics from 19.0% to 84.3%; missed were 2.8, 21.3, 8.2, 4.2,
+2.2, and from the sixth epoch on 1.0 to 2.6 points: 1.89 on average from the fifth on, 0.96 at the end.
 """
 
 from __future__ import annotations
