@@ -72,7 +72,10 @@ bnlab sweep experiment=momentum dry_run=true       how many networks, how long t
 bnlab report experiment=quickstart                 then: the figures and verdicts
 bnlab runs list                                    what has been trained
 
--m sweeps comma lists; lists in brackets (momentum=[0.01,0.1]) are measured together, on one network.
+-m sweeps comma lists and seed=range(0,5); lists in brackets (momentum=[0.01,0.1]) are measured together, on one network.
+What an experiment sweeps gives way to words: experiment=momentum seed=0,1. An interrupted sweep: the same command
+continues. Networks are trained side by side on the cores that there are, with hydra/launcher=basic one after the other,
+with hydra/launcher=submitit_slurm on a cluster. More in docs/howto/sweep.md.
 Values with brackets of their own are quoted: 'estimator="window(k=50)"'.
 --cfg job prints the settings of the first job; Hydra's --info, --resolve, --config-dir and others are left out.
 model=, data=, task=, norm= and optimizer= also take a function of yours, as mine.make_model; its arguments are
@@ -168,9 +171,9 @@ def _describe_group(group: str) -> list[str]:
     shared = [key for key in list_settings(type(usual)) if key in in_all]
 
     lines: list[str] = []
-    for name, choice in choices.items():
+    for name, choice in sorted(choices.items(), key=lambda item: item[0] != usual.name):  # the default first
         summary, _, _ = (type(choice).__doc__ or "").partition("\n")
-        lines += _wrap(f"{group}={name}", summary)
+        lines += _wrap(f"{group}={name}", f"{summary} (default)" if name == usual.name else summary)
         others = [each for each in settings[name] if each not in shared]
         # A setting that several choices have is listed once, below the first of them.
         for each in others:
