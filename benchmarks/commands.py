@@ -33,7 +33,7 @@ from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training_runner import ensure_trained
-from bnlab.harness.jobs import execute, prepare
+from bnlab.harness.jobs import begin_sweep, execute
 from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.records import locate_rows
@@ -94,7 +94,7 @@ def simulate(words: Sequence[str]) -> int:
     """Make all networks of a sweep that are not there, of which the first is trained; return their number."""
     configs = plan_jobs(words, multirun=True).configs
     with contextlib.redirect_stdout(io.StringIO()):
-        prepare(configs[:1])
+        begin_sweep(configs[:1])
         execute(configs[0])
         first = Run(configs[0])
         # Read once, and written under each network's name.

@@ -72,7 +72,7 @@ bnlab sweep experiment=momentum dry_run=true       how many networks, how long t
 bnlab report experiment=quickstart                 then: the figures and verdicts
 bnlab runs list                                    what has been trained
 
--m sweeps comma lists and seed=range(0,5); lists in brackets (momentum=[0.01,0.1]) are measured together, on one network.
+-m sweeps comma lists and seed=range(0,5); lists in brackets (momentum=[0.01,0.1]) are measured on one network.
 What an experiment sweeps gives way to words: experiment=momentum seed=0,1. An interrupted sweep: the same command
 continues. Networks are trained side by side on the cores that there are, with hydra/launcher=basic one after the other,
 with hydra/launcher=submitit_slurm on a cluster. More in docs/howto/sweep.md.

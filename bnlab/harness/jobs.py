@@ -6,9 +6,8 @@ import json
 import logging
 import math
 import os
-import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import parent_process
@@ -83,13 +82,19 @@ def require_writable(results: Path, *folders: Path) -> None:
             raise UserError(f"results={results}: {there} {reason}; name another folder, as results=/tmp/results")
 
 
-def prepare(configs: list[Config]) -> float:
-    """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
+def try_sweep(configs: Sequence[Config], untrained: Iterable[Run]) -> dict[Run, TrialResult]:
+    """Find out before the first job what would stop a sweep; nothing is written.
 
-    Returns the seconds that training takes in one process.
+    Args:
+        configs: all jobs.
+        untrained: the networks that are not trained.
 
-    UserError for an estimator that cannot average a short stream, a kind of network that cannot make an update, or
-    networks that would be measured on two numbers of images under one name.
+    Returns:
+        What a trial of its kind says of each network that is not trained.
+
+    Raises:
+        UserError: an estimator cannot average a short stream, a kind of network cannot make an update, the folder
+            cannot be written, or networks would be measured on two numbers of images under one name.
     """
     samples = {config.population_images for config in configs}
     if len(samples) > 1:
@@ -99,15 +104,14 @@ def prepare(configs: list[Config]) -> float:
         )
     require_writable(Path(configs[0].results), configs[0].folder)
     try_estimators(subject for config in configs for subject in list_subjects(config))
-    trials = try_networks(list_untrained(configs))
-    for warning in list_warnings(trials):
-        print(warning, file=sys.stderr)
+    return try_networks(untrained)
 
+
+def begin_sweep(configs: Iterable[Config]) -> None:
+    """Make the folder of a sweep, and forget the failures of earlier ones."""
     for config in configs:
-        # What may refuse the sweep comes first: files are written only from here on.
         config.folder.mkdir(parents=True, exist_ok=True)
         locate_failure_of(Run(config)).unlink(missing_ok=True)
-    return sum(estimate_training(trials).values())
 
 
 def list_untrained(configs: Iterable[Config]) -> dict[Run, set[int]]:

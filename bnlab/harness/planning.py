@@ -9,8 +9,7 @@ from bnlab.common.printing import format_seconds
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.done import count_jobs
-from bnlab.harness.jobs import estimate_training, list_warnings
-from bnlab.harness.measurements.subjects import list_subjects, try_estimators
+from bnlab.harness.jobs import estimate_training
 from bnlab.harness.trial import TrialResult
 from bnlab.harness.updates import ADVICE, count_last
 
@@ -40,24 +39,16 @@ def outline(configs: list[Config], untrained: Collection[Run]) -> list[str]:
 
 
 def plan(
-    configs: list[Config],
-    waiting: list[Config],
-    untrained: Mapping[Run, set[int]],
-    trials: Mapping[Run, TrialResult],
-    processes: int,
+    first: Config, untrained: Mapping[Run, set[int]], trials: Mapping[Run, TrialResult], processes: int
 ) -> Iterable[str]:
-    """Describe a sweep; UserError for what would stop it.
+    """Say how long networks train, and how much disk space they take.
 
     Args:
-        configs: all jobs.
-        waiting: those that are not done.
+        first: a job of the sweep.
         untrained: the networks that are not trained, with the steps of checkpoints that jobs read.
         trials: what was found out about each of these.
         processes: how many networks are trained at a time.
     """
-    summary, *remarks = outline(configs, untrained)
-    yield summary
-    try_estimators(subject for config in waiting for subject in list_subjects(config))
     times = estimate_training(trials).values()
     at_a_time = "1 network at a time" if processes == 1 else f"{processes} networks at a time"
     if any(math.isnan(time) for time in times):
@@ -70,9 +61,7 @@ def plan(
 
     disk = sum(_count_bytes(run, trials[run], steps) for run, steps in untrained.items())
     decimals = 1 if disk < 1e7 else 0
-    yield f"disk       about {disk / 1e6:,.{decimals}f} MB in {configs[0].results}/runs"
-    yield from remarks
-    yield from list_warnings(trials)
+    yield f"disk       about {disk / 1e6:,.{decimals}f} MB in {first.results}/runs"
 
 
 def _count_bytes(run: Run, trial: TrialResult, checkpoints: set[int]) -> float:

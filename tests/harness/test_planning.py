@@ -19,11 +19,12 @@ def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
 
     sweep_small(results, "-m", "seed=0,1,2,3", "last_batch=keep", "dry_run=true")
 
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "4 jobs on 4 networks, 1 trained already"
-    assert re.fullmatch(r"training   about \d+ s, 1 network at a time, on this machine as busy as it is now", lines[1])
-    assert lines[2].startswith("measuring  comes on top")
-    assert lines[3].startswith("disk       about ")
+    summary, remark, training, measuring, disk = capsys.readouterr().out.splitlines()
+    assert summary == "4 jobs on 4 networks, 1 trained already"
+    assert remark.startswith("the last batch of an epoch has 8 images of 32")
+    assert re.fullmatch(r"training   about \d+ s, 1 network at a time, on this machine as busy as it is now", training)
+    assert measuring.startswith("measuring  comes on top")
+    assert disk.startswith("disk       about ")
     assert {path.name for path in results.iterdir()} == {"runs"}
 
     sweep_small(results, "steps=100_000", "measurements=log", "dry_run=true")

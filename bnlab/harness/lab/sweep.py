@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections import deque
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from bnlab.harness.lab.command import keep_command, require_memory, run_command
 from bnlab.harness.lab.registry import CONF, list_questions
 
 _MULTIRUN = ("-m", "--multirun")
-_SHORT = 60.0  # seconds
+_SHORT = 60.0  # seconds of training for which processes, a few seconds of a core each, are not started
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -83,46 +84,36 @@ def plan_and_run(words: list[str]) -> tuple[int, Config]:
         return (0 if first.dry_run else _finish(configs, [], words)), first
 
     # With torch, for which a sweep that has nothing to do does not wait.
-    from bnlab.harness.jobs import estimate_training, list_untrained, try_networks
+    from bnlab.harness.jobs import begin_sweep, estimate_training, list_untrained, list_warnings, try_sweep
     from bnlab.harness.planning import outline, plan
 
     waiting = [job.config for job in sweep.waiting]
+    if sweep.launcher.is_cluster and not first.dry_run:
+        # The machine that sends jobs to a cluster need not have the devices on which they run.
+        waiting = [replace(config, device="cpu") for config in waiting]
     untrained = list_untrained(waiting)
-    launcher = _choose_launcher(waiting, words, sweep.launcher)
+    if first.dry_run or not first.quiet:
+        print(*outline(configs, untrained), sep="\n", flush=True)
+    trials = try_sweep(configs, untrained)
+    for warning in list_warnings(trials):
+        print(warning, file=sys.stderr)
+    seconds = estimate_training(trials)
+    launcher, seconds_here = _choose_launcher(waiting, words, sweep.launcher, sum(seconds.values()))
     if first.dry_run:
-        trials = try_networks(untrained)
-        seconds = sum(estimate_training(trials).values())
-        if _is_short(launcher, sweep.launcher, seconds):
-            launcher = sweep.launcher
-        for line in plan(configs, waiting, untrained, trials, _count_processes(waiting, launcher)):
-            print(line)
+        processes = 1 if seconds_here else _count_processes(waiting, launcher)
+        print(*plan(first, untrained, trials, processes), sep="\n")
         return 0, first
 
-    if not first.quiet:
-        print(*outline(configs, untrained), sep="\n", flush=True)
-    command, seconds = _prepare(configs, launcher, words)
-    seconds_here = _SHORT if _is_short(launcher, sweep.launcher, seconds) else 0.0
+    # Files are written only from here on: a sweep that is refused leaves none.
+    begin_sweep(configs)
+    ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
+    command = shlex.join(["bnlab", "sweep", *ordered])
+    keep_command(first.folder, command)
     results = _run(sweep.waiting, launcher, command, seconds_here)
     _show(results, len(sweep.waiting), first.quiet)
     if not first.quiet:
         print(f"done in {time.perf_counter() - started:.0f} s")
     return _finish(configs, waiting, words), first
-
-
-def _prepare(configs: list[Config], launcher: Launcher, words: list[str]) -> tuple[str, float]:
-    """Find what would stop the jobs, and keep the command that runs them; that command, and the seconds of training."""
-    from bnlab.harness.jobs import prepare
-
-    tried = configs
-    if launcher.is_cluster:
-        # The machine that sends jobs to a cluster need not have the devices on which they run.
-        tried = [replace(config, device="cpu") for config in configs]
-    seconds = prepare(tried)
-    # The command is kept only now, because a sweep that `prepare` refuses makes no tables.
-    ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
-    command = shlex.join(["bnlab", "sweep", *ordered])
-    keep_command(configs[0].folder, command)
-    return command, seconds
 
 
 def _run(jobs: Sequence[Job], launcher: Launcher, command: str, seconds_here: float) -> Iterator[JobResult]:
@@ -165,32 +156,36 @@ def _show(results: Iterator[JobResult], count: int, quiet: bool) -> None:
             bar.update()
 
 
-def _is_short(launcher: Launcher, given: Launcher, seconds: float) -> bool:
-    """Find out whether a sweep is over before processes that nobody has asked for would pay.
+def _choose_launcher(
+    waiting: list[Config], words: list[str], launcher: Launcher, seconds: float
+) -> tuple[Launcher, float]:
+    """Choose the launcher: that of the words; without one processes, where several networks have work left.
 
-    Each takes several seconds of a core until it has imported torch. How long measuring takes is not known
-    beforehand, so that processes are started after all once `_SHORT` has passed.
+    Args:
+        waiting: the jobs that are not done.
+        words: of the command line.
+        launcher: that of the words, or Hydra's default.
+        seconds: that training takes in one process.
+
+    Returns:
+        The launcher, and the seconds for which jobs run in this process before it takes over.
     """
-    return launcher is not given and seconds < _SHORT
-
-
-def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher) -> Launcher:
-    """Choose the launcher: that of the words; without one processes, where several networks have work left."""
     from joblib import cpu_count
 
     from bnlab.harness.artifacts.run import Run
     from bnlab.harness.lab.compose import Launcher
 
-    # hydra/launcher=basic asks for one network after the other, although it is the default.
     if launcher.name.startswith("submitit") and find_spec("submitit") is None:
         raise UserError(f'hydra/launcher={launcher.name}: needs submitit; pip install "bnlab[slurm]"')
+    # hydra/launcher=basic asks for one network after the other, although it is the default.
     is_chosen = launcher.name != "basic" or any("hydra/launcher" in word for word in words)
     runs = [Run(config) for config in waiting]
     # As many networks as there are cores may not fit into an accelerator's memory.
     has_accelerator = any(run.device.type != "cpu" for run in runs)
     if is_chosen or len({run.id for run in runs}) < 2 or cpu_count() < 2 or has_accelerator:
-        return launcher
-    return Launcher("joblib", {"n_jobs": -1})
+        return launcher, 0.0
+    # How long measuring takes is not known beforehand, so that processes are started after all once this has passed.
+    return Launcher("joblib", {"n_jobs": -1}), _SHORT if seconds < _SHORT else 0.0
 
 
 def _count_processes(waiting: list[Config], launcher: Launcher) -> int:

@@ -19,7 +19,7 @@ from bnlab import estimators
 from bnlab.harness import done, load
 from bnlab.harness.done import list_waiting
 from bnlab.harness.errors import UserError
-from bnlab.harness.jobs import attempt, execute, prepare
+from bnlab.harness.jobs import attempt, begin_sweep, execute
 from bnlab.harness.measurements import estimates, find_measurement, list_names, rows
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
 from bnlab.harness.records import VERSION
@@ -134,7 +134,7 @@ def test_a_job_is_done_once_its_rows_are_there(copied: Config, module: Callable[
     attempt(failing, "", "")
     assert not is_done(failing) and not is_done(job), "its row says failed"
 
-    prepare([job])
+    begin_sweep([job])
     execute(job)
     assert is_done(job)
     assert not is_done(failing)
