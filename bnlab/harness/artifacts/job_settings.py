@@ -264,23 +264,24 @@ def read_config(values: Mapping[str, Any], files: Iterable[str] = ()) -> Config:
     Raises:
         UserError: a setting that there is not, or a value that is out of its range.
     """
+    usual = Config()
     classes: dict[str, type[Any]] = {"": Config}
     for group in GROUPS:
         chosen = values.get(group, {})
         if not isinstance(chosen, Mapping):
             raise UserError(f"{group}={chosen}: a file chooses it under defaults:, as - override /{group}: {chosen}")
-        classes[group] = _find_class(group, chosen.get("name", getattr(Config(), group).name))
+        classes[group] = _find_class(group, chosen.get("name", getattr(usual, group).name))
+    known = {group: {each.name for each in fields(cls)} for group, cls in classes.items()}
 
-    plain: dict[str, Any] = {}
-    by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    by_group: dict[str, dict[str, Any]] = {group: {} for group in classes}
     for key, value in _flatten(values):
         group, _, name = key.rpartition(".")
-        if group not in classes or name not in {each.name for each in fields(classes[group])}:
+        if name not in known.get(group, ()):
             raise UserError(f"{key}={write_argument(value)}: {explain_unknown(key, classes, [*GROUPS, *files])}")
-        (by_group[group] if group else plain)[name] = value
+        by_group[group][name] = value
 
     groups = {group: read_settings(classes[group], by_group[group], group) for group in GROUPS}
-    return read_settings(Config, plain | groups)
+    return read_settings(Config, by_group[""] | groups)
 
 
 def _flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -118,15 +118,14 @@ class LiveLog:
 @contextmanager
 def closing_log(live: LiveLog | None) -> Iterator[None]:
     """Close the log where the training ends or fails in the block; one that is interrupted goes on in the same log."""
-    failure = None
     try:
         yield
-    except Exception as error:
-        failure = error
+    except Exception:
+        if live is not None:
+            live.close()
+        raise
     if live is not None:
         live.close()
-    if failure is not None:
-        raise failure
 
 
 def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | None = None) -> dict[str, float]:
