@@ -55,8 +55,8 @@ def read_catalogue() -> Catalogue:
     situations = pages.pop("situations")
     index = {}
     for part in pages.pop("index").split("## ")[1:]:
-        topic, _, links = part.partition("\n")
-        index[topic] = links.strip()
+        topic, _, entries = part.partition("\n")
+        index[topic] = [entry.removeprefix("- ") for entry in entries.strip().splitlines()]
     last = pages.pop("last")
 
     hypotheses = {}

@@ -45,7 +45,7 @@ def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Sco
 
 
 QUESTION = Question(
-    bears_on=("Q2", "Q6", "Q8", "Q9", "Q10", "Q11", "Q12", "Q14", "Q17", "H1", "H2", "H4", "H8", "H9", "H12"),
+    bears_on=("Q17", "Q10", "Q15", "Q16", "Q13", "Q20", "Q31", "Q24", "Q27", "H1", "H2", "H4", "H8", "H9", "H12"),
     sweeps=("cifar10", "cifar10_large"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10 data.download=true

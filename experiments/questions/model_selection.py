@@ -18,7 +18,7 @@ PICKED_BY = {
 
 
 QUESTION = Question(
-    bears_on=("Q14", "Q17"),
+    bears_on=("Q24", "Q27"),
     columns=("accuracy",),
     remarks=(
         "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "

@@ -56,7 +56,7 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q15", "F13", "F21"),
+    bears_on=("Q18", "F13", "F21"),
     sweeps=("non_iid", "non_iid_renorm", "renorm_warmup", "renorm_warmup_batch"),
     columns=("accuracy",),
     remarks=(

@@ -37,7 +37,7 @@ def compute_costs(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q12", "Q19"),
+    bears_on=("Q31", "Q30"),
     command="python -m benchmarks scaling",
     figures={"depth": Figure(
         "Time of exact statistics over that of one forward, by depth",

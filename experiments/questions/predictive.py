@@ -90,7 +90,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
 
 
 QUESTION = Question(
-    bears_on=("Q6", "Q10", "H12", "H14"),
+    bears_on=("Q10", "Q13", "H12", "H14"),
     sweeps=("predictive", "predictive_digits", "predictive_resnet"),
     columns=("accuracy", "mean_gap"),
     remarks=(

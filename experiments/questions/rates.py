@@ -60,7 +60,7 @@ def pick_rates(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q2", "Q14", "Q17", "H2"),
+    bears_on=("Q17", "Q24", "Q27", "H2"),
     columns=("accuracy",),
     figures={
         "rates_running": Figure(

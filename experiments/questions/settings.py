@@ -128,7 +128,7 @@ def count_kept_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q11", "H2", "F3"),
+    bears_on=("Q20", "H2", "F3"),
     sweeps=("settings", "settings_freezing"),
     columns=("accuracy", "mean_gap"),
     remarks=(

@@ -69,7 +69,7 @@ def select_after(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q2", "Q11", "Q14", "H2"),
+    bears_on=("Q17", "Q20", "Q24", "H2"),
     columns=("accuracy",),
     command="""bnlab sweep experiment=step_schedule data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

@@ -34,7 +34,7 @@ def select_ends(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q35", "Q39"),
+    bears_on=("Q38", "Q39"),
     columns=("accuracy", "accuracy_lost", "variance_ratio"),
     figures={
         "fading": Figure(

@@ -62,7 +62,7 @@ def score_ratios() -> Score:
 
 
 QUESTION = Question(
-    bears_on=("F19", "Q3", "Q9", "H2", "H6"),
+    bears_on=("F19", "Q7", "Q16", "H2", "H6"),
     columns=("accuracy", "var_gap", "var_ratio"),
     remarks=(
         "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "

@@ -29,7 +29,7 @@ class Catalogue:
         hypotheses: by number, the hypothesis in our words, and the template of what is concluded of it.
         first: what stands before all questions, see `quotes.fill_paragraphs`.
         situations: what to do in which situation, a table behind the index.
-        index: by topic, links to its questions in the words of those who ask, `- [why?](#Q1)`.
+        index: by topic, the numbers of its questions in order, and lines in Markdown that lead elsewhere.
         last: what stands behind all questions.
     """
 
@@ -37,7 +37,7 @@ class Catalogue:
     hypotheses: Mapping[str, tuple[str, str]]
     first: str
     situations: str
-    index: Mapping[str, str]
+    index: Mapping[str, Sequence[str]]
     last: str
 
 
@@ -75,16 +75,12 @@ def write_answers(catalogue: Catalogue, outcomes: Sequence[Outcome]) -> dict[str
     bearing = {}
     for number in (*questions, *hypotheses):
         bearing[number] = [outcome.question.name for outcome in outcomes if number in outcome.question.bears_on]
-    linked = {topic: re.findall(r"\]\(#(Q\d+)\)", text) for topic, text in catalogue.index.items()}
     answers = render(
         "answers.md",
         first=fill_paragraphs(catalogue.first, outcomes),
         situations=fill_paragraphs(catalogue.situations, outcomes),
         last=fill_paragraphs(catalogue.last, outcomes),
         index=catalogue.index,
-        linked=linked,
-        # Later topics overwrite earlier ones, so that a question that several of them link to is answered once.
-        answered_in={number: topic for topic, numbers in linked.items() for number in numbers},
         questions=questions,
         bearing=bearing,
         # A folder of results may lack experiments that an answer quotes.

@@ -34,7 +34,7 @@ def find_best_window(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q24",),
+    bears_on=("Q36",),
     columns=("accuracy", "accuracy_lost", "mean_gap", "var_gap"),
     figures={
         "windows": Figure(

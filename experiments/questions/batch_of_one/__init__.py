@@ -37,7 +37,7 @@ def name_updates(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q18", "F5", "F6"),
+    bears_on=("Q41", "F5", "F6"),
     sweeps=("batch_of_one", "batch_of_one_others"),
     columns=("accuracy", "saved_bytes", "step_bytes"),
     remarks=(ON_BOTH,),

@@ -98,7 +98,7 @@ def read_lines(names: Mapping[str, str]) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F7", "F17", "Q1", "Q7", "Q8"),
+    bears_on=("F7", "F17", "Q1", "Q12", "Q15"),
     sweeps=("drift", "drift_terms"),
     columns=("contribution", "mean_noise", "mean_drift", "mean", "var"),
     remarks=(

@@ -61,7 +61,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q2", "Q11", "Q14", "H2"),
+    bears_on=("Q17", "Q20", "Q24", "H2"),
     columns=("accuracy",),
     command="""apt-get install dataset-fashion-mnist
 bnlab sweep experiment=fashion data.root=/usr/share/datasets/fashion-mnist

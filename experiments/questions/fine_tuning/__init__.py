@@ -47,7 +47,7 @@ AGAIN = (
 )
 
 QUESTION = Question(
-    bears_on=("Q11", "Q13", "F3"),
+    bears_on=("Q20", "Q34", "F3"),
     columns=("forgotten", "gained", "new_accuracy", "old_accuracy"),
     figures={
         "new": Figure(

@@ -127,7 +127,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q10", "Q24", "H9"),
+    bears_on=("Q13", "Q36", "H9"),
     columns=("accuracy",),
     command="""# of the networks of three experiments, which are neither trained nor measured again:
 bnlab sweep experiment=fashion name=followed data.root=/usr/share/datasets/fashion-mnist \

@@ -255,7 +255,7 @@ def score_steps(select_steps: Callable[[Tables], pd.DataFrame], value: str = "hi
 
 
 QUESTION = Question(
-    bears_on=("Q16", "Q10", "Q14"),
+    bears_on=("Q19", "Q13", "Q24"),
     sweeps=("forecast",),
     columns=("accuracy", "mean_gap", "scatter"),
     command="""bnlab sweep experiment=forecast

@@ -59,7 +59,7 @@ def compute_losses(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q36",),
+    bears_on=("Q40",),
     columns=("accuracy", "mean_gap", "largest_gap"),
     figures={
         "gap": Figure(

@@ -59,7 +59,7 @@ def find_layers(tables: Tables) -> pd.DataFrame:
 ROUNDED = "characters; CNN with rounded weights"
 
 QUESTION = Question(
-    bears_on=("Q35",),
+    bears_on=("Q38",),
     sweeps=("quantized", "quantized_full"),
     columns=("accuracy", "kl", "mean_gap", "var_gap"),
     figures={

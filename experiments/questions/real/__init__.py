@@ -264,7 +264,7 @@ def compute_map(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q2", "Q4", "Q6", "Q10", "Q11", "Q14", "Q17", "Q24", "Q27", "Q29", "Q31", "H2", "H9"),
+    bears_on=("Q17", "Q9", "Q10", "Q13", "Q20", "Q24", "Q27", "Q36", "Q11", "Q28", "Q33", "H2", "H9"),
     columns=("accuracy", "loss", "mean_gap"),
     command="""bnlab sweep experiment=real data.copies=true data.root=FOLDER
 # FOLDER has the JPEG copies in train/<class>/ and test/<class>/

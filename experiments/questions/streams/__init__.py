@@ -53,7 +53,7 @@ def compute_effect_of_last_batch(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F18", "Q6", "Q9", "Q10", "Q15"),
+    bears_on=("F18", "Q10", "Q16", "Q13", "Q18"),
     sweeps=("streams", "streams_epoch"),
     columns=("error", "moved", "last_share", "noise", "spread"),
     remarks=(

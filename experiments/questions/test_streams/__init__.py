@@ -19,7 +19,7 @@ SHIFTS = {"none": "as in training", "noise:3": "noise", "contrast:3": "low contr
 NAMES = {"stream": STREAMS, "statistics": STATISTICS}
 
 QUESTION = Question(
-    bears_on=("Q13",),
+    bears_on=("Q34",),
     columns=("accuracy",),
     figures={
         "sizes": Figure(

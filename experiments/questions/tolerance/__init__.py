@@ -11,7 +11,7 @@ from experiments.margins import A_POINT, AS_ACCURATE
 DRAWN = (0.05, 0.1, 0.2, 0.4, 0.8)  # of errors; larger ones are in the tables
 
 QUESTION = Question(
-    bears_on=("Q16", "F20"),
+    bears_on=("Q19", "F20"),
     columns=("accuracy_lost",),
     remarks=(
         "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "

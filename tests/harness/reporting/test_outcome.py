@@ -262,7 +262,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
     first = "First, [else](#Q2)."
     situations = "Then:\n\n| a | b |\n|---|---|\n| 1 | 2 |"
-    index = {"What it is": "- [Why?](#Q1)", "What to do": "- [What else?](#Q2)"}
+    index = {"What it is": ["Q1", "[How](how.md)"], "What to do": ["Q2"]}
     catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, situations, index, "Last.")
     answers = [decide_outcome(question, TABLES)]
 
@@ -271,16 +271,16 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     pages = write_answers(catalogue, answers)
     text = pages["ANSWERS.md"]
     parts = [
-        "## What it is\n\n### Q1. What?\nIt *costs* 3.0 points [0.5, 5.5].\\\n",
-        "[trial](trial/README.md) (digits, n = 3).\n",
+        "## Answers: What it is\n\n### Q1. What?\n\nIt *costs* 3.0 points [0.5, 5.5].\n",
         "![Title](trial/figures/cost.png)\\\n*Caption.*\n",
-        "## What to do\n\n### Q2. Else?\n",
+        "[trial](trial/README.md) (digits, n = 3).\n",
+        "## Answers: What to do\n\n### Q2. Else?\n",
     ]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert "First, [else](#q2-else).\n" in text
-    assert "[What else?](#q2-else)\n\nThen:\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
-    assert "**What it is**\n\n- [Why?](#q1-what)\n\n**What to do**\n\n- [What else?](#q2-else)\n" in text
+    assert "- [Else?](#q2-else)\n\nThen:\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
+    assert "### What it is\n\n- [What?](#q1-what)\n- [How](how.md)\n\n### What to do\n\n- [Else?](#q2-else)\n" in text
     assert "\nLast.\n" in text
 
     assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in pages["HYPOTHESES.md"]
