@@ -17,8 +17,8 @@ from experiments.pages import read_catalogue
 from experiments.pool_cifar10 import compare_networks, load_experiments, pool_experiments, say_losses
 from tests.checks.outcomes import ROOT, decide_all, decide_quoted
 
-# Not results: code, and momenta by their value.
-SETTING = re.compile(r"`[^`]*`|(?<=momentum )0\.\d+|(?<=momentum of )0\.\d+", re.IGNORECASE)
+# Not results: code, addresses, and momenta by their value.
+SETTING = re.compile(r"`[^`]*`|\]\([^)]*\)|(?<=momentum )0\.\d+|(?<=momentum of )0\.\d+", re.IGNORECASE)
 NUMBER = re.compile(r"(?<![\w.^,-])-?\d[\d,]*(?:\.\d+)?(?!\d)( points?| times|%| σ)?")
 QUOTED = re.compile(r"(-?[\d.]+)(?:%| [a-zσ]+)? \[(-?[\d.]+), (-?[\d.]+)\]")
 # Numbers that say what was measured, and marks; not the bounds of claims, the width of intervals, and arithmetic.
