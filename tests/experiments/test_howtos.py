@@ -32,7 +32,7 @@ from tests.commands.running import call_bnlab
 from tests.experiments.commands import ROOT, Call, Called, Write
 from tests.helpers import require
 
-HOWTOS = [*sorted((ROOT / "docs" / "howto").glob("*.md")), ROOT / "docs" / "why.md"]
+HOWTOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w/]+)\.py\n")
 NUMBER = r"-?\d+\.\d+|\d+(?=%)"  # what may differ by one in its last digit
