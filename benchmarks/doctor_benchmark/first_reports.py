@@ -1,4 +1,4 @@
-"""The ten reports of docs/doctor_reports.md: what their authors had."""
+"""The first ten reports of docs/doctor_benchmark.md: what their authors had."""
 
 from __future__ import annotations
 

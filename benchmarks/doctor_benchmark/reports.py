@@ -28,7 +28,7 @@ def _report(
 AVERAGES = ("averages",)
 
 REPORTS = [
-    # Expected as on docs/doctor_reports.md, by the codes of today: BN105 has become part of BN104, BN107 of BN106.
+    # What is expected was written down before the doctor was asked.
     _report(
         FIRST,
         "huggingface/transformers#43520",
@@ -119,7 +119,6 @@ REPORTS = [
         ("BN402",),
         "call eval()",
     ),
-    # Expected as on docs/doctor_more_reports.md.
     _report(
         SECOND,
         "hiwonjoon/tf-frrn#2",
@@ -211,7 +210,6 @@ REPORTS = [
         ("BN304", "BN402"),
         "let the forward follow the mode",
     ),
-    # Expected as on docs/doctor_exam.md.
     _report(
         EXAM,
         "pytorch/pytorch#90342",

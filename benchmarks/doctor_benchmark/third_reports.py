@@ -1,4 +1,4 @@
-"""The ten reports of docs/doctor_exam.md: what their authors had."""
+"""The third ten reports of docs/doctor_benchmark.md: what their authors had."""
 
 from __future__ import annotations
 
