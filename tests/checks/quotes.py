@@ -54,7 +54,7 @@ def quote_readme() -> tuple[str, ...]:
     """Quote what README.md says."""
     return (
         f"from a rate of 0.025, 0.1 or 0.4 | less than 0.3 points{_HARMLESS_ON_CIFAR10} |",
-        'of the cosine from 0.1 | {{ holds("real.a_cosine_costs_on_average", "learning rate 0.1") }} |',
+        'averaged over six steps | {{ holds("real.a_cosine_costs_on_average", "learning rate 0.1") }} |',
         'from a fifth of the training on | {{ holds("real.a_constant_rate_costs_on_average", "learning rate 0.1") }} |',
         'smallest) | {{ holds("real.a_constant_rate_costs_on_average", "learning rate 0.4") }} |',
         'of the trained network | {{ holds("real.copied_buffers_lose_after_a_cosine", "learning rate 0.1") }} |',
@@ -62,9 +62,6 @@ def quote_readme() -> tuple[str, ...]:
         f'running means lie {{{{ estimated("gap.means_are_near_late", {_UP_TO_256}, interval=False) }}}} away from',
         f'variances {{{{ holds("gap.variances_are_near_late", {_UP_TO_256}, interval=False) }}}}, which',
         f"lost {say_count(compute_all_losses())}†",
-        f"The other two lost {say_others(compute_all_losses())}†:",
-        'at a time cost {{ undecided("ghost.running_averages_fail", sign=-1) }}, blocks',
-        'of one class {{ fails("non_iid.running_average_costs", "order blocks:16") }}, and',
         'of the mean have {{ holds("gap.larger_gaps_cost_more", "mean (σ)") }} with',
         'step, it is {{ holds("gap.gaps_tell_less_between_seeds", "mean (σ)") }}.',
     )
@@ -111,7 +108,7 @@ def quote_why() -> tuple[str, ...]:
         "(undecided at 256: "
         '{{ undecided("model_selection.ema_picks_as_well", "batch size 256", interval=False) }} worse).',
         'which was {{ estimated("real.that_checkpoint_costs_little", "learning rate 0.4") }} worse.',
-        'The largest loss outside grey cells is {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }};',
+        'outside grey cells is {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }};',
         "larger batches lost at most 0.3 points more in three of five comparisons"
         '{{ holds("ground.larger_batches_do_not_lose_more", "256 against 64", "64 against 16, lengths compared: 2", '
         "shown=False) }}; two",
