@@ -24,7 +24,14 @@ from bnlab.harness.reporting.tables import load
 
 PAGE = Path(__file__).parents[1] / "docs" / "literature.md"
 TEXT = Path(__file__).with_name("literature.md")
-JUDGEMENTS = ("Agrees", "Agrees in part", "Contradicts", "Undecided", "Not comparable", "Not tried")
+JUDGEMENTS = {
+    "Agrees": "all claims that are quoted hold, in the paper's direction",
+    "Agrees in part": "some hold, and others are undecided or fail",
+    "Contradicts": "a claim says the opposite",
+    "Undecided": "we tried it, and what it turns on is open, or two of our settings say the opposite",
+    "Not comparable": "we measured something else",
+    "Not tried": "we measured nothing",
+}
 # Answers quote by the same calls. `estimated` and `drawn` are left out, as they have no verdict that could change.
 _QUOTE = re.compile(r'(holds|fails|undecided)\("(\w+)\.(\w+)"')
 
@@ -93,13 +100,13 @@ def _count_judgements() -> str:
     """Count the findings of each judgement, list them, and name those that are contradicted."""
     findings = list_findings()
     rows = ["| judgement | findings of papers and practice | expectations of our own |", "|---|---|---|"]
-    for judgement in JUDGEMENTS:
+    for judgement, meaning in JUDGEMENTS.items():
         numbers: dict[bool, list[str]] = {False: [], True: []}
         for number, finding in findings.items():
             if find_judgement(finding) == judgement:
                 numbers["- Expected: " in finding].append(number)
         cells = [f"{len(listed)}: {', '.join(listed)}" for listed in numbers.values()]
-        rows.append(f"| **{judgement}** | {' | '.join(cells)} |")
+        rows.append(f"| **{judgement}**: {meaning} | {' | '.join(cells)} |")
 
     rows += ["", "We find the opposite of these, so far:", ""]
     for number, finding in findings.items():
