@@ -1,6 +1,6 @@
-"""python -m experiments.count_losses: count the configurations that lose little once the learning rate has fallen to 0.
+"""python -m experiments.count_losses: list what is lost once the learning rate has fallen to 0, in LOSSES.md.
 
-It counts the networks of all committed experiments
+The page counts the networks of all committed experiments
 
 - whose layers are ordinary batch norms, so that each batch is normalized whole,
 - that were trained in shuffled batches of 16 to 256 images,
@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.lab.command import print_table, run_command
+from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.registry import REFERENCE
 from bnlab.harness.reporting.frames import interval, select
 from bnlab.harness.reporting.question import Tables
@@ -31,6 +31,7 @@ from bnlab.harness.reporting.tables import load
 from bnlab.harness.reporting.wording import format_number, round_numbers
 from experiments.recipes import RATE, RUNNING, SCHEDULE, select_accuracies, subtract_exact
 
+PAGE = REFERENCE / "LOSSES.md"
 LITTLE = 0.2  # points
 LEAST_UPDATES = 560
 COUNTED_NETWORKS: dict[str, Any] = {
@@ -48,23 +49,64 @@ COUNTED_EVALUATIONS: dict[str, Any] = {
     "shift": "none",
     "statistics_split": ("train", "train_augmented"),
 }
+_LOW_BITS = "experiments.questions.quantized.network.build_network"
+_ABOUT = """
+All configurations of the committed experiments with ordinary batch norm that were trained to the end in shuffled
+batches of 16 to 256 images, over 560 updates or more, at a rate that falls to 0, and whose weights were not averaged
+or changed afterwards. Points are of test accuracy: under exact statistics of the training images, as training shows
+them, minus under running averages of momentum 0.1; means over n seeds, with 95% intervals.
+"""
 _SHOWN = ["data", "model", "batch_size", "steps", SCHEDULE, RATE, "precision", "model.bits", "model.depthwise"]
 _NUMBERS = ["mean", "low", "high"]
 
 
 def main() -> int:
-    """Print what each configuration loses, and how many lose little."""
-    return run_command(_print_losses, sys.argv[1:], usage=str(__doc__))
+    """Write the page."""
+    return run_command(_write_page, sys.argv[1:], usage=str(__doc__))
 
 
-def _print_losses(_words: list[str]) -> int:
-    losses = compute_losses(load_committed())
-    points = [format_number(*numbers) for numbers in losses[_NUMBERS].itertuples(index=False)]
-    shown = losses.assign(points=points)[["points", "n", *_SHOWN, "experiments"]]
-    # Where a model has no such setting, truth values would be shown as None, while numbers are left blank.
-    print_table(shown.fillna({"model.depthwise": ""}))
-    print(f"\nRunning averages lose {say_count(losses)}; the others lose {say_others(losses)}.")
+def _write_page(_words: list[str]) -> int:
+    PAGE.write_text(format_page(compute_losses(load_committed())), encoding="utf-8")
+    print(PAGE)
     return 0
+
+
+def format_page(losses: pd.DataFrame) -> str:
+    """Format the page: what is counted, and a row for each configuration, the largest loss first.
+
+    Args:
+        losses: rows of `compute_losses`.
+    """
+    count = f"Running averages lose {say_count(losses)}, the others {say_others(losses)}."
+    lines = [
+        "# What running averages lose once the learning rate has fallen to 0",
+        "",
+        *(_ABOUT.strip().splitlines()),
+        "",
+        f"{count} A configuration counts by its mean over seeds.",
+        "",
+        "| points lost | n | data | model | batch size | updates | schedule | peak rate | weights | measured in |",
+        "|---|--:|---|---|--:|--:|---|--:|---|---|",
+    ]
+    for row in losses[::-1].to_dict("records"):
+        experiments = ", ".join(f"[{name}]({name}/README.md)" for name in row["experiments"].split(", "))
+        model = "low-bit CNN" if row["model"] == _LOW_BITS else row["model"]
+        cells = [format_number(*(row[name] for name in _NUMBERS)), row["n"], row["data"], model]
+        cells += [row["batch_size"], row["steps"], row[SCHEDULE], row[RATE], _describe_weights(row), experiments]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _describe_weights(row: Mapping[str, Any]) -> str:
+    """Say what is unusual about a network's weights: how they were rounded, and their convolutions."""
+    words = []
+    if row["precision"] == "bfloat16":
+        words.append("bfloat16")
+    if pd.notna(row["model.bits"]):
+        words.append(f"{row['model.bits']:.0f} bits")
+    if row["model.depthwise"] is True:
+        words.append("depthwise")
+    return ", ".join(words)
 
 
 def load_committed() -> dict[str, Tables]:

@@ -117,14 +117,16 @@ QUESTION = Question(
             StreamPlot("updates", "line", "single batch", "exact statistics", "running average",
                    (Axis("updates"), Axis("mean of a channel")),
                    (Zone(0, 25, "START\nfrom 0"), Zone(25, 100, "LAG\nit follows late"),
-                    Zone(100, 151, "NOISE\nbatches differ")))),
+                    Zone(100, 151, "NOISE\nbatches differ"))),
+            networks="digits; a small CNN"),
         "one_network": Figure(
             "Accuracy of the network of which one channel is shown",
             "Compare the lines: test accuracy of the network of the figure above on 797 digits, after each update, "
             "under its running averages of momentum 0.1 and under exact statistics. One training, so without an "
             "interval.",
             read_accuracies,
-            Curves("updates", "estimator", ACCURACY, across=Axis("updates"))),
+            Curves("updates", "estimator", ACCURACY, across=Axis("updates")),
+            networks="digits; a small CNN"),
         "speeds": Figure(
             "How far means move in an update",
             "Follow a line over training: how far a channel's mean moves in one update, in its standard deviations; "
