@@ -100,14 +100,11 @@ def open_run(run: str, results: str | Path = "results") -> Run:
 
 def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
     """Build a network of a step and these statistics, see `load_model`."""
-    # Steps whose checkpoint was kept and is gone count too, so that the message says that a file is missing.
     kept = {*run.list_kept(), *run.list_checkpoints()}
     if not kept:
         raise UserError(f"{run.id}: has no checkpoint; the sweep that made it trains it again")
     wanted = max(kept) if step is None else step
-    if wanted not in kept:
-        raise UserError(f"{run.id}: has no step {wanted}; there are {', '.join(map(str, sorted(kept)))}")
-    if not run.checkpoint(wanted).exists():
+    if wanted in kept and not run.checkpoint(wanted).exists():
         raise UserError(f"{run.checkpoint(wanted)}: is missing; the sweep that made it trains it again")
     try:
         model = run.model_at(wanted).eval()

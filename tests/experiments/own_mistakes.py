@@ -1,4 +1,4 @@
-"""Twenty mistakes of people who use their own code in a sweep, and the table of what `bnlab sweep` answers to them.
+"""Mistakes of people who use their own code in a sweep, and the table of what `bnlab sweep` answers to them.
 
 `python -m tests.experiments.own_mistakes` writes the table, own_mistakes.md beside this file.
 """
@@ -144,6 +144,11 @@ MISTAKES = {
         f"{_OWN} measurements=mine.Largest",
         '{"step": steps, "magnitude": largest}',
         '{"step": steps}',
+    ),
+    "The measurement reads a step of which no checkpoint is kept": (
+        f"{_OWN} measurements=mine.Largest",
+        "run.model_at(step)",
+        "run.model_at(1)",
     ),
 }
 """The mistake → what the command says beside `TINY`, the text of the module that is replaced, and its replacement."""

@@ -26,7 +26,7 @@ from bnlab.harness.artifacts.network import build_model
 from bnlab.harness.artifacts.objectives import Objective
 from bnlab.harness.artifacts.run_folder import RunFolder
 from bnlab.harness.artifacts.training import Batches, Seeds
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import JobError, UserError
 from bnlab.model.borrow import measured
 from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.trace import MomentTrace
@@ -215,7 +215,11 @@ class Run(RunFolder):
         save_tensors(self.checkpoint(step), model.state_dict(), _CHECKPOINT, {})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """Read the weights and buffers after `step` updates."""
+        """Read the weights and buffers after `step` updates; JobError for a step of which none were kept."""
+        # Steps whose checkpoint was kept and is gone count too: then it is a file that is missing.
+        kept = {*self.list_kept(), *self.list_checkpoints()}
+        if step not in kept:
+            raise JobError(f"{self.id}: has no step {step}; there are {', '.join(map(str, sorted(kept)))}")
         path = self.checkpoint(step)
         with reading(path):
             tensors, _ = load_tensors(path, _CHECKPOINT)
