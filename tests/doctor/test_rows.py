@@ -397,21 +397,26 @@ def test_what_was_not_examined_is_named(model: nn.Sequential) -> None:
 
 
 class Drawing(nn.Module):
-    """Adds noise, in eval mode too."""
+    """Adds noise, in eval mode too; returns the logits as they are, or as models of Transformers do."""
 
-    def __init__(self, inner: nn.Module, size: float) -> None:
+    def __init__(self, inner: nn.Module, size: float, in_dictionary: bool) -> None:
         super().__init__()
         self.inner = inner
         self.size = size
+        self.in_dictionary = in_dictionary
 
     def forward(self, x: Tensor) -> Any:
         y = self.inner(x)
-        return y + self.size * y.std() * torch.randn_like(y)
+        logits = y + self.size * y.std() * torch.randn_like(y)
+        return {"logits": logits} if self.in_dictionary else logits
 
 
+@pytest.mark.parametrize("in_dictionary", [False, True])
 @pytest.mark.parametrize(("size", "is_told"), [(0.1, True), (0.001, False)])
-def test_outputs_that_are_drawn_anew_are_told(model: nn.Sequential, size: float, is_told: bool) -> None:
-    patient = Patient(Drawing(model, size).eval(), digits.make_batches(images=200))
+def test_outputs_that_are_drawn_anew_are_told(
+    model: nn.Sequential, size: float, is_told: bool, in_dictionary: bool
+) -> None:
+    patient = Patient(Drawing(model, size, in_dictionary).eval(), digits.make_batches(images=200))
     assert bool(see_random_outputs(patient)) == is_told
 
 
