@@ -95,10 +95,8 @@ class Cause:
         trace: what else it leaves; None where there is nothing.
         sign: words on what is worth a note, whatever is tried; "" where there is nothing.
         is_free: whether what it leaves is known without running the model again.
-        doubles: how many doublings of the residuals the row is worth by itself: one, of what is named when nothing
-            else explains half.
-        decides: "at once" where a sign makes everything else pointless, "at the end" where it names a network that
-            nothing helps.
+        decides: "at once" if the row's sign makes everything else pointless; "at the end" if its sign names a network
+            that nothing helps; "last" if the row is named only when no other one explains half of what is seen.
 
     >>> turned = Undo("images that stand on their heads", images=lambda images: images.flip(-2))
     >>> mine = Cause(
@@ -118,5 +116,4 @@ class Cause:
     trace: Callable[[Patient], Trace | None] = find_nothing
     sign: Callable[[Patient], str] = find_nothing
     is_free: bool = False
-    doubles: float = 0.0
-    decides: Literal["", "at once", "at the end"] = ""
+    decides: Literal["", "at once", "at the end", "last"] = ""

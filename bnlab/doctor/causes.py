@@ -128,7 +128,7 @@ CAUSES: tuple[Cause, ...] = (
         "The averages belong to other weights than these, or to other images than these.",
         "Recalibrate before you evaluate, unless these images are preprocessed differently than in training.",
         left=leave_anything,
-        doubles=1.0,
+        decides="last",
     ),
     Cause(
         "BN110",
@@ -227,7 +227,7 @@ CAUSES: tuple[Cause, ...] = (
         "small batches",
         "The network needs the images that stand beside each other in a batch.",
         "Train with larger or synchronized batches, on more images if these are few, or with another norm.",
-        doubles=1.0,
+        decides="last",
     ),
     Cause(
         "BN204",

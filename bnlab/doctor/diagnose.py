@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnlab.common.checkpoints import read_state
 from bnlab.common.scores import compare_scores, estimate_mean
-from bnlab.doctor.cause import Cause, Trace, Undo, find_nothing
+from bnlab.doctor.cause import Cause, Trace, Undo
 from bnlab.doctor.causes import CAUSES
 from bnlab.doctor.fits import NOISE, Left, count_nats, measure_gap, measure_residuals
 from bnlab.doctor.patient import CALLER, IMAGES, Patient, normalize_by, normalize_by_batch
@@ -354,14 +354,12 @@ def name_cause(patient: Patient, causes: Sequence[Cause], trial: Trial) -> tuple
     if trial.cause is not None:
         return trial.cause, trial.undo.words
     if trial.kind == "batches":
-        return _name_by_traces(
-            patient, [cause for cause in causes if cause.kind == "batches" and cause.undo is find_nothing]
-        )
+        return _name_by_traces(patient, [cause for cause in causes if cause.kind == "batches"])
     named: list[tuple[float, Cause, str]] = []
     if _is_described(patient, causes):  # no other row can say more
         causes = [cause for cause in causes if cause.is_free]
     for cause in causes:
-        if cause.undo is find_nothing and cause.kind in ("averages", "images"):
+        if cause.kind in ("averages", "images"):
             named += _describe_averages(patient, cause)
     _, cause, words = min(named, key=lambda each: each[0])
     return cause, words
@@ -373,19 +371,19 @@ def _describe_averages(patient: Patient, cause: Cause) -> Iterator[tuple[float, 
     lefts: list[Left] = patient.ask(cause.left) or ([] if trace is None else [Left(patient.exact)])
     for left in lefts:
         residuals = measure_residuals(patient, left)
-        doubles = cause.doubles + (_TRACE * trace.share if trace is not None else 0.0)
+        doubles = (cause.decides == "last") + (_TRACE * trace.share if trace is not None else 0.0)
         nats = count_nats(residuals, left.numbers) - len(residuals) * math.log(2) * doubles
         yield nats, cause, left.words or (trace.words if trace is not None else "")
 
 
 def _name_by_traces(patient: Patient, causes: Sequence[Cause]) -> tuple[Cause, str]:
-    """Name the row about batches that has a trace, or the one that needs none."""
-    causes = [cause for cause in causes if cause.kind == "batches" and cause.undo is find_nothing]
+    """Name the first row that has left a trace, or the one that is named last."""
     for cause in causes:
         trace: Trace | None = patient.ask(cause.trace) or None
         if trace is not None:
             return cause, trace.words
-    return next(cause for cause in causes if cause.doubles), "each batch is predicted better by its own statistics"
+    last = next(cause for cause in causes if cause.decides == "last")
+    return last, "each batch is predicted better by its own statistics"
 
 
 def _name_place(patient: Patient, cause: Cause, chosen: Trial, trials: Sequence[Trial]) -> str:
@@ -395,7 +393,7 @@ def _name_place(patient: Patient, cause: Cause, chosen: Trial, trials: Sequence[
     first = next(iter(patient.as_is.calls), None)
     is_first_off = first in patient.exact and measure_gap(patient, first) > _MAY_BE_IMAGES
     # What is named last explains nothing by itself, so that the images may be others.
-    if cause.doubles and cause.kind == "averages" and is_first_off:
+    if cause.decides == "last" and cause.kind == "averages" and is_first_off:
         return "averages or images"
     exact = _find_exact(trials)
     if cause.kind == "images" and exact is not None and not _falls_short(exact, chosen, trials[0]):
