@@ -82,8 +82,9 @@ def watch(
         optimizer: whose learning rate (of its first group) the history is to have.
         group: a torch.distributed process group: its ranks' batches are measured together, and all ranks call
             `measure`, `exact` and `compare`. Default that of a model in DistributedDataParallel.
-        options: further keywords of `population_statistics`: `layers`, `inputs`, and for `batches` `forward` and
-            `max_images`.
+        options: further keywords of `population_statistics`, such as `layers`; `forward`, `max_images` and `tolerance`
+            are for `batches` only. Not `images`, which here is how many are kept: a batch has as many as it has there by
+            default.
 
     Returns:
         A `Watch`. Keep it: when it is dropped, it is closed.
