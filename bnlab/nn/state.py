@@ -14,6 +14,7 @@ from bnlab.common.precision import widen
 from bnlab.estimators.bank import BATCHES_PER_BLOCK, MOMENTA, Bank
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by the bytes of a number
+_SAVED = ("count", "warm", "averages", "scores", "chosen", "eps")  # fields of a bank that a state dict has
 _GOLDEN = 0x1E3779B97F4A7C15  # the golden ratio in bits, but for the first: its multiples have no pattern
 
 
@@ -144,15 +145,16 @@ class Averages:
 
     def export(self) -> dict[str, Any]:
         """Return all that it holds, as tensors and numbers."""
-        return {**vars(self.bank), "waiting": self._select_rows(), "shown": self.shown}
+        of_bank = {field: getattr(self.bank, field) for field in _SAVED}
+        return {**of_bank, "waiting": self._select_rows(), "shown": self.shown}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from what `export` gave, of a layer with as many channels."""
         device = self.bank.eps.device
         values: dict[str, Any] = {}
-        for key in vars(self.bank):
-            value = saved[key]
-            values[key] = value.to(device, copy=True) if isinstance(value, Tensor) else value
+        for field in _SAVED:
+            value = saved[field]
+            values[field] = value.to(device, copy=True) if isinstance(value, Tensor) else value
         self.bank = replace(self.bank, **values)
         self.momenta = _read_momenta(self.bank)
         self._keep(saved["waiting"].to(self._rows))

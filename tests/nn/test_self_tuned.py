@@ -7,6 +7,7 @@ import io
 import itertools
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import population_statistics, record, record_frozen, replay, running_statistics, using
 from bnlab.estimators import EMA, DebiasedEMA, Predictive
+from bnlab.estimators.bank import Bank
 from bnlab.inference import PseudoSamples, apply_statistics
 from bnlab.model.borrow import restored
 from bnlab.nn import SelfTuned, momenta
@@ -182,6 +184,22 @@ def test_checkpoints_go_from_and_to_plain_models() -> None:
     model.load_state_dict(twin.state_dict(), strict=True)
     assert_begins_from_its_buffers(model)
     assert_begins_from_its_buffers(SelfTuned.convert(twin))
+
+
+def test_a_state_dict_is_loaded_where_a_bank_has_further_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, eq=False)
+    class Further(Bank):
+        further: int = 0
+
+        @staticmethod
+        def begin(*arguments: Any) -> Further:
+            return Further(**vars(Bank.begin(*arguments)))
+
+    saved = save_and_load(make_trained(8).state_dict())
+    monkeypatch.setattr("bnlab.nn.state.Bank", Further)
+    other = make_trained(3)
+    other.load_state_dict(saved)
+    assert (momenta(other)["batches"] == 8).all()
 
 
 def assert_begins_from_its_buffers(model: nn.Module) -> None:
