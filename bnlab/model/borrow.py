@@ -288,14 +288,14 @@ class _Held:
                 container.update(content)
 
 
-def borrowed(model: nn.Module, *, training: bool = False, for_caller: bool = False) -> Loan:
-    """Lend a model, in eval mode (`training`: in train mode); `for_caller`: the caller's code runs in the block."""
-    return Loan(model, training, is_measurement=not for_caller, is_counted=True)
+def borrowed(model: nn.Module, *, training: bool = False) -> Loan:
+    """Lend a model, in eval mode (`training`: in train mode)."""
+    return Loan(model, training, is_measurement=True)
 
 
 def measured(model: nn.Module, *, training: bool = False) -> Loan:
     """Lend a model whose forwards take no gradients."""
-    return Loan(model, training, is_measurement=True, is_counted=True, has_gradients=False)
+    return Loan(model, training, is_measurement=True, has_gradients=False)
 
 
 def restored(model: nn.Module, *, training: bool | None = None) -> Loan:
