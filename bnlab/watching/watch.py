@@ -83,8 +83,8 @@ def watch(
         group: a torch.distributed process group: its ranks' batches are measured together, and all ranks call
             `measure`, `exact` and `compare`. Default that of a model in DistributedDataParallel.
         options: further keywords of `population_statistics`, such as `layers`; `forward`, `max_images` and `tolerance`
-            are for `batches` only. Not `images`, which here is how many are kept: a batch has as many as it has there by
-            default.
+            are for `batches` only. Its `images`, which counts the images of a batch, cannot be passed: here `images` is
+            how many are kept.
 
     Returns:
         A `Watch`. Keep it: when it is dropped, it is closed.
