@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from bnlab.exact.fixed_point import SAME
-from bnlab.exact.task import Task, watched
+from bnlab.exact.task import Task, looking_at
 from bnlab.exact.walk import Walk, Way
 from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
 from bnlab.model.layers import has_own_forward
-from bnlab.model.reading import Pooled
+from bnlab.model.reading import DeviceMoments
 from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
 
@@ -82,7 +82,7 @@ class _Evaluated(NamedTuple):
     """
 
     name: str
-    moments: Pooled
+    moments: DeviceMoments
     eps: float
     tolerance: float
 
@@ -103,7 +103,7 @@ def _evaluate(task: Task, index: int, is_as_given: bool) -> tuple[list[_Evaluate
         rounding = eps * math.sqrt(len(calls) + 1)
         calls.append(_Evaluated(name, task.reader.measure(x), task.layers[name].eps, max(SAME, rounding)))
 
-    with watched(task, task.layers, note), NormCallMode(task.layers, count):
+    with looking_at(task, task.layers, note), NormCallMode(task.layers, count):
         task.evaluate(task.data[index], is_as_given)
     return calls, operations
 
@@ -112,7 +112,7 @@ def _check(
     task: Task, statistics: Mapping[str, Moments], way: Way, evaluated: Sequence[_Evaluated], operations: Counter[str]
 ) -> Check:
     """Compare a batch's calls in an ordinary evaluation with those in a walk, layer by layer."""
-    walked: dict[str, list[Pooled]] = {}
+    walked: dict[str, list[DeviceMoments]] = {}
     for name, moments in way.assumed:
         walked.setdefault(name, []).append(moments)
     for name, kept in way.moments.items():

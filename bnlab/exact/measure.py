@@ -14,7 +14,7 @@ from torch import Tensor
 from bnlab.exact.check import check_walk, choose_checked
 from bnlab.exact.fixed_point import settle
 from bnlab.exact.operations import measure_by_operations
-from bnlab.exact.task import CALLER, InterleavingError, Task, watched
+from bnlab.exact.task import CALLER, InterleavingError, Task, looking_at
 from bnlab.exact.walk import Walk
 from bnlab.model.batches import count_bytes, take_images
 from bnlab.model.borrow import measured
@@ -152,7 +152,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         for layer in task.layers.values():
             # The attribute is set, because `train()` would also change modules inside a layer, such as its dropout.
             layer.training = True
-        with watched(task, task.layers, take):
+        with looking_at(task, task.layers, take):
             task.ranks.run_together(task.run_all)
 
     pooled = {}
@@ -199,7 +199,7 @@ def measure_errors(task: Task, statistics: Statistics, is_precise: bool) -> dict
         for name, moments in statistics.items():
             task.write(name, moments)
             task.layers[name].training = is_precise
-        with watched(task, {name: task.layers[name] for name in statistics}, take):
+        with looking_at(task, {name: task.layers[name] for name in statistics}, take):
             task.ranks.run_together(run_all)
 
     of_ranks = task.ranks.gather((squares, batches))

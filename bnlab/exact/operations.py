@@ -21,7 +21,7 @@ from bnlab.exact.task import CALLER, Task
 from bnlab.model.borrow import measured
 from bnlab.model.calls import NormCall, NormCallMode
 from bnlab.model.layers import get_running_buffers, has_own_forward
-from bnlab.model.reading import Pooled
+from bnlab.model.reading import DeviceMoments
 from bnlab.statistics.moments import Moments
 from bnlab.statistics.provenance import Check
 
@@ -62,7 +62,7 @@ def _pass(task: Task, given: Mapping[str, Moments]) -> dict[str, Moments]:
 
     Of the layers without statistics the first is read. What comes behind one in a forward does not count yet.
     """
-    parts: dict[str, list[Pooled]] = {}
+    parts: dict[str, list[DeviceMoments]] = {}
     new: str | None = None
     counts = True  # what this forward still normalizes
 

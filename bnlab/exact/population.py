@@ -123,7 +123,7 @@ def population_statistics(
         raise ValueError(f"{CALLER}: strategy={strategy!r}; choose 'breadth' or 'layerwise'")
     if check not in ("some", "all"):
         raise ValueError(f"{CALLER}: check={check!r}; choose 'some' or 'all'")
-    require_amount(max_images, tolerance, CALLER)
+    _require_amount(max_images, tolerance)
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER, takes_scripts=not is_precise)
@@ -141,14 +141,14 @@ def population_statistics(
 
     reader = choose_reader(device, ranks.is_alone)
     task = Task(model, targets, forward or call, device, [], ranks, reader, checks_all=check == "all")
-    measure = partial(_measure, task, count, is_precise, strategy, progress)
+    measure_read = partial(_measure, task, count, is_precise, strategy, progress)
 
     with restored(model):  # loaders draw their seeds, too
-        source = Source(batches, count, CALLER)
+        source = Source(batches, count)
         if max_images == "auto":
-            return _measure_until_exact(task, count, source, measure, is_precise, tolerance or 0.0)
+            return _measure_until_exact(task, count, source, measure_read, is_precise, tolerance or 0.0)
         ranks.run_together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
-        statistics = measure()
+        statistics = measure_read()
         if standard_errors:
             statistics.standard_errors = measure_errors(task, statistics, is_precise)
         return statistics
@@ -158,7 +158,7 @@ def _measure_until_exact(
     task: Task,
     count: Callable[[Any], int],
     source: Source,
-    measure: Callable[[], Statistics],
+    measure_read: Callable[[], Statistics],
     is_precise: bool,
     tolerance: float,
 ) -> Statistics:
@@ -171,7 +171,7 @@ def _measure_until_exact(
         is_exhausted = all(task.ranks.gather(task.ranks.run_together(read)))
         batches = sum(task.ranks.gather(len(task.data)))
         if batches != batches_before:  # else the last read ended exactly with the last batch
-            statistics = measure()
+            statistics = measure_read()
             statistics.standard_errors = measure_errors(task, statistics, is_precise)
 
         # Every rank has the same statistics and errors, so that all ranks stop after the same measurement.
@@ -234,15 +234,15 @@ def _measure(
     return statistics
 
 
-def require_amount(max_images: int | str | None, tolerance: float | None, caller: str) -> None:
+def _require_amount(max_images: int | str | None, tolerance: float | None) -> None:
     """Raise unless `max_images` is a count, "auto" or None, and `tolerance` a positive number where it is "auto"."""
     if max_images == "auto":
         if tolerance is None:
-            raise ValueError(f'{caller}: tolerance=None; max_images="auto" needs one, such as 0.01')
-        message = f"{caller}: tolerance={tolerance!r}; pass a positive relative error such as 0.01"
+            raise ValueError(f'{CALLER}: tolerance=None; max_images="auto" needs one, such as 0.01')
+        message = f"{CALLER}: tolerance={tolerance!r}; pass a positive relative error such as 0.01"
         require_number(tolerance, lambda error: error > 0, message)
         return
     if tolerance is not None:
-        raise ValueError(f'{caller}: tolerance={tolerance}; it is for max_images="auto" only')
+        raise ValueError(f'{CALLER}: tolerance={tolerance}; it is for max_images="auto" only')
     if max_images is not None:
-        require_count(max_images, f'{caller}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
+        require_count(max_images, f'{CALLER}: max_images={max_images!r}; pass at least 1, "auto", or None for all')

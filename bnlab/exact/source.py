@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bnlab.exact.task import CALLER
 from bnlab.memory import read_free_bytes
 from bnlab.model.batches import copy_batch, count_bytes, list_tensors
 
@@ -21,14 +22,12 @@ class Source:
     Args:
         batches: what the caller gave.
         count: counts the images of a batch.
-        caller: the public call, for messages.
     """
 
-    def __init__(self, batches: Iterable[Any], count: Callable[[Any], int], caller: str) -> None:
+    def __init__(self, batches: Iterable[Any], count: Callable[[Any], int]) -> None:
         self._is_list = isinstance(batches, (list, tuple))
         self._iterator: Iterator[Any] = iter(batches)
         self._count = count
-        self._caller = caller
         self._free: dict[torch.device, int] = {}  # bytes, when a device's first batch was read
         self._bytes = Counter[torch.device]()  # of all copies so far
 
@@ -50,7 +49,7 @@ class Source:
         for batch in self._iterator:
             count = self._count(batch)
             if count < 1:
-                raise ValueError(f"{self._caller}: a batch has no images; leave empty batches out")
+                raise ValueError(f"{CALLER}: a batch has no images; leave empty batches out")
             data.append(batch if self._is_list else self._copy(batch, len(data)))
             images += count
             if wanted is not None and images >= wanted and len(data) >= least_batches:
@@ -63,7 +62,7 @@ class Source:
         for device, size in self._bytes.items():
             if 2 * size > self._free[device]:
                 raise ValueError(
-                    f"{self._caller}: the first {batches:,} batches take {size:,} bytes, more than half of the memory "
+                    f"{CALLER}: the first {batches:,} batches take {size:,} bytes, more than half of the memory "
                     "that was free, and there are more; pass max_images=, as a loader without end needs, or fewer "
                     "batches"
                 )

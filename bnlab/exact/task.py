@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bnlab.model.batches import Forward, copy_batch
 from bnlab.model.calls import read_normalized
 from bnlab.model.layers import BatchNorm, get_running_buffers, has_own_forward, select_input, unwrap_parallel
-from bnlab.model.reading import Pooled, Reader
+from bnlab.model.reading import DeviceMoments, Reader
 from bnlab.statistics.moments import Moments, fetch
 
 CALLER = "population_statistics"
@@ -38,8 +38,6 @@ class Task:
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
         not_seen: layers with a forward of their own that were called without a batch-norm operation of torch's.
         checks_all: whether all batches are checked, and not some of them.
-        caller: the public call, for messages.
-        progress: whether bars are shown.
     """
 
     model: nn.Module
@@ -52,21 +50,11 @@ class Task:
     channels_last: bool = False
     not_seen: dict[str, None] = field(default_factory=dict)
     checks_all: bool = False
-    caller: str = CALLER
-    progress: bool | None = None
 
     def __post_init__(self) -> None:
         self.root = unwrap_parallel(self.model)
         # These are kept, so that `require_same_buffers` notices when a forward puts others in their place.
         self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
-
-    def on(self, data: Iterable[Any]) -> Task:
-        """Return the same task on other batches."""
-        return replace(self, data=list(data))
-
-    def alone(self) -> Task:
-        """Return the same task of this process alone."""
-        return replace(self, ranks=Ranks(None, self.caller))
 
     def run_all(self) -> None:
         """Run the forward of each batch."""
@@ -79,7 +67,7 @@ class Task:
         channels_last = self.channels_last and not is_as_given
         return self.forward(self.root, copy_batch(batch, self.device, channels_last))
 
-    def write(self, name: str, moments: Moments | Pooled) -> None:
+    def write(self, name: str, moments: Moments | DeviceMoments) -> None:
         """Write a layer's mean and variance, as they are, into its buffers."""
         mean, var = self._running[name]
         mean.data.copy_(moments.mean)  # .data: a backward pass still to come may have saved the buffer
@@ -94,14 +82,14 @@ class Task:
                 "model, and give functional_call parameters only"
             )
 
-    def fetch(self, pooled: Mapping[str, Pooled]) -> dict[str, Moments]:
+    def fetch(self, pooled: Mapping[str, DeviceMoments]) -> dict[str, Moments]:
         """Bring the moments of layers to the CPU; ValueError if a layer cannot normalize with its own."""
         statistics = dict(zip(pooled, fetch(pooled.values()), strict=True))
         for name, moments in statistics.items():
             self.require_usable(name, moments)
         return statistics
 
-    def require_usable(self, name: str, moments: Moments | Pooled) -> None:
+    def require_usable(self, name: str, moments: Moments | DeviceMoments) -> None:
         """Raise ValueError unless a layer can normalize with `moments`."""
         if moments.count < 2:
             raise ValueError(
@@ -121,10 +109,10 @@ class Task:
 
 
 @contextlib.contextmanager
-def watched(
+def looking_at(
     task: Task, layers: Layers, look: Callable[[str, Tensor], object], compares_modes: bool = False
 ) -> Iterator[None]:
-    """Watch layers in the block: before a layer's forward, call `look` with its name and what it normalizes.
+    """Look at layers in the block: before a layer's forward, call `look` with its name and what it normalizes.
 
     A layer with a forward of its own is run once, to see that. Calls without rows, as of a layer for a kind of node
     that a batch has none of, are passed over. With `compares_modes` ValueError for a layer in another mode at its call
@@ -164,9 +152,6 @@ def watched(
         yield
 
 
-# -- processes that measure together ---------------------------------------------------------------------------------
-
-
 class InterleavingError(Exception):
     """The forwards of the batches cannot take turns, for the reason that is the message.
 
@@ -177,6 +162,9 @@ class InterleavingError(Exception):
     def __init__(self, reason: str, batch: int | None = None) -> None:
         super().__init__(reason)
         self.batch = batch
+
+
+# -- processes that measure together ---------------------------------------------------------------------------------
 
 
 class Ranks:
@@ -204,7 +192,7 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def merge(self, pooled: Pooled | None) -> Pooled:
+    def merge(self, pooled: DeviceMoments | None) -> DeviceMoments:
         """Merge the moments of all ranks' data; every rank gets the same, to the last bit.
 
         Args:
@@ -219,7 +207,7 @@ class Ranks:
         merged = moments[0]
         for other in moments[1:]:
             merged = merged.merge(other)
-        return Pooled(int(merged.count), merged.mean, merged.var)
+        return DeviceMoments(int(merged.count), merged.mean, merged.var)
 
     def run_together(self, work: Callable[[], Any]) -> Any:
         """Run this rank's share of the work, and return its result; an exception of one rank is raised on all."""

@@ -21,11 +21,11 @@ import torch
 from greenlet import greenlet
 from torch import Tensor
 
-from bnlab.exact.task import CALLER, InterleavingError, Task, watched
+from bnlab.exact.task import CALLER, InterleavingError, Task, looking_at
 from bnlab.memory import Room
 from bnlab.model.batches import count_bytes
 from bnlab.model.borrow import is_of_torch
-from bnlab.model.reading import Pooled
+from bnlab.model.reading import DeviceMoments
 from bnlab.statistics.moments import Moments
 
 
@@ -34,8 +34,8 @@ class Way:
 
     Attributes:
         index: the batch's number.
-        latest: its latest forward, which runs, waits, or has ended.
-        walker: that one, while it waits; None else.
+        latest: its latest forward, a greenlet, which runs, waits, or has ended.
+        waits: whether that one waits.
         layer: the layer that it has come to last; None at the end of the network.
         moments: of what it was given to normalize at the layers where it was measured. They are kept for batches that
             are checked later; of others None stays, once the layer is finished.
@@ -48,22 +48,21 @@ class Way:
         self.index = index
         self.is_checked = is_checked
         self.layer: str | None = None
-        self.latest: greenlet | None = None
-        self.walker: greenlet | None = None
-        self.moments: dict[str, Pooled | None] = {}
+        self.latest: Any = None
+        self.waits = False
+        self.moments: dict[str, DeviceMoments | None] = {}
         self.ahead = set[str]()
-        self.assumed: list[tuple[str, Pooled]] = []
+        self.assumed: list[tuple[str, DeviceMoments]] = []
 
-    def begin(self, evaluate: Callable[[Any], Any]) -> greenlet:
-        """Return a new forward, which has not run yet, and forget the latest one."""
-        self.walker = None
+    def begin(self, evaluate: Callable[[Any], Any]) -> None:
+        """Make a new forward, which has not run yet, and forget the latest one."""
+        self.waits = False
         self.ahead = set(self.moments)
         self.assumed = []
         self.latest = greenlet(evaluate)
         self.latest.gr_context = contextvars.copy_context()  # what the caller has set holds in its forwards
-        return self.latest
 
-    def take_moments(self, layer: str) -> Pooled | None:
+    def take_moments(self, layer: str) -> DeviceMoments | None:
         """Return the moments of a layer that is finished now, and keep them where the batch is checked."""
         moments = self.moments[layer]
         if not self.is_checked:
@@ -90,7 +89,7 @@ class Walk:
 
     def __init__(self, task: Task, assumed: Mapping[str, Moments], checked: Collection[int]) -> None:
         self.ways = [Way(index, index in checked) for index in range(len(task.data))]
-        self.statistics: dict[str, Pooled] = {}
+        self.statistics: dict[str, DeviceMoments] = {}
         self.revisited = set[str]()
         self.forwards = 0
         self.room = Room(task.device, [*task.root.parameters(), *task.root.buffers()])
@@ -110,7 +109,7 @@ class Walk:
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
-        with watched(self._task, self._task.layers, self._visit, compares_modes=True):
+        with looking_at(self._task, self._task.layers, self._visit, compares_modes=True):
             try:
                 for name, moments in self._assumed.items():
                     self._task.write(name, moments)
@@ -178,57 +177,56 @@ class Walk:
         """Run batches from the input to the first layer that is not finished."""
         for way in ways:
             self.forwards += 1
-            self._advance(way, way.begin(self._task.evaluate), self._task.data[way.index])
+            way.begin(self._task.evaluate)
+            self._advance(way, self._task.data[way.index])
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
         # Both lists are made first, because batches move on to other layers in the loop.
         here = [way for way in self.ways if way.layer == name]
-        not_waiting = [way for way in here if way.walker is None]
+        not_waiting = [way for way in here if not way.waits]
 
         for way in here:
-            walker = way.walker
-            if walker is not None:
+            if way.waits:
                 # Its memory has to be free before it goes on: at the next layer it may want to wait again.
                 self.room.leave(way.index)
-                way.walker = None
-                self._advance(way, walker)
+                way.waits = False
+                self._advance(way)
         self._begin(not_waiting)
 
-    def _advance(self, way: Way, walker: Any, *args: Any) -> None:
+    def _advance(self, way: Way, *args: Any) -> None:
         """Run a forward on to the next layer that is not finished; there the batch waits if there is room for it.
 
         Args:
-            way: the batch whose forward it is.
-            walker: the forward.
+            way: the batch whose latest forward it is.
             args: what it is begun with; none where it was interrupted.
         """
         self._current = way
         # What a forward holds at each layer is counted by the first batch.
         with self.room.counted() if way.index == 0 else contextlib.nullcontext():
-            stop = self._switch(way, walker, *args)
-        if walker.dead:
+            stop = self._switch(way, *args)
+        if way.latest.dead:
             way.layer = None
             return
 
-        way.walker = walker  # which is ended if anything below raises an error
+        way.waits = True
         way.layer, x = stop
         way.moments[way.layer] = self._task.reader.measure(x)
         size = count_bytes(self._task.data[way.index])
         if way.index == 0:
             self.room.note(way.layer, size)
         if not self.room.take(way.index, way.layer, size):
-            way.walker = None
-            _end(walker)  # which saves the rest of it
+            way.waits = False
+            _end(way.latest)  # which saves the rest of it
 
-    def _switch(self, way: Way, walker: Any, *args: Any) -> Any:
+    def _switch(self, way: Way, *args: Any) -> Any:
         """Let a forward run until it stops at a layer or ends."""
         try:
-            return walker.switch(*args)
+            return way.latest.switch(*args)
         except Exception as error:
-            # A batch has no walker while its forward runs, so that this asks about the other batches only.
-            is_alone = all(other.walker is None for other in self.ways)
-            if is_alone:  # then the forward itself is at fault, not what others have left in the model
+            # A batch does not wait while its forward runs, so that this asks about the other batches only. If none of
+            # them waits, the forward itself is at fault, not what others have left in the model.
+            if not any(other.waits for other in self.ways):
                 raise
             reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
             raise InterleavingError(reason, way.index) from error
@@ -239,12 +237,12 @@ class Walk:
         A rank proposes the layer of its first batch that waits or, if none waits, of its first batch that has not come
         to the end. All ranks take the proposal of the first rank that has one.
         """
-        waiting = [way.layer for way in self.ways if way.walker is not None]
+        waiting = [way.layer for way in self.ways if way.waits]
         unfinished = [way.layer for way in self.ways if way.layer is not None]
         proposals: list[str | None] = self._task.ranks.gather(next(iter([*waiting, *unfinished]), None))
         return next((layer for layer in proposals if layer is not None), None)
 
-    def _pool(self, name: str) -> Pooled | None:
+    def _pool(self, name: str) -> DeviceMoments | None:
         """Pool the moments of this rank's batches at a layer; None if none is there."""
         taken = [way.take_moments(name) for way in self.ways if way.layer == name]
         parts = [moments for moments in taken if moments is not None]
@@ -258,7 +256,7 @@ class Walk:
             self.statistics[name] = self._task.ranks.merge(of_rank)
 
 
-def _end(walker: greenlet) -> None:
+def _end(forward: greenlet) -> None:
     """End an interrupted forward, and pass over what it raises on its way out."""
     with contextlib.suppress(Exception):
-        walker.throw()  # GreenletExit
+        forward.throw()  # GreenletExit

@@ -25,8 +25,11 @@ Groups = tuple[int, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Pooled:
-    """Values per channel, their mean and variance (ddof 0), float64 [C], on the CPU or where they were read."""
+class DeviceMoments:
+    """Count, mean and variance (ddof 0) of the values in each channel, float64 [C], on the device that read them.
+
+    `bnlab.statistics.moments.fetch` brings them to the CPU, as `Moments`.
+    """
 
     count: int
     mean: Tensor
@@ -49,7 +52,7 @@ class _Read(NamedTuple):
 class Reader:
     """Reads the moments of what layers are given."""
 
-    def measure(self, x: Tensor) -> Pooled:
+    def measure(self, x: Tensor) -> DeviceMoments:
         """Compute the moments of `x` [N, C, ...]."""
         wide = _widen(x)
         groups, bound = _read(wide)
@@ -70,11 +73,11 @@ class Reader:
         near = _merge(_read(far - shift.view(-1, *positions)).groups)
         mean = pooled.mean.index_copy(0, channels, near.mean + shift.double())
         var = pooled.var.index_copy(0, channels, near.var)
-        return Pooled(pooled.count, mean, var)
+        return DeviceMoments(pooled.count, mean, var)
 
-    def pool(self, parts: Sequence[Pooled]) -> Pooled:
+    def pool(self, parts: Sequence[DeviceMoments]) -> DeviceMoments:
         """Merge the moments of parts, at least of one."""
-        by_count: dict[int, list[Pooled]] = {}
+        by_count: dict[int, list[DeviceMoments]] = {}
         for part in parts:
             by_count.setdefault(part.count, []).append(part)
         groups = []
@@ -86,7 +89,7 @@ class Reader:
 class DeviceReader(Reader):
     """Reads on an accelerator, and leaves the moments there."""
 
-    def measure(self, x: Tensor) -> Pooled:
+    def measure(self, x: Tensor) -> DeviceMoments:
         """Compute the moments of `x` [N, C, ...]."""
         wide = x.detach().double()
         count = x.numel() // x.shape[1]
@@ -96,7 +99,7 @@ class DeviceReader(Reader):
         else:
             dims = [dim for dim in range(x.dim()) if dim != 1]
             var, mean = torch.var_mean(wide, dims, correction=0)
-        return Pooled(count, mean, var)
+        return DeviceMoments(count, mean, var)
 
 
 def choose_reader(device: torch.device, is_alone: bool) -> Reader:
@@ -170,7 +173,7 @@ def _read_images(x: Tensor) -> _Read:
     return _Read([(size, mean, var)], 2.0)
 
 
-def _merge(groups: Sequence[Groups]) -> Pooled:
+def _merge(groups: Sequence[Groups]) -> DeviceMoments:
     """Merge groups of one size or of several.
 
     The variance is that within groups and that of their means. These are taken about one of them first: the weighted
@@ -179,7 +182,7 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
     first_size, first_means, first_variances = groups[0]
     origin = first_means[0]
     if len(groups) == 1 and len(first_means) == 1:
-        return Pooled(first_size, origin, first_variances[0])
+        return DeviceMoments(first_size, origin, first_variances[0])
 
     # The groups of each size become one, whose mean is taken about `origin`.
     merged = []
@@ -190,10 +193,10 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
         offsets -= offset
         squares = offsets.square_()
         var = squares.add_(variances).mean(0)
-        merged.append(Pooled(size * len(means), offset, var))
+        merged.append(DeviceMoments(size * len(means), offset, var))
     if len(merged) == 1:
         only = merged[0]
-        return Pooled(only.count, origin + only.mean, only.var)
+        return DeviceMoments(only.count, origin + only.mean, only.var)
 
     total = sum(each.count for each in merged)
     offset = torch.stack([each.mean * (each.count / total) for each in merged]).sum(0)
@@ -201,4 +204,4 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
     for each in merged:
         between = (each.mean - offset).square_()
         var += between.add_(each.var) * (each.count / total)
-    return Pooled(total, origin + offset, var)
+    return DeviceMoments(total, origin + offset, var)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnlab.model.reading import Pooled, Reader
+from bnlab.model.reading import DeviceMoments, Reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = N
     return mean_off, var_off
 
 
-def fetch(pooled: Iterable[Pooled]) -> list[Moments]:
+def fetch(pooled: Iterable[DeviceMoments]) -> list[Moments]:
     """Bring moments to the CPU, in one copy from each device."""
     listed = list(pooled)
     by_device: dict[torch.device, list[int]] = {}
