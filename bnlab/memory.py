@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from bnlab.model.batches import is_dense, list_tensors
 
-__all__ = ["keep_freed_memory", "share_memory"]
+__all__ = ["divide_memory", "keep_freed_memory"]
 
 _SHARE = 0.5  # of the free memory, for forwards that wait
 _OF_OBJECTS = 35 << 10  # bytes of what a forward that waits holds beside its tensors: its stack and its frames
@@ -49,13 +49,13 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-def share_memory(processes: int) -> None:
-    """Let this process measure in its share of the free memory, of several that measure at once; for programs.
+def divide_memory(processes: int) -> None:
+    """Let this process use only its share of the free memory, because others measure at the same time; for programs.
 
     Args:
-        processes: how many they are.
+        processes: how many measure at the same time, this one included.
 
-    >>> share_memory(1)  # once, when the program begins
+    >>> divide_memory(1)  # once, when the program begins
     """
     global _processes
     _processes = processes
@@ -195,15 +195,16 @@ class LiveBytes(TorchFunctionMode):
 class Room:
     """Decides which forwards may wait: together they hold at most half of the memory that is free at first.
 
-    What a forward holds at a layer is counted in that of one batch. Forwards of others are taken to hold as much for
-    each byte of their batch. The other half is for the forward that runs, and for what malloc cannot use.
+    One batch's forward runs in `counting_bytes`, and what it holds at each layer is measured. The forwards of other
+    batches are assumed to hold as much for each byte of their batch. The other half of the memory is for the forward
+    that runs, and for what malloc cannot use.
 
     Args:
         device: where forwards run.
         known: tensors that do not count, such as a model's weights.
 
     Attributes:
-        most_waiting: the most bytes that forwards have held that waited at the same time.
+        most_waiting: the most bytes that waiting forwards have held together.
     """
 
     def __init__(self, device: torch.device, known: Iterable[Tensor]) -> None:
@@ -218,15 +219,15 @@ class Room:
         """The most bytes that forwards have held at once: those that waited, and the one that is counted."""
         return int(self.most_waiting) + self._live.peak
 
-    def counted(self) -> contextlib.AbstractContextManager[object]:
-        """Count what a forward holds that runs in the block; always the same one."""
+    def counting_bytes(self) -> contextlib.AbstractContextManager[object]:
+        """Count the bytes that the forward in the block holds; always that of the same batch."""
         return self._live
 
-    def note(self, layer: str, size: int) -> None:
-        """Note what the forward that is counted holds now, at a layer; its batch has `size` bytes."""
+    def note_bytes(self, layer: str, size: int) -> None:
+        """Note how many bytes that forward holds now, at a layer; its batch has `size` bytes."""
         self._held[layer] = self._live.now() / max(1, size)
 
-    def take(self, index: int, layer: str, size: int) -> bool:
+    def let_wait(self, index: int, layer: str, size: int) -> bool:
         """Let a batch of `size` bytes wait at a layer if there is room; return whether it may."""
         # A layer that the counted forward does not reach is taken for the largest one.
         held = self._held.get(layer, max(self._held.values(), default=0.0))
@@ -238,6 +239,6 @@ class Room:
         self.most_waiting = max(self.most_waiting, waiting)
         return True
 
-    def leave(self, index: int) -> None:
-        """Let a batch go on, which waits no longer."""
+    def stop_waiting(self, index: int) -> None:
+        """Free the room of a batch that goes on."""
         del self._waiting[index]

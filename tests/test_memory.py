@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnlab.memory import LiveBytes, Room, read_free_bytes, read_free_of_groups, share_memory
+from bnlab.memory import LiveBytes, Room, divide_memory, read_free_bytes, read_free_of_groups
 
 
 def test_live_bytes_counts_what_is_alive_once() -> None:
@@ -34,9 +34,9 @@ OF_OBJECTS = 35 << 10  # of a forward that waits
 
 def count(room: Room, layer: str, held: int, size: int) -> None:
     """Let the forward that is counted hold so many bytes at a layer."""
-    with room.counted():
+    with room.counting_bytes():
         tensor = torch.ones(held, dtype=torch.uint8)
-        room.note(layer, size)
+        room.note_bytes(layer, size)
     del tensor
 
 
@@ -45,31 +45,31 @@ def test_as_many_batches_wait_as_fit_into_half_of_what_is_free(monkeypatch: pyte
     room = Room(torch.device("cpu"), [])
     count(room, "a", 30 * MIB, 10 * MIB)
 
-    assert room.take(0, "a", 10 * MIB)
-    assert room.take(1, "a", 20 * MIB)
-    assert not room.take(2, "a", 10 * MIB)  # 30 + 60 + 30 > 100
+    assert room.let_wait(0, "a", 10 * MIB)
+    assert room.let_wait(1, "a", 20 * MIB)
+    assert not room.let_wait(2, "a", 10 * MIB)  # 30 + 60 + 30 > 100
 
-    room.leave(0)
-    assert room.take(2, "a", 10 * MIB)  # 60 + 30
-    room.leave(2)
+    room.stop_waiting(0)
+    assert room.let_wait(2, "a", 10 * MIB)  # 60 + 30
+    room.stop_waiting(2)
     count(room, "b", 10 * MIB, 10 * MIB)
-    assert room.take(0, "b", 10 * MIB)
-    assert room.take(2, "b", 10 * MIB)
+    assert room.let_wait(0, "b", 10 * MIB)
+    assert room.let_wait(2, "b", 10 * MIB)
     assert room.most_waiting == 90 * MIB + 2 * OF_OBJECTS
-    assert not room.take(3, "not reached by the one that is counted", 10 * MIB)  # as much as at "a"
+    assert not room.let_wait(3, "not reached by the one that is counted", 10 * MIB)  # as much as at "a"
 
 
 def test_several_processes_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.memory.read_free_bytes", lambda device: 200 * MIB)
-    share_memory(4)
+    divide_memory(4)
     try:
         room = Room(torch.device("cpu"), [])
     finally:
-        share_memory(1)
+        divide_memory(1)
     count(room, "a", 20 * MIB, MIB)
 
-    assert room.take(0, "a", MIB)
-    assert not room.take(1, "a", MIB)  # 40 > 200 / 2 / 4
+    assert room.let_wait(0, "a", MIB)
+    assert not room.let_wait(1, "a", MIB)  # 40 > 200 / 2 / 4
 
 
 def test_small_batches_count_what_objects_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_small_batches_count_what_objects_take(monkeypatch: pytest.MonkeyPatch) 
     room = Room(torch.device("cpu"), [])
     count(room, "a", 1, 1)
 
-    assert sum(room.take(index, "a", 1) for index in range(100)) == 9  # not quite ten, with their tensors
+    assert sum(room.let_wait(index, "a", 1) for index in range(100)) == 9  # not quite ten, with their tensors
 
 
 def write_group(folder: Path, limit: str, usage: int, unused: int, version: int) -> None:

@@ -35,7 +35,7 @@ from bnlab.harness.run_table import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT, 
 from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.harness.user_code import SOURCE
-from bnlab.memory import keep_freed_memory, share_memory
+from bnlab.memory import divide_memory, keep_freed_memory
 
 _LOG = logging.getLogger(__name__)
 _UNTRAINED: dict[str, Any] = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
@@ -259,7 +259,7 @@ def prepare_process(config: Config) -> None:
     keep_freed_memory()
     # The processes that a sweep has started all measure at once.
     is_one_of_several = parent_process() is not None
-    share_memory(max(1, cpu_count() // config.threads) if is_one_of_several else 1)
+    divide_memory(max(1, cpu_count() // config.threads) if is_one_of_several else 1)
 
 
 def _train_and_measure(run: Run, command: str, result: JobResult) -> None:
