@@ -11,7 +11,7 @@ from bnlab.statistics.provenance import Check
 SAME = 1e-4  # difference of moments that is rounding: of means in σ, of variances relative
 _SETTLED = 1e-6  # layers that depend on themselves are measured again until the difference is this small
 _PATIENCE = 8  # rounds in which it is not halved: a model that counts its calls differs less and less, without an end
-_PLAIN = 2  # rounds more than there are layers in which all of each change is made
+_PLAIN = 2  # so many rounds more than there are layers replace all that was assumed
 _SMALLEST_STEP = 0.02  # share of each change that is made at least, where larger ones do not settle
 
 
@@ -20,8 +20,9 @@ def settle(
 ) -> tuple[dict[str, Moments], Check, int]:
     """Measure again and again, until what is measured is what was assumed.
 
-    Layers that depend on those before them alone settle one after the other, a round each. All of each change is made
-    as long as that may take or differences become smaller, then a smaller and smaller share of it.
+    Each round replaces what was assumed by what was measured under it. If each layer depends only on earlier ones, one
+    layer more is right after each round. If there have been more rounds than layers and the differences no longer
+    become smaller, only a share of each change is made, and that share shrinks from round to round.
 
     Args:
         measure: called with statistics of some layers, by name; returns what these layers normalize under them. It may
@@ -40,36 +41,36 @@ def settle(
     rounds = 0
     since_added = 0
     while True:
-        measured = measure(assumed)
+        current = measure(assumed)
         rounds += 1
-        if measured.keys() - assumed.keys():
-            assumed = {**assumed, **measured}
+        if current.keys() - assumed.keys():
+            assumed = {**assumed, **current}
             since_added = 0
             continue
 
-        differences = {name: max(compare_moments(assumed[name], moments)) for name, moments in measured.items()}
+        differences = {name: max(compare_moments(assumed[name], moments)) for name, moments in current.items()}
         worst = max(differences, key=lambda name: differences[name], default=None)
         largest = 0.0 if worst is None else differences[worst]
-        if assumed.keys() != measured.keys():  # layers that are called no longer, as where a mask leaves nothing now
-            assumed = {name: moments for name, moments in assumed.items() if name in measured}
+        if assumed.keys() != current.keys():  # layers that are called no longer, as where a mask leaves nothing now
+            assumed = {name: moments for name, moments in assumed.items() if name in current}
         is_better = not of_best or largest < best[1].off
         if is_better:
             best = assumed, Check(largest <= SAME, None if largest <= SAME else worst, largest)
-            of_best = measured
+            of_best = current
         if largest < halved / 2:
             halved = largest
             since_halved = 0
         else:
             since_halved += 1
-        if largest <= _SETTLED or since_halved == _PATIENCE + len(measured):
+        if largest <= _SETTLED or since_halved == _PATIENCE + len(current):
             return *best, rounds
 
         since_added += 1
-        if not is_better and since_added > _PLAIN + len(measured):
+        if not is_better and since_added > _PLAIN + len(current):
             # Larger steps may have run away, so that a smaller one is made from the best.
             step = max(_SMALLEST_STEP, step / 3)
-            assumed, measured = best[0], of_best
-        assumed = {**assumed, **{name: _mix(assumed[name], moments, step) for name, moments in measured.items()}}
+            assumed, current = best[0], of_best
+        assumed = {**assumed, **{name: _mix(assumed[name], moments, step) for name, moments in current.items()}}
 
 
 def _mix(before: Moments, now: Moments, step: float) -> Moments:

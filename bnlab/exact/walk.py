@@ -37,10 +37,10 @@ class Way:
         latest: its latest forward, a greenlet, which runs, waits, or has ended.
         waits: whether that one waits.
         layer: the layer that it has come to last; None at the end of the network.
-        moments: of what it was given to normalize at the layers where it was measured. They are kept for batches that
-            are checked later; of others None stays, once the layer is finished.
-        ahead: those of these layers that its latest forward has yet to pass. A forward that was begun again passes each
-            of them once without a stop.
+        moments: by layer, of what the batch was measured on. Once a layer is finished, None takes their place, unless
+            the batch is checked later.
+        ahead: those of these layers that its latest forward has not reached yet. A forward that has begun again passes
+            each of them once without stopping.
         assumed: the calls of layers with assumed statistics in its latest forward.
     """
 
@@ -189,7 +189,7 @@ class Walk:
         for way in here:
             if way.waits:
                 # Its memory has to be free before it goes on: at the next layer it may want to wait again.
-                self.room.leave(way.index)
+                self.room.stop_waiting(way.index)
                 way.waits = False
                 self._advance(way)
         self._begin(not_waiting)
@@ -203,7 +203,7 @@ class Walk:
         """
         self._current = way
         # What a forward holds at each layer is counted by the first batch.
-        with self.room.counted() if way.index == 0 else contextlib.nullcontext():
+        with self.room.counting_bytes() if way.index == 0 else contextlib.nullcontext():
             stop = self._switch(way, *args)
         if way.latest.dead:
             way.layer = None
@@ -214,8 +214,8 @@ class Walk:
         way.moments[way.layer] = self._task.reader.measure(x)
         size = count_bytes(self._task.data[way.index])
         if way.index == 0:
-            self.room.note(way.layer, size)
-        if not self.room.take(way.index, way.layer, size):
+            self.room.note_bytes(way.layer, size)
+        if not self.room.let_wait(way.index, way.layer, size):
             way.waits = False
             _end(way.latest)  # which saves the rest of it
 
