@@ -29,8 +29,8 @@ _SURELY_HEALTHY = 4.0  # times what matters: what a better mean may be, at 95%, 
 _HARDLY_SEEN = 20.0  # times what matters: what so few images leave possible that nothing can be said
 _LEFT_BY_SMALLER = 0.1  # of the best gain, which a change with fewer numbers may leave; by convention
 _VISIBLE = 0.05  # σ: a gap of averages that is worth a note; healthy networks of the gallery: .03 at most
-_MAY_BE_IMAGES = 0.1  # σ in the first layer, from which on other images may be why the averages do not fit
-_TRACE = 2.0  # doublings of the residuals that a trace in all layers is worth
+_MAY_BE_IMAGES = 0.1  # σ: if the first layer's averages are off by more, different images may be the reason
+_TRACE = 2.0  # a trace in all layers counts as if the row had halved the residuals twice
 _NEAR_CHANCE = 0.1  # of what there is to gain over always naming the commonest label; by convention
 _TRAINING_BATCHES = 64  # so many are read; an average of momentum .1 remembers about twenty
 
@@ -272,9 +272,12 @@ def _is_described(patient: Patient, causes: Sequence[Cause]) -> bool:
 
 
 def choose(trials: Sequence[Trial]) -> Trial | None:
-    """Choose the change with the fewest numbers of those that bring back nearly as much as the best; None of no gain.
+    """Choose, of the changes that bring back nearly as much as the best, the one with the fewest numbers.
 
-    What can fit anything is chosen where all others bring back less than half as much.
+    A change that can fit anything is chosen only if all others bring back less than half as much.
+
+    Returns:
+        The change; None if none surely brings back what matters.
     """
     as_is, *changed = trials
     good = [trial for trial in changed if _gains(trial, as_is, tests=len(changed))]
@@ -318,7 +321,7 @@ def _gains(trial: Trial, as_is: Trial, tests: int) -> bool:
 
 
 def _falls_short(trial: Trial, best: Trial, as_is: Trial, *, surely: bool = False) -> bool:
-    """Return whether a trial leaves more than a tenth of what the best one brings back, or that at 95%."""
+    """Return whether a trial brings back less than nine tenths of what the best one does; `surely`: at 95%."""
     pairs = [
         (best.scores.likelihoods, trial.scores.likelihoods, as_is.scores.likelihoods, 0.0),
         (best.scores.values, trial.scores.values, as_is.scores.values, compute_worth(as_is.scores)),
@@ -392,7 +395,7 @@ def _name_place(patient: Patient, cause: Cause, chosen: Trial, trials: Sequence[
         return cause.kind
     first = next(iter(patient.as_is.calls), None)
     is_first_off = first in patient.exact and measure_gap(patient, first) > _MAY_BE_IMAGES
-    # What is named last explains nothing by itself, so that the images may be others.
+    # The row that is named last only says that the averages do not fit, for which other images may be the reason.
     if cause.decides == "last" and cause.kind == "averages" and is_first_off:
         return "averages or images"
     exact = _find_exact(trials)

@@ -21,10 +21,11 @@ class Predictive(Estimator):
     After k batches each average is a forecast of batch k+1, which is measured on the very weights that the average is
     to describe. The noise of that batch adds the same to the squared error of every momentum, so that the smallest
     error is that of the average nearest to the statistic of the current weights. After each batch the momentum is
-    chosen again, for each layer, for mean and variance apart, by the squared errors of the mean in standard deviations
-    and of log(variance+eps), averaged over the layer's channels and over about the last tenth of the past: the discount
-    is 1 − 1/max(4, k/10). The first two batches say nothing about the momentum: the smallest is taken. (The deviation
-    is that of the average of the logarithms that was chosen after 1, 2, 4, …, 64 batches, then after each 64th.)
+    chosen again for each layer, separately for mean and variance: the one with the smallest squared error, averaged
+    over the layer's channels and over about the last tenth of the past (the discount is 1 − 1/max(4, k/10)). Errors of
+    the mean are in standard deviations; errors of the variance are those of log(variance + eps). The first two batches
+    say nothing about the momentum, so the smallest is taken. (The standard deviation is read from the chosen average of
+    the logarithms, after 1, 2, 4, …, 64 batches, then after each 64th.)
 
     The results are averages of the means and of the unbiased variances. Where other batches came before (`updates`),
     they begin from the start instead of the first batch, as torch's own do. A batch with a NaN or infinite value in

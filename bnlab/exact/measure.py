@@ -38,8 +38,8 @@ def measure_exactly(task: Task, strategy: str, progress: Progress) -> tuple[dict
         progress: called whenever a layer is finished.
 
     Returns:
-        The moments, the cost, and the last check; the first one, with `held_layer_by_layer`, if that alone failed. None
-        if nothing could be compared.
+        The moments, the cost, and the last check. If the walk failed its check and the slow way held, it is the walk's,
+        with `held_layer_by_layer`. None in its place if nothing could be compared.
     """
     cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=count_bytes(task.data), passes=0)
     failed_check: Check | None = None
@@ -171,10 +171,10 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
 def measure_errors(task: Task, statistics: Statistics, is_precise: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Estimate standard errors of each layer's mean and variance, float64 [C] each, with batches as independent units.
 
-    One pass of ordinary forwards under the statistics, or where these are precise under those of each batch. They are
-    taken as they are: the errors do not contain those of earlier layers. A batch contributes its share in the
-    difference from the statistics of all; of B batches the squared error is B/(B−1) times the sum of the squared
-    contributions, NaN for fewer than two.
+    It takes one pass of ordinary forwards, under `statistics` or, if these are precise, under those of each batch. The
+    statistics of earlier layers are taken as exact, so that their errors are not passed on. A batch contributes the
+    difference between its moments and those of all batches, times its share of the values. For B batches the squared
+    error is B/(B−1) times the sum of the squared contributions; for fewer than two it is NaN.
     """
     squares = {
         name: torch.zeros(2, len(moments.mean), dtype=torch.float64, device="cpu")

@@ -84,8 +84,8 @@ def _pass(task: Task, given: Mapping[str, Moments]) -> dict[str, Moments]:
         # Into the buffers, because a forward may read them beside the operation, as quantization does.
         for name, moments in given.items():
             task.write(name, moments)
-        # What a pass leaves in the model, or has drawn, the next one finds: one after the other they are ordinary
-        # evaluations, and a model that counts or draws gives another result.
+        # Nothing is put back between passes. They are ordinary evaluations one after the other, so that the check sees
+        # a model that counts its calls or draws random numbers: no two of its passes are alike.
         _evaluate(task, task.data, look, begin)
 
     task.ranks.run_together(run_all)

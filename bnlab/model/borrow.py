@@ -175,6 +175,8 @@ class Loan(Reverted):
         self._random_state.note()
         self._modes = [(module, module.training) for module in modules]
         self._switching = list_switching(self._model)
+        # All attributes come back after a measurement. After other loans only those of modules that do more than note a
+        # change of mode, and of what they contain: the rest may be the caller's work in the block.
         inside = {part for module in self._switching for part in module.modules()}
         whole = {*modules} if self._is_measurement else inside
         self._held = [_Held(module, all_attributes=module in whole) for module in modules]

@@ -4,9 +4,9 @@ A hook on a layer sees what the layer is given. What it normalizes may be someth
 scales or divides its input first, or where the forward around it calls no layer at all and reads its averages. The
 operation itself is the same in all of them, and the address of its running mean names the layer.
 
-`TorchFunctionMode`, whose name is public, sees none of the operations inside of TorchScript, and those of an exported
-graph as another function. Below it torch has one way in, on which its own counter of operations rests, too:
-`TorchDispatchMode`. Own arithmetic, as `(x - mean) / (var + eps).sqrt()`, is no operation of batch norm, and not seen.
+`TorchFunctionMode` would be public, but it sees no operation inside TorchScript, and those of an exported graph under
+another name. `TorchDispatchMode` sees them all, one level below; torch's own counter of operations uses it, too. A norm
+that is written as arithmetic, `(x - mean) / (var + eps).sqrt()`, runs no batch-norm operation, and is not seen.
 """
 
 from __future__ import annotations

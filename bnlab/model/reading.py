@@ -198,6 +198,7 @@ def _merge(groups: Sequence[Groups]) -> DeviceMoments:
         only = merged[0]
         return DeviceMoments(only.count, origin + only.mean, only.var)
 
+    # Once more for the sizes: their variances, and the squared distances of their means from the mean of all.
     total = sum(each.count for each in merged)
     offset = torch.stack([each.mean * (each.count / total) for each in merged]).sum(0)
     var = torch.zeros_like(offset)

@@ -210,8 +210,9 @@ class Keeper:
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
         """Call the module that was called in training, as it was called, or the same one of another model."""
-        # A loop may set a domain, say, on the model before each call. What it has not changed between calls stays as it
-        # is in eval mode. Whoever has borrowed the model puts all of it back.
+        # A loop may set an attribute before each call, such as a domain. Attributes that differ between the kept calls
+        # are set as they were at this one; the others stay as eval() has left them. Whoever has borrowed the model puts
+        # all of them back.
         attributes = self._attributes[batch["number"]]
         by_module = zip(*self._attributes.values(), strict=True)
         for module_name, own, others in zip(self._modules, attributes, by_module, strict=True):
@@ -244,10 +245,10 @@ class Keeper:
         """Keep what a module is called with; the hook before it."""
         if not self._observer.is_training() or _is_redirected(module):
             return
-        # A module of another one that holds all batch norms, too.
+        # This call is inside one of an outer module that holds all batch norms, too, and whose calls are kept.
         if self._level is not None and level > self._level:
             return
-        # This module contains the one that was the outermost so far, whose arguments are of no use to it.
+        # This module contains the one whose calls were kept so far. It cannot be called with the arguments of that.
         if level != self._level:
             self._level = level
             self._forget()

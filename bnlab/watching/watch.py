@@ -64,10 +64,10 @@ def watch(
     The inputs of the latest training batches are kept. Under the weights of the moment they give exact statistics, of
     images as training shows them. Training goes on bit for bit as without.
 
-    Kept is what the running averages are of: the arguments of each call with a batch norm in train mode, of the
-    outermost module that is called and holds all batch norms (the model itself, or, in a LightningModule whose
-    `training_step` calls `self.net`, that). They are copied in their own type, with the numbers, words and switches
-    that the model's modules had as attributes. Exact statistics are measured in eval mode, under the autocast that
+    The arguments of each call with a batch norm in train mode are kept, because running averages are of such calls. If
+    several modules hold all batch norms, it is the outermost of those that are called: mostly the model itself, but
+    `self.net` of a LightningModule whose `training_step` calls only that. The arguments are copied in their own type,
+    with the numbers, words and switches that the model's modules had as attributes. Exact statistics are measured in eval mode, under the autocast that
     holds where they are asked for, and outside of compiled code. Layers that training keeps in eval mode, or whose
     weight takes no gradient while others do, are frozen and stay as they are.
 
@@ -262,7 +262,7 @@ class Watch:
                 f"{_CALLER}: model= is a {type(model).__name__} whose batch norms are not those of the "
                 f"{type(self.model).__name__} that is watched, by name and channels; pass a copy of that, or an average"
             )
-        # A wrapper may hold the model that is trained beside its average.
+        # A wrapper may hold the trained model beside its average; then the average is meant.
         return next((part for part in parts if part is not self.model), self.model)
 
     def _pause(self, model: nn.Module) -> Pause:
