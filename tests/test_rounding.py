@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import diagnose, population_statistics, record
-from bnlab.common.precision import widen
+from bnlab.common.precision import to_float64
 from bnlab.nn import SelfTuned, momenta
 from tests import references
 from tests.helpers import assert_moments
@@ -190,8 +190,8 @@ def test_numbers_are_widened_on_the_cpu_where_their_device_has_no_float64() -> N
     values = draw(3)
     of_a_mac = Mock(spec=Tensor, device=Mock(type="mps"), cpu=lambda: values)
 
-    assert widen(values).dtype == torch.float64
-    assert torch.equal(widen(of_a_mac), values.double())
+    assert to_float64(values).dtype == torch.float64
+    assert torch.equal(to_float64(of_a_mac), values.double())
 
 
 def test_batches_of_half_precision_are_all_averaged() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def widen(values: Tensor) -> Tensor:
-    """Give numbers in float64, on their device; on the CPU where they are on that of a Mac, which has no float64."""
+def to_float64(values: Tensor) -> Tensor:
+    """Convert numbers to float64 on their device; on the CPU if their device has none, as that of a Mac."""
     if values.device.type == "mps":
         values = values.cpu()
     return values.double()

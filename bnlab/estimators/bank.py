@@ -2,6 +2,10 @@
 
 A `Bank` is the state between two blocks of batches. `Bank.forecast` scores all its forecasts of the next `Block`, and
 `Block.end` is the bank after it. Below them are the errors of the forecasts, the scores, and the averages' weights.
+
+In the formulas m is a momentum, x a batch's value, and U the sum of the batches so far, each weighted by (1−m)^age. The
+average is g·U, where the gain g makes the weights add up to 1. If the averages began from a layer's buffers, g is m,
+and U begins with the buffers' value over m.
 """
 
 from __future__ import annotations
@@ -70,15 +74,15 @@ class Bank:
     def forecast(self, batches: Tensor) -> Block:
         """Score the bank's forecasts of the next batches: [n, 2, C] with n ≤ room, all finite.
 
-        Squared errors of the mean are in units of the variance that the bank estimates now, in all of the block: a
-        block that is not the stream's last is as long as it may be.
+        Squared errors of the mean are in units of the variance that the bank estimates before the block. Blocks must be
+        as long as `room`, except for a stream's last, since other blocks have other estimates.
         """
         series = _add_logarithm(batches.transpose(0, 1), self.eps)
         end = self.count + len(batches)
         gains = _list_gains(self.count, end + 1, self.warm).to(series.device)
         weights = _weigh_channels(self._estimate_variance(), self.layers)
 
-        # Forecasts are scored by mean and logarithm, not by variance.
+        # Forecasts are scored by mean and logarithm: every other one of mean, variance and logarithm.
         averages = self.averages[::2]
         errors = _square_errors(averages, series[::2], weights, self.layers, gains)
         scores = _add_discounted(self.scores, errors, self.count)
@@ -176,9 +180,8 @@ def _weigh_channels(unit: Tensor, layers: tuple[int, ...]) -> Tensor:
 def _square_errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[int, ...], gains: Tensor) -> Tensor:
     """Compute squared errors [n, momenta, 2·layers] of the forecasts of each batch, one from each average before it.
 
-    With U the sum of the batches x before, weighted by (1−m)^age, the average is g·U and its squared error
-    g²·U·U − 2g·U·x + x·x. U·x and U·U follow from products of the block's batches with one another and the bank
-    before it; to make the bank for each batch would take many times as long.
+    The squared error of the average g·U is g²·U·U − 2g·U·x + x·x. U·x and U·U follow from products of the block's
+    batches with one another and with the bank before it; to make the bank for each batch would take many times as long.
 
     Args:
         bank: [2, momenta, C], the averages of mean and logarithm before the block.

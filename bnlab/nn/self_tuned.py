@@ -21,7 +21,7 @@ from bnlab.model.layers import (
     require_module,
 )
 from bnlab.model.warn import warn
-from bnlab.nn.state import Averages
+from bnlab.nn.state import TunedState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ class SelfTuned(AveragesByItself):
     """
 
     dims: tuple[int, ...]  # numbers of dimensions of its input; torch's own forward refuses others
-    averages: Averages | None  # None: new ones begin from the buffers with the next batch
+    averages: TunedState | None  # None: new ones begin from the buffers with the next batch
     loaded: dict[str, Any] | None  # the averages in the state dict that is loaded now
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -207,14 +207,13 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
     # An empty batch has no moments to average.
     if input.numel():
         layer.latest = (mean, var)
-        # `follow` comes first: it reads the place of this batch, and `take` moves on to the next place.
-        averages.follow(get_running_buffers(layer))
-        if averages.take():
+        averages.average_into(get_running_buffers(layer))
+        if averages.count_batch():
             layer.settle()
     return output
 
 
-def _begin(layer: SelfTuned) -> Averages:
+def _begin(layer: SelfTuned) -> TunedState:
     """Begin averages from the buffers."""
     batches = layer.num_batches_tracked
     # Without a count nobody knows whether the buffers have seen data; they are assumed to have.
@@ -225,7 +224,7 @@ def _begin(layer: SelfTuned) -> Averages:
     is_new = bool((start[0] == 0).all() and (start[1] == 1).all())
     if not updates and not is_new:
         updates = 1
-    return Averages(start, updates, layer.eps)
+    return TunedState(start, updates, layer.eps)
 
 
 def _read(layer: SelfTuned) -> Tensor:
@@ -361,5 +360,5 @@ def _load_averages(layer: nn.Module, keys: object) -> None:
 
     now = _read(layer)
     if _are_equal(saved["shown"].to(now), now):  # else something else has written the buffers
-        layer.averages = Averages(now, 0, layer.eps)
+        layer.averages = TunedState(now, 0, layer.eps)
         layer.averages.load(saved)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.common.precision import widen
+from bnlab.common.precision import to_float64
 from bnlab.estimators.bank import BATCHES_PER_BLOCK, MOMENTA, Bank
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by the bytes of a number
@@ -18,11 +18,16 @@ _SAVED = ("count", "warm", "averages", "scores", "chosen", "eps")  # fields of a
 _GOLDEN = 0x1E3779B97F4A7C15  # the golden ratio in bits, but for the first: its multiples have no pattern
 
 
-class Averages:
+class TunedState:
     """Bank of averages, and places for the moments of a layer's batches.
 
     Torch writes a batch's moments into a place of their own, because its momentum is 1. The bank takes them when a
-    block is full: after 1, 2, 4, …, 64, 128, 192, … batches.
+    block is full: after 1, 2, 4, …, 64, 128, 192, … batches. So the calls for each batch are, in this order:
+
+        mean, var = state.place       # where torch's batch norm, at momentum 1, writes the batch's moments
+        state.average_into(buffers)   # the buffers take one step, at the momenta that were chosen last
+        state.count_batch()           # moves on to the next place; at the end of a block the bank takes all of it
+        state.settle()                # if that was so, or when the buffers are read: momenta are chosen again
 
     Args:
         start: [2, C], the layer's running mean and variance.
@@ -38,7 +43,7 @@ class Averages:
 
     @torch.inference_mode(False)
     def __init__(self, start: Tensor, updates: int, eps: float) -> None:
-        wide = widen(start)
+        wide = to_float64(start)
         eps_by_channel = torch.full_like(wide[0], eps)
         self.bank = Bank.begin(wide, updates, eps_by_channel, (wide.shape[1],))
         self.shown = start.clone()
@@ -63,7 +68,7 @@ class Averages:
 
     @property
     def place(self) -> tuple[Tensor, Tensor]:
-        """Place where torch writes the mean and the variance [C] of the next batch; `take` counts the batch then."""
+        """Place where torch writes the mean and the variance [C] of the next batch."""
         return self._places[self._waiting]
 
     def fits(self, buffer: Tensor) -> bool:
@@ -72,7 +77,7 @@ class Averages:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def follow(self, buffers: tuple[Tensor, Tensor]) -> None:
+    def average_into(self, buffers: tuple[Tensor, Tensor]) -> None:
         """Average the batch in the place for the next one into the buffers, at the momenta that were chosen last.
 
         A batch that is not finite changes nothing. What is shown takes the same steps as the buffers, and is the same
@@ -92,7 +97,7 @@ class Averages:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def take(self) -> bool:
+    def count_batch(self) -> bool:
         """Count the batch that has been written into its place; return whether the bank has taken a block with it."""
         self._waiting += 1
         self.has_pending = True
@@ -128,7 +133,7 @@ class Averages:
         return rows[numbers]
 
     def _forecast(self, rows: Tensor) -> Bank:
-        block = self.bank.forecast(widen(rows).to(self.bank.eps))
+        block = self.bank.forecast(to_float64(rows).to(self.bank.eps))
         return block.end()
 
     def advance(self) -> Bank:
