@@ -163,16 +163,14 @@ def _mix(
     n = positions.numel()
     if 0 in dims:
         n *= len(x)
-    # Torch refuses this in training for the same reason.
-    if weight == 1 and n < 2:
-        raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
-
     # Source statistics that are not finite, or far off, must not count where their weight is 0.
-    center = x.mean(dims, keepdim=True) if weight == 1 else mean
-    test_mean, test_var = _measure(x, dims, center, n)
     if weight == 1:
-        return test_mean, test_var
+        # Torch refuses this in training for the same reason.
+        if n < 2:
+            raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
+        return _measure(x, dims, x.mean(dims, keepdim=True), n)
 
+    test_mean, test_var = _measure(x, dims, mean, n)
     rest = 1 - weight
     mixed_mean = rest * mean + weight * test_mean
     mixed_var = rest * var + weight * test_var
@@ -279,7 +277,7 @@ def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Ten
         return output.to(input.dtype)
 
     # Each example has statistics of its own, or gradients may pass through them.
-    output = _standardize(x, mean, var + layer.eps)
+    output = _standardize(x, mean, var, layer.eps)
     across = _shape_like(x, 1)
     if weight is not None:
         output = output * weight.view(across)
@@ -288,12 +286,12 @@ def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Ten
     return output.to(input.dtype)
 
 
-def _standardize(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """Compute (x − mean)/√var with statistics [1, C, 1] or [N, C, 1]."""
+def _standardize(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """Compute (x − mean)/√(var + eps) with statistics [1, C, 1] or [N, C, 1]."""
     shape = _shape_like(x, len(mean))
     center = mean.to(x.dtype)
     rest = mean - center  # the part that float32 leaves out of a mean far above the deviation
-    scale = var.rsqrt()
+    scale = (var + eps).rsqrt()
 
     center = center.to(x).view(shape)
     rest = rest.to(x).view(shape)
