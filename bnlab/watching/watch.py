@@ -67,9 +67,11 @@ def watch(
     The arguments of each call with a batch norm in train mode are kept, because running averages are of such calls. If
     several modules hold all batch norms, it is the outermost of those that are called: mostly the model itself, but
     `self.net` of a LightningModule whose `training_step` calls only that. The arguments are copied in their own type,
-    with the numbers, words and switches that the model's modules had as attributes. Exact statistics are measured in eval mode, under the autocast that
-    holds where they are asked for, and outside of compiled code. Layers that training keeps in eval mode, or whose
-    weight takes no gradient while others do, are frozen and stay as they are.
+    with the numbers, words and switches that the model's modules had as attributes.
+
+    Exact statistics are measured in eval mode, under the autocast that holds where they are asked for, and outside of
+    compiled code. Layers that training keeps in eval mode, or whose weight takes no gradient while others do, are
+    frozen and stay as they are.
 
     Inputs that come from trainable parts outside of the module are those of their time.
 
