@@ -14,7 +14,7 @@ _NAME = re.compile(r"([\w.]+)(?:\((.*)\))?")  # a word with dots, and in bracket
 
 
 @dataclass(frozen=True)
-class EstimatorName:
+class StatisticName:
     """A name of a statistic, parsed into the name of a class and its parameters.
 
     Attributes:
@@ -28,11 +28,11 @@ class EstimatorName:
     # A table has the same few names in many rows, each of which is parsed.
     @staticmethod
     @cache
-    def parse(text: str) -> EstimatorName:
+    def parse(text: str) -> StatisticName:
         """Parse a name such as `ema`, `window(k=20)` or `package.module.Class`; ValueError if it cannot be parsed.
 
-        >>> EstimatorName.parse("window(k=20, pooled=False)")
-        EstimatorName(base='window', parameters={'k': '20', 'pooled': 'False'})
+        >>> StatisticName.parse("window(k=20, pooled=False)")
+        StatisticName(base='window', parameters={'k': '20', 'pooled': 'False'})
         """
         match = _NAME.fullmatch(text)
         if match is None:
@@ -48,7 +48,7 @@ class EstimatorName:
             if key in parameters:
                 raise ValueError(f"{key} is given twice")
             parameters[key] = value.strip()
-        return EstimatorName(base, parameters)
+        return StatisticName(base, parameters)
 
     def __str__(self) -> str:
         """Write it without spaces, and without brackets where there is no parameter."""
@@ -57,14 +57,14 @@ class EstimatorName:
         items = [f"{key}={value}" for key, value in self.parameters.items()]
         return f"{self.base}({','.join(items)})"
 
-    def add(self, key: str, value: object) -> EstimatorName:
+    def add(self, key: str, value: object) -> StatisticName:
         """Make a name with one more parameter, which comes last."""
-        return EstimatorName(self.base, {**self.parameters, key: str(value)})
+        return StatisticName(self.base, {**self.parameters, key: str(value)})
 
-    def leave_out(self, key: str) -> EstimatorName:
+    def leave_out(self, key: str) -> StatisticName:
         """Make a name without a parameter, if it has that."""
         kept = {other: value for other, value in self.parameters.items() if other != key}
-        return EstimatorName(self.base, kept)
+        return StatisticName(self.base, kept)
 
 
 def split_at_commas(text: str) -> list[str]:
@@ -99,14 +99,14 @@ class Named:
     name: ClassVar[str]
 
     @property
-    def full_name(self) -> EstimatorName:
+    def full_name(self) -> StatisticName:
         """Name with every parameter."""
         values = {each.name: str(getattr(self, each.name)) for each in fields(self)}
-        return EstimatorName(self.name, values)
+        return StatisticName(self.name, values)
 
     @property
     def label(self) -> str:
-        """Canonical name, which identifies a statistic in the rows of tables."""
+        """Canonical name in the rows of tables, without parameters that have a column of their own."""
         return str(self.full_name)
 
 
@@ -142,12 +142,12 @@ def _get_path(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def make_named(cls: type[Class], name: EstimatorName) -> Class:
+def make_named(cls: type[Class], name: StatisticName) -> Class:
     """Make an instance of `cls` with the parameters of a name; ValueError if `cls` has no such parameters."""
     return cls(**read_parameters(cls, name))
 
 
-def read_parameters(cls: type[Named], name: EstimatorName) -> dict[str, Any]:
+def read_parameters(cls: type[Named], name: StatisticName) -> dict[str, Any]:
     """Convert the parameters of a name to values for the fields of `cls`.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from bnlab.common.names import EstimatorName, list_named, read_parameters
+from bnlab.common.names import StatisticName, list_named, read_parameters
 from bnlab.estimators.base import Estimator
 
 
@@ -28,7 +28,7 @@ def parse(label: str) -> tuple[type[Estimator], dict[str, Any]]:
     (<class 'bnlab.estimators.exponential.EMA'>, {'momentum': 0.2})
     """
     try:
-        name = EstimatorName.parse(label)
+        name = StatisticName.parse(label)
         cls = list_estimators().get(name.base) or _import_by_path(name.base)
         return cls, read_parameters(cls, name)
     except ValueError as error:

@@ -6,7 +6,7 @@ Wu & Johnson 2021: 1,000 to 10,000 images are enough for population statistics. 
 
 import pandas as pd
 
-from bnlab.common.names import EstimatorName
+from bnlab.common.names import StatisticName
 from bnlab.harness.reporting.frames import OtherThan, find_parameter, paired, rows, score
 from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, within
@@ -31,7 +31,7 @@ def compute_gains(tables: Tables) -> pd.DataFrame:
     gains["images"] = images.fillna(0).astype(int)
 
     estimators = gains.pop("estimator")
-    kinds = estimators.map(lambda name: EstimatorName.parse(name).base)
+    kinds = estimators.map(lambda name: StatisticName.parse(name).base)
     return gains.assign(sample=kinds.map(SAMPLES))
 
 

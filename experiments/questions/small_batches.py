@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.common.names import EstimatorName
+from bnlab.common.names import StatisticName
 from bnlab.harness.reporting.frames import rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above
@@ -34,7 +34,7 @@ def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end; the line is what is predicted with, `freeze_with` says if batch norm was frozen."""
     frame = rows(tables, "evaluations", 1.0, ("batch_size", "freeze_with"))
     # Without parameters, in which EvalNorm differs from batch size to batch size.
-    frame["kind"] = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
+    frame["kind"] = frame["estimator"].map(lambda name: StatisticName.parse(name).base)
     return name_lines(frame, "kind", NAMES)
 
 

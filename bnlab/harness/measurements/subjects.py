@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bnlab.common.names import EstimatorName, Named, make_named, read_parameters
+from bnlab.common.names import Named, StatisticName, make_named, read_parameters
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.lookup import import_estimator
 from bnlab.harness.artifacts.job_settings import Config, as_list
@@ -72,7 +72,7 @@ def parse_subjects(names: list[str], momenta: list[float], *populations: str) ->
     subjects: dict[Subject, None] = {}
     for name in names:
         try:
-            subjects |= dict.fromkeys(_parse(EstimatorName.parse(str(name)), momenta, populations))
+            subjects |= dict.fromkeys(_parse(StatisticName.parse(str(name)), momenta, populations))
         except UserError:
             raise
         except ValueError as error:
@@ -82,7 +82,7 @@ def parse_subjects(names: list[str], momenta: list[float], *populations: str) ->
     return list(subjects)
 
 
-def _parse(name: EstimatorName, momenta: Sequence[float], populations: Sequence[str]) -> Iterator[Subject]:
+def _parse(name: StatisticName, momenta: Sequence[float], populations: Sequence[str]) -> Iterator[Subject]:
     cls = _find_class(name.base)
     if issubclass(cls, TestTimeStatistics):
         key = cls.images_key

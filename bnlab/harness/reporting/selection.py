@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.common.names import EstimatorName
+from bnlab.common.names import StatisticName
 from bnlab.harness.reporting.means import require_columns
 
 
@@ -74,7 +74,7 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
     require_columns(frame, ["estimator"])
     values = []
     for text in frame["estimator"]:
-        estimator = EstimatorName.parse(text)
+        estimator = StatisticName.parse(text)
         is_wanted = of in ("", estimator.base)
         values.append(estimator.parameters.get(name) if is_wanted else None)
     parameters = pd.Series(values, frame.index, dtype=object)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnlab.common.names import EstimatorName
+from bnlab.common.names import StatisticName
 from bnlab.harness.reporting.statistic_looks import KINDS
 from bnlab.harness.run_table import DERIVED, RESULTS
 
@@ -185,7 +185,7 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     >>> estimator_label("window(k=20,pooled=False)"), estimator_label("precise(images=2048)")
     ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
     """
-    parsed = EstimatorName.parse(str(name))
+    parsed = StatisticName.parse(str(name))
     look = KINDS.get(parsed.base)
     unsaid = look.unsaid if look else ()
     words = []
