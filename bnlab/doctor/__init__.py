@@ -12,8 +12,9 @@ layer, to labels, weights or modes; nothing stays. Of the changes that bring bac
 with the fewest numbers that it was free to choose is named. Exact statistics undo many mistakes. Among these the one is
 named under which the averages, as they are, take the fewest bits to describe.
 
-`patient` has the loop over data, `fits` all that is fitted to numbers. `cause` says what a row is, `averages`,
-`elsewhere` and `experiments` have what rows do, and `causes` is the table. `diagnose` chooses, `report` writes.
+`patient` has the loop over data, `fits` all that is fitted to numbers. `cause` says what a row is, `average_rows`,
+`other_rows` and `general_rows` have what rows do, and `causes` is the table. `diagnose` chooses, `report` writes.
+A code is a mistake, and may have two rows, which look for it in different ways.
 """
 
 from importlib import import_module

@@ -1,16 +1,19 @@
-"""What a row of the table is: one thing that may be wrong, how it would be undone, and what it leaves."""
+"""What a row of the table is: one thing that may be wrong, how it would be undone, and what it leaves.
+
+Below it is what comes of a row: a change that was tried, and what was found.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bnlab.doctor.fits import Left
-from bnlab.doctor.patient import Change, Patient, Run, keep
+from bnlab.doctor.patient import ByLayer, Change, Patient, Run, keep
+from bnlab.doctor.scores import Scores
 
 Kind = Literal["averages", "images", "labels", "batches", "network", "mode"]
 """Where the fault is. New averages repair what is wrong with averages, and hide what is wrong with images."""
@@ -54,6 +57,29 @@ class Undo:
             within=self.within,
             regrouped=self.regrouped,
         )
+
+
+@dataclass(frozen=True)
+class Left:
+    """Averages that a mistake would have left.
+
+    Attributes:
+        averages: by layer, as buffers hold them.
+        numbers: how many were fitted.
+        words: what was found, in words.
+        noise: by layer, standard deviations [2, C] of mean and variance that these averages have by chance.
+
+    >>> import torch
+    >>> from bnlab.statistics.moments import Moments
+    >>> start = Moments(torch.nan, torch.zeros(3), torch.ones(3))
+    >>> Left({"norm": start}, words="averages are still at their start").numbers
+    0
+    """
+
+    averages: ByLayer
+    numbers: int = 0
+    words: str = ""
+    noise: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,3 +143,37 @@ class Cause:
     sign: Callable[[Patient], str] = find_nothing
     is_free: bool = False
     decides: Literal["", "at once", "at the end", "last"] = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A change with the scores under it.
+
+    Attributes:
+        kind: of the fault that it undoes.
+        cause: whose undo it is; None: several causes share it.
+        undo: what was changed.
+        scores: of the same images.
+        is_exact: whether it is that of exact statistics.
+    """
+
+    kind: Kind
+    cause: Cause | None
+    undo: Undo
+    scores: Scores
+    is_exact: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause that was named, or a note.
+
+    Attributes:
+        cause: the row.
+        words: what was found.
+        is_note: whether it costs nothing that was measured.
+    """
+
+    cause: Cause
+    words: str
+    is_note: bool

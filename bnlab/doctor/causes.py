@@ -5,7 +5,7 @@ A row names what its functions find; none of them decides. `diagnose` does, by s
 
 from __future__ import annotations
 
-from bnlab.doctor.averages import (
+from bnlab.doctor.average_rows import (
     leave_a_factor,
     leave_a_share_of_the_start,
     leave_anything,
@@ -31,7 +31,18 @@ from bnlab.doctor.averages import (
     trace_what_no_data_give,
 )
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.elsewhere import (
+from bnlab.doctor.general_rows import (
+    see_images_that_are_not_finite,
+    see_others_in_train_mode,
+    see_values_that_are_not_finite,
+    undo_company,
+    undo_mode_of_others,
+    undo_mode_that_eval_does_not_reach,
+    undo_numbering,
+    undo_other_inputs,
+    undo_padding,
+)
+from bnlab.doctor.other_rows import (
     see_new_weights,
     see_random_outputs,
     see_train_mode,
@@ -44,17 +55,6 @@ from bnlab.doctor.elsewhere import (
     undo_second_folding,
     undo_training_since,
     undo_weights_of_norms,
-)
-from bnlab.doctor.experiments import (
-    see_images_that_are_not_finite,
-    see_others_in_train_mode,
-    see_values_that_are_not_finite,
-    undo_company,
-    undo_mode_of_others,
-    undo_mode_that_eval_does_not_reach,
-    undo_numbering,
-    undo_other_inputs,
-    undo_padding,
 )
 
 CAUSES: tuple[Cause, ...] = (

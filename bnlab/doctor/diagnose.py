@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from bnlab.common.checkpoints import read_state
 from bnlab.common.scores import compare_scores, estimate_mean
-from bnlab.doctor.cause import Cause, Trace, Undo
+from bnlab.doctor.cause import Cause, Finding, Left, Trace, Trial, Undo
 from bnlab.doctor.causes import CAUSES
-from bnlab.doctor.fits import NOISE, Left, count_nats, measure_gap, measure_residuals
+from bnlab.doctor.fits import NOISE, count_nats, measure_gap, measure_residuals
 from bnlab.doctor.patient import CALLER, IMAGES, Patient, normalize_by, normalize_by_batch
 from bnlab.doctor.repair import Repair
-from bnlab.doctor.report import Diagnosis, Finding, Trial
+from bnlab.doctor.report import Diagnosis
 from bnlab.doctor.scores import Metric, Scores
 from bnlab.model.batches import Forward, call, copy_batch, count_images, require_batches, require_forward
 from bnlab.model.borrow import borrowed
@@ -88,7 +88,7 @@ def diagnose(
         metric,
         evaluate,
         None if training_batches is None else _list_batches(training_batches, "training_batches", _TRAINING_BATCHES),
-        None if before is None else _read_before(before),
+        None if before is None else _read_earlier_state(before),
         expected,
     )
     _require_expected(patient)
@@ -136,7 +136,7 @@ def _require_expected(patient: Patient) -> None:
         raise ValueError(f"{CALLER}: expected={expected}; accuracies are shares, so that 90% are expected=0.9")
 
 
-def _read_before(before: Any) -> dict[str, Tensor]:
+def _read_earlier_state(before: Any) -> dict[str, Tensor]:
     state = read_state(before, f"{CALLER}: before")
     return {strip_wrappers(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -421,7 +421,7 @@ def _judge_mode(patient: Patient, signs: Mapping[Cause, str]) -> Finding | None:
     cause = next((cause for cause in signs if cause.kind == "mode"), None)
     if cause is None:
         return None
-    if not patient.has_labels:  # what is right is not known; that predictions depend on the batch is
+    if not patient.is_scored:  # what is right is not known; that predictions depend on the batch is
         return Finding(cause, signs[cause], is_note=False)
     try:
         given = patient.run(mode="given").scores

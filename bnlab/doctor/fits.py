@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnlab.doctor.cause import Left
 from bnlab.doctor.patient import ByLayer, Patient, keep, merge
 from bnlab.model.layers import get_momentum
 from bnlab.statistics.moments import Moments
@@ -21,27 +22,6 @@ NOISE = 0.01  # σ: no average is described better than this; half of what healt
 _FARTHEST = 10.0  # a residual that is larger counts as this, lest a single channel decide
 _FITTING_BATCHES = 2  # whose images numbers are fitted to
 _ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Left:
-    """Averages that a mistake would have left.
-
-    Attributes:
-        averages: by layer, as buffers hold them.
-        numbers: how many were fitted.
-        words: what was found, in words.
-        noise: by layer, standard deviations [2, C] of mean and variance that these averages have by chance.
-
-    >>> start = Moments(math.nan, torch.zeros(3), torch.ones(3))
-    >>> Left({"norm": start}, words="averages are still at their start").numbers
-    0
-    """
-
-    averages: ByLayer
-    numbers: int = 0
-    words: str = ""
-    noise: Mapping[str, Tensor] | None = None
 
 
 def measure_residuals(patient: Patient, left: Left) -> Tensor:

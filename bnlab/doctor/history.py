@@ -42,7 +42,7 @@ def compare_with_before(patient: Patient) -> History | None:
     changed = [name for name, earlier in known.items() if _has_changed(earlier, parameters[name])]
     moved = []
     for name in patient.layers:
-        earlier = read_before(before, name)
+        earlier = read_earlier_averages(before, name)
         if earlier is not None and not are_same(earlier, patient.averages[name]):
             moved.append(name)
     behind = _list_behind(patient, {*changed})
@@ -84,7 +84,7 @@ def is_frozen(layer: nn.Module) -> bool:
     return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
-def read_before(before: Mapping[str, Tensor], name: str) -> Moments | None:
+def read_earlier_averages(before: Mapping[str, Tensor], name: str) -> Moments | None:
     """Read a layer's averages of before=; None where it has none."""
     plain = strip_wrappers(name)
     prefix = f"{plain}." if plain else ""

@@ -199,15 +199,15 @@ class Patient:
     def _score(self, output: Any, batch: Any, number: int) -> Scores:
         if self.metric is not None:
             return Scores.of_metric(self.metric(output, copy_batch(batch, self.device)))
-        if self.has_labels:
+        if self.is_scored:
             return score_labels(output, batch)
         if self._references is None:
             return Scores.empty()
         return compare_outputs(output, self._references[number])
 
     @cached_property
-    def has_labels(self) -> bool:
-        """Whether batches have labels, or the caller scores the images."""
+    def is_scored(self) -> bool:
+        """Whether images can be scored: batches have labels, or the caller passed `metric` or `evaluate`."""
         if self.metric is not None or self.evaluate is not None:
             return True
         return bool(self.batches) and find_labels(self.batches[0]) is not None
@@ -221,7 +221,7 @@ class Patient:
     @cached_property
     def chance(self) -> float | None:
         """The score of always naming the commonest label; None where labels are not of images."""
-        if self.metric is not None or self.evaluate is not None or not self.has_labels:
+        if self.metric is not None or self.evaluate is not None or not self.is_scored:
             return None
         labels = [find_labels(batch) for batch in self.batches]
         if not all(isinstance(each, Tensor) and each.dim() == 1 and not each.is_floating_point() for each in labels):
@@ -274,7 +274,7 @@ class Patient:
     @cached_property
     def as_is(self) -> Run:
         """The model in eval mode."""
-        if not self.has_labels:
+        if not self.is_scored:
             _ = self.under_exact  # with which outputs are compared
         return self.run(looks_at=self.layers)
 
@@ -282,7 +282,7 @@ class Patient:
     def under_exact(self) -> Run:
         """The model under exact statistics."""
         ran = self.run(normalize_by(self.exact))
-        if not self.has_labels:
+        if not self.is_scored:
             self._references = ran.outputs
             pairs = zip(ran.outputs, ran.outputs, strict=True)
             return Run(Scores.join([compare_outputs(*pair) for pair in pairs]), ran.calls, ran.outputs)
@@ -307,7 +307,7 @@ class Patient:
         return [count_images(batch) for batch in self.training_batches or ()]
 
     @property
-    def trained(self) -> list[str]:
+    def in_train_mode(self) -> list[str]:
         """The layers that were given in train mode."""
         return [name for name, layer in self.layers.items() if self.modes[layer]]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.common.pages import fill_in
 from bnlab.common.scores import Difference, compare_scores, describe_number, estimate_mean
-from bnlab.doctor.cause import Cause, Kind, Undo
+from bnlab.doctor.cause import Finding, Trial
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.repair import Repair, write_repair
 from bnlab.doctor.scores import Scores
@@ -34,40 +34,6 @@ _FIRST_LINES = {
 
 _TONES = {"healthy": "#1b7f3b", "undecided": "#777777", None: "#777777"}
 """Colours of answers that are not about a fault."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A change with the scores under it.
-
-    Attributes:
-        kind: of the fault that it undoes.
-        cause: whose undo it is; None: several causes share it.
-        undo: what was changed.
-        scores: of the same images.
-        is_exact: whether it is that of exact statistics.
-    """
-
-    kind: Kind
-    cause: Cause | None
-    undo: Undo
-    scores: Scores
-    is_exact: bool = False
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A cause that was named, or a note.
-
-    Attributes:
-        cause: the row.
-        words: what was found.
-        is_note: whether it costs nothing that was measured.
-    """
-
-    cause: Cause
-    words: str
-    is_note: bool
 
 
 @dataclass
@@ -196,7 +162,7 @@ class Diagnosis:
         notes = [finding for finding in self.found if finding.is_note]
         for finding in notes[:2]:
             lines.append(f"Also: {finding.words} ({finding.cause.code}, {finding.cause.title}).")
-        if self.verdict == "healthy" and self.patient.expected is None and self.patient.has_labels:
+        if self.verdict == "healthy" and self.patient.expected is None and self.patient.is_scored:
             lines.append("Should it be higher? Pass expected=.")
         elif self.asks and self.verdict != "healthy":
             lines.append(f"To tell more, pass {' and '.join(f'{name}=' for name in self.asks)}.")
@@ -209,7 +175,7 @@ class Diagnosis:
         as_is = self.trials[0]
         images = len(as_is.scores.values)
         written = [f"As it is {_write_score(as_is.scores)}, of {images:,} images."]
-        if not self.patient.has_labels:
+        if not self.patient.is_scored:
             written = [
                 "There are no labels: predictions are compared with those under exact statistics.",
                 f"As it is they agree to {_write_score(as_is.scores)}, of {images:,} images.",

@@ -52,7 +52,8 @@ FOLDERS = {
     "nn": "state self_tuned",
     "recording": "trace observer steps recorders block frozen",
     "exact": "task source fixed_point operations walk check measure population",
-    "doctor": "codes scores patient fits cause history averages elsewhere experiments causes repair report diagnose",
+    "doctor": "codes scores patient cause fits history average_rows other_rows general_rows causes repair report "
+    "diagnose",
     "harness.lab": "registry command launchers own_choices compose launch cluster sweep from_python report runs new",
     "watching": "keeper comparison watch",
     "commands.demo": "patterns network store specimen faults",

@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.cause import Cause, Undo
+from bnlab.doctor.cause import Cause, Trial, Undo
 from bnlab.doctor.diagnose import choose, compute_worth, diagnose, read_some
 from bnlab.doctor.patient import Patient
-from bnlab.doctor.report import Trial
 from bnlab.doctor.scores import Scores
 from tests.doctor import digits
 from tests.helpers import unchanged

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bnlab.doctor.cause import Left
 from bnlab.doctor.fits import (
     FirstLayer,
-    Left,
     count_nats,
     fit_factor,
     fit_rescaling,

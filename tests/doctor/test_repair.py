@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.doctor import CAUSES, Cause
+from bnlab.doctor.cause import Finding
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.repair import write_repair
-from bnlab.doctor.report import Diagnosis, Finding
+from bnlab.doctor.report import Diagnosis
 from bnlab.nn import SelfTuned
 from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics, running_statistics

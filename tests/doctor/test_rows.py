@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.doctor.averages import (
+from bnlab.doctor.average_rows import (
     leave_a_factor,
     leave_a_share_of_the_start,
     leave_dropout_or_padding,
@@ -30,10 +30,11 @@ from bnlab.doctor.averages import (
     trace_the_start,
     trace_unlike_batches,
 )
-from bnlab.doctor.cause import Cause, Undo
+from bnlab.doctor.cause import Cause, Left, Trial, Undo
 from bnlab.doctor.causes import CAUSES
 from bnlab.doctor.diagnose import diagnose, name_cause
-from bnlab.doctor.elsewhere import (
+from bnlab.doctor.fits import measure_residuals
+from bnlab.doctor.other_rows import (
     see_new_weights,
     see_random_outputs,
     see_what_is_not_covered,
@@ -43,9 +44,7 @@ from bnlab.doctor.elsewhere import (
     undo_second_folding,
     undo_weights_of_norms,
 )
-from bnlab.doctor.fits import Left, measure_residuals
 from bnlab.doctor.patient import Patient
-from bnlab.doctor.report import Trial
 from bnlab.doctor.scores import Scores
 from bnlab.statistics.moments import Moments
 from tests.doctor import digits

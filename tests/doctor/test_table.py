@@ -18,15 +18,15 @@ SHOWN = {
     # code and kind of a row, and the test that shows it; of several with a code that the gallery has, the later ones
     ("BN112", "averages"): "test_rows.py: test_averages_of_a_single_training_batch_are_told",
     ("BN104", "averages"): "test_before.py: test_before_tells_what_has_changed",
-    ("BN505", "images"): "test_experiments.py: test_images_that_are_not_finite_are_no_fault_of_the_network",
+    ("BN505", "images"): "test_general_rows.py: test_images_that_are_not_finite_are_no_fault_of_the_network",
     ("BN202", "batches"): "test_repair.py: test_nothing_is_written_where_something_else_is_at_fault_unless_forced",
     ("BN203", "batches"): "test_rows.py: test_what_each_batch_alone_brings_back_is_their_size_where_they_are_alike",
-    ("BN403", "mode"): "test_experiments.py: test_the_one_layer_whose_mode_costs_is_named",
-    ("BN502", "batches"): "test_experiments.py: test_padding_that_counts_is_told",
-    ("BN501", "batches"): "test_experiments.py: test_an_answer_that_depends_on_its_company_is_told",
-    ("BN504", "labels"): "test_experiments.py: test_labels_that_are_numbered_otherwise_are_told_with_their_numbers",
-    ("BN209", "images"): "test_experiments.py: test_inputs_of_another_range_than_in_training_are_told",
-    ("BN503", "network"): "test_experiments.py: test_the_module_that_first_gives_nan_is_named",
+    ("BN403", "mode"): "test_general_rows.py: test_the_one_layer_whose_mode_costs_is_named",
+    ("BN502", "batches"): "test_general_rows.py: test_padding_that_counts_is_told",
+    ("BN501", "batches"): "test_general_rows.py: test_an_answer_that_depends_on_its_company_is_told",
+    ("BN504", "labels"): "test_general_rows.py: test_labels_that_are_numbered_otherwise_are_told_with_their_numbers",
+    ("BN209", "images"): "test_general_rows.py: test_inputs_of_another_range_than_in_training_are_told",
+    ("BN503", "network"): "test_general_rows.py: test_the_module_that_first_gives_nan_is_named",
 }
 
 

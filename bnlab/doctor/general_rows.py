@@ -2,6 +2,9 @@
 
 The mode of each module: does one class, or one of its modules, do better in the other mode? Company: does an answer
 change with the other images of a batch, or with its padding? Numbers: which go in, and which come out?
+
+The docstrings of rows' functions are read by users: "How it is looked for" in docs/codes.md and `bnlab explain`.
+Thresholds that no comment explains are by convention.
 """
 
 from __future__ import annotations
@@ -157,7 +160,7 @@ def undo_company(patient: Patient) -> Iterator[Undo]:
 
 def split(patient: Patient) -> list[Any]:
     """Split batches of tensors into those of single images; nothing where that cannot be done, or not be scored."""
-    if not patient.gives_tensors or not patient.has_labels:
+    if not patient.gives_tensors or not patient.is_scored:
         return []
     alone = []
     for batch in patient.batches:

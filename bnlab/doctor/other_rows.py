@@ -1,4 +1,8 @@
-"""Rows about images, batches and the network: how the mistake would be undone, or what shows it."""
+"""Rows about images, batches and the network: how the mistake would be undone, or what shows it.
+
+The docstrings of rows' functions are read by users: "How it is looked for" in docs/codes.md and `bnlab explain`.
+Thresholds that no comment explains are by convention.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from bnlab.doctor.averages import is_at_the_start, measure_between
+from bnlab.doctor.average_rows import is_at_the_start, measure_between
 from bnlab.doctor.cause import Trace, Undo
 from bnlab.doctor.fits import FirstLayer, fit_rescaling, measure_gap
-from bnlab.doctor.history import compare_with_before, read_before
+from bnlab.doctor.history import compare_with_before, read_earlier_averages
 from bnlab.doctor.patient import Patient, merge, normalize_by
 from bnlab.doctor.scores import find_images
 from bnlab.model.calls import NormCall
@@ -29,7 +33,7 @@ def undo_rescaling(patient: Patient) -> Iterator[Undo]:
     images = find_images(patient.batches[0])
     if name is None or name not in patient.exact or images is None or patient.evaluate is not None:
         return
-    if measure_gap(patient, name) < 0.05:
+    if measure_gap(patient, name) < 0.05:  # as small as in healthy networks
         return
     history = patient.ask(compare_with_before)
     if history is not None and name in history.moved and name not in history.behind:
@@ -55,7 +59,7 @@ def undo_rescaling(patient: Patient) -> Iterator[Undo]:
     if colours == 3:
         reversed_ = first.measure(lambda images: images.flip(-3))
         now = first.measure(lambda images: images)
-        # Nothing is fitted here, so that half of the gap does not go by chance.
+        # Nothing is fitted here, so that half of the gap does not disappear by chance.
         if reversed_ and now and first.measure_distance(reversed_) < 0.5 * first.measure_distance(now):
             yield Undo("the colours of these images are in reversed order", images=lambda images: images.flip(-3))
 
@@ -181,7 +185,7 @@ def undo_averages_that_moved(patient: Patient) -> Iterator[Undo]:
     if history is None or patient.before is None:
         return
     alone = [name for name in history.moved if name not in history.behind]
-    averages = {name: read_before(patient.before, name) for name in alone}
+    averages = {name: read_earlier_averages(patient.before, name) for name in alone}
     kept = {name: moments for name, moments in averages.items() if moments is not None}
     if kept:
         words = f"averages of {len(kept)} layers that have moved since before=, where no weight has"
@@ -207,7 +211,7 @@ def undo_training_since(patient: Patient) -> Iterator[Undo]:
             for name, parameter in parameters.items():
                 parameter.data = now[name]
 
-    averages = {name: read_before(before, name) for name in patient.layers}
+    averages = {name: read_earlier_averages(before, name) for name in patient.layers}
     kept = {name: moments for name, moments in averages.items() if moments is not None}
     yield Undo("all that was changed since before=", math.inf, normalize_by(kept), within=load_before)
 
@@ -259,5 +263,5 @@ def see_what_is_not_covered(patient: Patient) -> str:
 
 def see_train_mode(patient: Patient) -> str:
     """See batch norms that came in train mode."""
-    trained = patient.trained
-    return f"{len(trained)} of {len(patient.layers)} batch norms are in train mode" if trained else ""
+    training = patient.in_train_mode
+    return f"{len(training)} of {len(patient.layers)} batch norms are in train mode" if training else ""

@@ -1,4 +1,8 @@
-"""Rows about averages: what a mistake would have left, and what else shows it. Exact statistics undo them all."""
+"""Rows about averages: what a mistake would have left, and what else shows it. Exact statistics undo them all.
+
+The docstrings of rows' functions are read by users: "How it is looked for" in docs/codes.md and `bnlab explain`.
+Thresholds that no comment explains are by convention.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.cause import Trace
+from bnlab.doctor.cause import Left, Trace
 from bnlab.doctor.fits import (
     NOISE,
-    Left,
     fit_factor,
     fit_share,
     measure_gap,
@@ -29,6 +32,7 @@ from bnlab.doctor.patient import Patient, normalize_by_batch
 from bnlab.model.layers import get_batch_count, get_momentum
 from bnlab.statistics.moments import Moments
 
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _OF_FILLS = 0.1  # of the squared gap, which images of zeros or noise may leave unexplained; by convention
 
 
@@ -108,7 +112,7 @@ def _is_initial_var(averages: Moments) -> bool:
 
 
 def _holds(values: Tensor, number: float) -> bool:
-    """Return whether nearly all channels hold this very number."""
+    """Return whether nearly all channels hold this very number; a dead channel may have any."""
     return float((values == number).double().mean()) > 0.99
 
 
@@ -121,7 +125,7 @@ def leave_a_share_of_the_start(patient: Patient) -> Iterator[Left]:
         if not momentum or momentum >= 1 or not count:
             continue
         share = (1 - momentum) ** int(count)
-        if share > 0.005:
+        if share > 0.005:  # less is within the noise of averages
             shares.append(share)
             start = Moments(math.nan, torch.zeros_like(exact.mean), torch.ones_like(exact.var))
             averages.update(mix({name: exact}, {name: start}, share))
@@ -131,6 +135,7 @@ def leave_a_share_of_the_start(patient: Patient) -> Iterator[Left]:
 
 def trace_momentum(patient: Patient) -> Trace | None:
     """See a momentum that remembers one batch, or none, where updates were counted."""
+    # Above a half, an average is mostly the last batch.
     odd = [
         momentum
         for layer in patient.layers.values()
@@ -183,6 +188,7 @@ def trace_collapse(patient: Patient) -> Trace | None:
         return None
     third = max(1, len(ratios) // 3)
     first, last = math.exp(median(ratios[:third])), math.exp(median(ratios[-third:]))
+    # Much smaller in the last third of the layers, and more so than in the first third, where they have not grown.
     if last < 0.7 and last < 0.8 * first and first < 1.1:
         return Trace(0.6, f"variances have fallen to {last:.0%} of the averages in the last layers")
     return None
@@ -333,7 +339,7 @@ def see_small_last_batch(patient: Patient) -> str:
 
 def leave_dropout(patient: Patient) -> Iterator[Left]:
     """Leave the moments of layers with dropout before them, which is off in eval mode."""
-    if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in patient.model.modules()):
+    if any(isinstance(module, _DROPOUTS) and module.p for module in patient.model.modules()):
         ran = patient.run(normalize_by_batch, within=drop_out, looks_at=patient.layers)
         yield Left(ran.pool(), words="averages are those of train mode, with dropout")
 
@@ -342,7 +348,7 @@ def leave_dropout(patient: Patient) -> Iterator[Left]:
 def drop_out(model: nn.Module) -> Iterator[None]:
     """Let dropout drop, and leave all other modules in eval mode."""
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, _DROPOUTS):
             module.training = True
     yield
 
