@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.model.batches import call, require_batches
+from bnlab.model.batches import call, require_batches, require_image_count, require_rereadable
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics, digest_weights
-from bnlab.watching.watch import Watch, require_image_count, require_rereadable, watch
+from bnlab.watching.watch import Watch, watch
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs
@@ -81,6 +81,17 @@ def make_lightning_callback(batches: Iterable[Any] | None = None, *, images: int
             block.write_to(checkpoint["state_dict"], module)
 
     class ExactStatisticsCallback(callback_class):  # type: ignore[misc]
+        """Opens and closes the block, in the order in which Lightning calls its hooks.
+
+        | hook | the block |
+        |---|---|
+        | start of an evaluation | is closed: other weights may be put into the module now |
+        | its first batch | is opened: statistics are measured |
+        | end of its epoch | is closed: the weights may be taken out; `LastCallback` opens it again if they were not |
+        | end of a validation | is opened again, or closed, as the weights are: a checkpoint comes next |
+        | start of a training epoch or batch, end of the fit, exception, teardown | is closed |
+        """
+
         def __init__(self) -> None:
             self._last = LastCallback()
             self._watch: Watch | None = None

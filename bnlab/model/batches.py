@@ -8,6 +8,7 @@ import itertools
 import operator
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Number
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
+
+from bnlab.model.arguments import require_count
 
 Forward = Callable[[nn.Module, Any], Any]
 _DEPTH = 3  # objects in objects whose tensors are found
@@ -268,6 +271,25 @@ def _is_labelled_batch(batches: object) -> bool:
         return False
     are_labels = labels.dim() == 1 and not labels.is_floating_point()
     return are_labels and images.is_floating_point() and images.shape[:1] == labels.shape
+
+
+def require_image_count(images: Any, caller: str) -> None:
+    """TypeError or ValueError unless it is a number of images to keep."""
+    # Only a number is shown: a tensor, or a list of batches, would write out all of its images.
+    found = f"images={images!r}" if isinstance(images, Number) else f"images is a {type(images).__name__}"
+    advice = "pass how many training images are kept, at least 1"
+    if isinstance(images, Iterable):
+        advice += "; batches that are measured instead are batches="
+    require_count(images, f"{caller}: {found}; {advice}")
+
+
+def require_rereadable(batches: Iterable[Any], caller: str) -> None:
+    """ValueError if batches can be read only once: they are measured again at each validation."""
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"{caller}: batches is a {type(batches).__name__}, which is used up when it has been read once; pass a "
+            "list or a loader"
+        )
 
 
 def require_forward(forward: object, caller: str) -> None:

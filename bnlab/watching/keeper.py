@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.observer import Observer
 from bnlab.recording.recorders import DOES_NOTHING, RecordingCall
 from bnlab.statistics.network import digest_weights
-
-Batch = dict[str, Any]
-"""A call: its "args" by their place, its "kwargs", how many "images", and the "number" of the model's attributes."""
 
 _NO_TENSOR = "the model's inputs hold no tensor, so that there are no images to keep; pass batches="
 _NO_COPY = "the model's inputs cannot be copied ({error}); pass batches="
@@ -76,17 +73,33 @@ class Calls:
         self.in_eval_mode += 1
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """A copy of a batch.
+class KeptCall(NamedTuple):
+    """A copy of what the model was called with.
 
     Attributes:
-        batch: the copy.
+        args: its arguments by their place.
+        kwargs: those by name.
+        images: how many they are.
+        number: of the batch, by which the model's attributes at the call are found.
+    """
+
+    args: dict[int, Any]
+    kwargs: dict[str, Any]
+    images: int
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A call that is kept, and by what it is known when it comes again.
+
+    Attributes:
+        call: the copy.
         sources: the tensors that were copied.
         settings: what else the call was given, and the attributes that the model had.
     """
 
-    batch: Batch
+    call: KeptCall
     sources: Sequence[weakref.ref[Tensor]]
     settings: Sequence[Any]
 
@@ -97,7 +110,7 @@ class _Kept:
         if any(source() is not tensor for source, tensor in zip(self.sources, tensors, strict=True)):
             return False
         # Loops that write each batch into the same memory show the same tensors, with other values.
-        pairs = zip(list_tensors(self.batch), tensors, strict=True)
+        pairs = zip(list_tensors(self.call), tensors, strict=True)
         return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in pairs if is_dense(tensor))
 
 
@@ -119,6 +132,13 @@ class Pause(Reverted):
 
 class Keeper:
     """Keeps what a model was called with while its running averages moved, and counts its updates.
+
+    An update is the first step of an optimizer after a training call, whatever comes between. So that much is noted:
+
+    - a training call, in `_enter`, sets `_has_forward`; if a batch norm averages in it, `_updates_since` becomes −1;
+    - a step, in `_end_update`, counts only if `_has_forward`: `_updates` and `_updates_since` grow, and the flag ends.
+
+    So `_updates_since` is 0 after the update of the latest batch that was averaged, and counts those without one.
 
     Args:
         model: the model as the caller calls it, with its wrappers.
@@ -179,14 +199,14 @@ class Keeper:
             self.undo.callback(layer.register_forward_pre_hook(before).remove)
 
     @property
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[KeptCall]:
         """The copies, the oldest first."""
-        return [kept.batch for kept in self._kept]
+        return [kept.call for kept in self._kept]
 
     @property
     def images(self) -> int:
         """Number of images that are kept."""
-        return sum(batch["images"] for batch in self.batches)
+        return sum(batch.images for batch in self.batches)
 
     @property
     def updates(self) -> int:
@@ -208,12 +228,12 @@ class Keeper:
             return _PASSED_BY.format(name=self._passed_by)
         return self._refusal
 
-    def call(self, model: nn.Module, batch: Batch) -> Any:
+    def call(self, model: nn.Module, batch: KeptCall) -> Any:
         """Call the module that was called in training, as it was called, or the same one of another model."""
         # A loop may set an attribute before each call, such as a domain. Attributes that differ between the kept calls
         # are set as they were at this one; the others stay as eval() has left them. Whoever has borrowed the model puts
         # all of them back.
-        attributes = self._attributes[batch["number"]]
+        attributes = self._attributes[batch.number]
         by_module = zip(*self._attributes.values(), strict=True)
         for module_name, own, others in zip(self._modules, attributes, by_module, strict=True):
             changed = {name: value for name, value in own.items() if any(other.get(name) != value for other in others)}
@@ -221,7 +241,7 @@ class Keeper:
         # The call goes past wrappers: DistributedDataParallel would broadcast buffers, and compiled code would not see
         # hooks.
         holder = model.get_submodule(self._module_names[unwrap(self._holders[self._level or 0])])
-        return holder(*batch["args"].values(), **batch["kwargs"])
+        return holder(*batch.args.values(), **batch.kwargs)
 
     def paused(self) -> Pause:
         """Keep nothing in the block, and count the model's calls in it."""
@@ -294,7 +314,7 @@ class Keeper:
             return
         try:
             device = None if self._keep is None else torch.device(self._keep)
-            batch = copy_batch({"args": by_place, "kwargs": kwargs}, device)
+            copied = copy_batch(KeptCall(by_place, kwargs, images, self._batches), device)
         except Exception as error:  # whatever it is: training goes on
             self._refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
             return
@@ -302,11 +322,11 @@ class Keeper:
         # Weak references do not keep a batch alive, and an id could later belong to another one.
         sources = [weakref.ref(tensor) for tensor in tensors]
         self._attributes[self._batches] = attributes
-        self._kept.append(_Kept({**batch, "images": images, "number": self._batches}, sources, settings))
+        self._kept.append(_Kept(copied, sources, settings))
         # Whole batches are dropped, as long as the others have all the images that are wanted.
-        while self.images - self._kept[0].batch["images"] >= self.wanted:
+        while self.images - self._kept[0].call.images >= self.wanted:
             dropped = self._kept.popleft()
-            del self._attributes[dropped.batch["number"]]
+            del self._attributes[dropped.call.number]
         if self.images >= self.wanted:
             self._passed_by = None
 
@@ -319,11 +339,11 @@ class Keeper:
         self._attributes.clear()
 
     def _print_size(self) -> None:
-        first = self._kept[0]
+        first = self._kept[0].call
         # At the first batch the total is not known yet; it is estimated from batches of this size.
-        batches = math.ceil(self.wanted / first.batch["images"])
-        images = batches * first.batch["images"]
-        megabytes = batches * count_bytes(first.batch) / 1e6
+        batches = math.ceil(self.wanted / first.images)
+        images = batches * first.images
+        megabytes = batches * count_bytes(first) / 1e6
         print(f"bnlab.watch keeps the latest {images:,} training images: {megabytes:,.1f} MB", file=sys.stderr)
 
 

@@ -6,9 +6,8 @@ import contextlib
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from numbers import Number
-from operator import itemgetter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +16,7 @@ from torch.optim.optimizer import Optimizer
 
 from bnlab.exact.population import population_statistics
 from bnlab.exact.task import Ranks
-from bnlab.model.arguments import require_count
-from bnlab.model.batches import find_device, require_batches
+from bnlab.model.batches import find_device, require_batches, require_image_count, require_rereadable
 from bnlab.model.borrow import Reverted, restored
 from bnlab.model.layers import (
     batch_norm_layers,
@@ -129,25 +127,6 @@ def watch(
     return training
 
 
-def require_image_count(images: Any, caller: str) -> None:
-    """TypeError or ValueError unless it is a number of images to keep."""
-    # Only a number is shown: a tensor, or a list of batches, would write out all of its images.
-    found = f"images={images!r}" if isinstance(images, Number) else f"images is a {type(images).__name__}"
-    advice = "pass how many training images are kept, at least 1"
-    if isinstance(images, Iterable):
-        advice += "; batches that are measured instead are batches="
-    require_count(images, f"{caller}: {found}; {advice}")
-
-
-def require_rereadable(batches: Iterable[Any], caller: str) -> None:
-    """ValueError if batches can be read only once: they are measured again at each validation."""
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"{caller}: batches is a {type(batches).__name__}, which is used up when it has been read once; pass a "
-            "list or a loader"
-        )
-
-
 class Watch:
     """A training that is watched: what `watch` returns.
 
@@ -180,12 +159,12 @@ class Watch:
         self._optimizer = optimizer
         self._options = options
         self._rows: list[dict[str, Any]] = []
-        self._exact: list[nn.Module] = []  # the models that have exact statistics now
+        self._models_under_exact: list[nn.Module] = []  # the models that have exact statistics now
 
     @property
     def is_exact(self) -> bool:
         """Whether the watched model has exact statistics now."""
-        return self.model in self._exact
+        return self.model in self._models_under_exact
 
     def measure(self, *, model: nn.Module | None = None) -> Statistics:
         """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
@@ -199,7 +178,7 @@ class Watch:
             ValueError: there is no batch yet, inputs cannot be kept, all layers are frozen, or the statistics are not
                 exact, as those of a model that draws random numbers in eval mode; or `model` has other layers.
         """
-        measured = self._find_model(model)
+        target = self._find_model(model)
         names = self._list_layers()
         if self._batches is not None:
             if self._keeper.is_closed:
@@ -209,11 +188,11 @@ class Watch:
         else:
             # The kept arguments are passed to the module that was called in training.
             self._require_kept()
-            options = {**self._options, "forward": self._keeper.call, "images": itemgetter("images")}
+            options = {**self._options, "forward": self._keeper.call, "images": attrgetter("images")}
             batches = self._keeper.batches
 
         options = {**options, "layers": names, "group": self._ranks.group}
-        statistics = population_statistics(measured, batches, **options)
+        statistics = population_statistics(target, batches, **options)
         # Inexact statistics would be worse than none, because the comparison would show their error as a loss.
         if statistics.check is not None and not statistics.check.is_exact:
             raise ValueError(
@@ -249,7 +228,7 @@ class Watch:
         self._require_running_averages("exact", evaluated)
         if statistics is None:
             statistics = self.measure(model=evaluated)
-        return _Exact(evaluated, self._exact, self._pause(evaluated), statistics)
+        return _Exact(evaluated, self._models_under_exact, self._pause(evaluated), statistics)
 
     def _find_model(self, model: nn.Module | None) -> nn.Module:
         """Find the part of a model that has the layers of the watched one; None: the watched one itself."""
@@ -274,7 +253,7 @@ class Watch:
         return PauseOfOther(model, batch_norm_layers(model, caller=_CALLER))
 
     def _require_running_averages(self, call: str, model: nn.Module) -> None:
-        if model in self._exact:
+        if model in self._models_under_exact:
             raise ValueError(
                 f"{_CALLER}: {call}() where the model has exact statistics already, in a block of exact() or in the "
                 "function that compare() calls; take it out of there"
@@ -330,7 +309,10 @@ class Watch:
         exact = None
         if statistics is not None:
             pause = self._pause(evaluated)
-            with restored(self.model if model is None else model), _Exact(evaluated, self._exact, pause, statistics):
+            with (
+                restored(self.model if model is None else model),
+                _Exact(evaluated, self._models_under_exact, pause, statistics),
+            ):
                 exact = read_metrics(evaluate())
                 _require_evaluation(pause.calls)
         with self._pause(evaluated) as calls:
