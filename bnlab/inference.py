@@ -159,8 +159,7 @@ def _mix(
     x: Tensor, dims: tuple[int, ...], mean: Tensor, var: Tensor, weight: float, between: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Compute statistics of (1−weight)·source + weight·x, with or without the variance `between` the two means."""
-    positions = x[0, 0]
-    n = positions.numel()
+    n = x[0, 0].numel()
     if 0 in dims:
         n *= len(x)
     # Source statistics that are not finite, or far off, must not count where their weight is 0.

@@ -65,7 +65,7 @@ class _Unlabelled(Dataset[Any]):
         return self.transform(image), 0
 
 
-def find_images(folder: Path, transform: Transform, batch_size: int) -> ImageFolder:
+def open_folder(folder: Path, transform: Transform, batch_size: int) -> ImageFolder:
     """Find the images in a folder, or in its subfolders, which are classes if there are at least two.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.commands.images import ImageFolder, find_images
+from bnlab.commands.images import ImageFolder, open_folder
 from bnlab.commands.packages import is_packaged, make_packaged, make_transform
 from bnlab.common.checkpoints import read_state
 from bnlab.doctor.scores import find_logits
@@ -93,7 +93,7 @@ def _load_batches(name: str | None, arguments: argparse.Namespace, model: Any, c
         return None
     folder = Path(name)
     if folder.is_dir():
-        return find_images(folder, make_transform(arguments.model, model, arguments), arguments.batch_size)
+        return open_folder(folder, make_transform(arguments.model, model, arguments), arguments.batch_size)
     if ":" not in name:
         raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
     batches = find_function(name)()

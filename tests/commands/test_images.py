@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bnlab.commands.images import ImageFolder, find_images
+from bnlab.commands.images import ImageFolder, open_folder
 from bnlab.commands.packages import make_transform
 from bnlab.commands.parsers import add_image_arguments
 
@@ -24,7 +24,7 @@ def parse(*words: str) -> argparse.Namespace:
 def find(folder: Path, *words: str) -> ImageFolder:
     """The images of a folder, for a model of the user's own."""
     arguments = parse(*words)
-    return find_images(folder, make_transform("mine:model", None, arguments), arguments.batch_size)
+    return open_folder(folder, make_transform("mine:model", None, arguments), arguments.batch_size)
 
 
 def save_gray(path: Path, value: int) -> None:
