@@ -129,16 +129,15 @@ _OF_THE_CNN = '"model cnn, batch size 64, schedule onecycle"'
 def quote_self_tuned() -> tuple[str, ...]:
     """Quote what docs/howto/self_tuned.md says."""
     return (
-        f'its gap is {{{{ holds("predictive.near_the_best", {_OF_THE_CNN}) }}}} that of the best one',
-        f'and {{{{ fails("predictive.near_the_best_over_all_layers", {_OF_THE_CNN}) }}}} over all layers.',
-        'On CIFAR-10 it is {{ estimated("cifar10_augmented.predictive_is_near_the_best") }} at batch sizes 32 to 1024.',
-        'it adapts too late: {{ holds("predictive.late_where_the_rate_ends", "batch size 64") }} on rendered '
-        "characters,",
-        'and {{ holds("cifar10_augmented.predictive_is_late_at_the_end") }} on CIFAR-10.',
+        f'(all but the first) | {{{{ holds("predictive.near_the_best", {_OF_THE_CNN}) }}}} | {{{{ estimated('
+        '"cifar10_augmented.predictive_is_near_the_best") }} |',
+        f'all layers | {{{{ fails("predictive.near_the_best_over_all_layers", {_OF_THE_CNN}) }}}} | |',
+        'deeper layers | {{ holds("predictive.late_where_the_rate_ends", "batch size 64") }} | {{ holds('
+        '"cifar10_augmented.predictive_is_late_at_the_end") }} |',
         'loses less than 0.3 points{{ holds("real.self_tuned_averages_lose_nothing_at_the_end", shown=False) }} '
         "against",
-        'it gains {{ holds("real.self_tuned_averages_gain_on_a_cosine", interval=False) }}; at',
-        'constant rates it gains {{ holds("real.self_tuned_averages_gain_at_a_constant_rate", interval=False) }}, as',
+        'it gains {{ holds("real.self_tuned_averages_gain_on_a_cosine", interval=False) }}, and',
+        'at constant rates {{ holds("real.self_tuned_averages_gain_at_a_constant_rate", interval=False) }} (table).',
     )
 
 
