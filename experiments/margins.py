@@ -29,12 +29,12 @@ COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "
 PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
 
 # Reasons for margins, which verdicts print beside them
-SIX_IMAGES = "7 or 8 of 2,500 test images: about the standard error where accuracy is near 97%; comparisons are paired"
-FLAT = "gaps around a minimum are flat: twice the best momentum costs about as much"
-HARDLY_SEEN = "a quarter more is hardly seen in accuracy"
-AS_ACCURATE = "at 0 both are as accurate"
-AS_NEAR = "at 1 both are as near"
-A_POINT = "a point is what decides between two networks of this size"
+SIX_IMAGES = "7 or 8 of 2,500 test images, about the standard error at 97% accuracy; comparisons are paired"
+FLAT = "the gap is flat around its minimum: with twice the best momentum it is about as small"
+HARDLY_SEEN = "a quarter more hardly shows in accuracy"
+AS_ACCURATE = "0 means equal accuracy"
+AS_NEAR = "1 means equally near"
+A_POINT = "networks of this size are chosen by differences of about a point"
 
 # Margins that several claims have
 GAINS = above(0.0, "points gained", AS_ACCURATE)
@@ -42,8 +42,8 @@ COSTS_A_POINT = above(1.0, "points", A_POINT)
 HARMLESS = within(-0.3, 0.3, "points", SIX_IMAGES)
 
 ALL_LAYERS = (
-    "Root mean square over the deeper layers; the first beside it, whose input is standardized by hand: its "
-    "means stay near 0, so that it has noise and hardly any lag."
+    "Root mean square over the deeper layers. The first layer is shown separately: its input is standardized "
+    "beforehand, so its means stay near 0, and it has noise but hardly any lag."
 )
 """A sentence for captions of figures of `compute_gaps`."""
 

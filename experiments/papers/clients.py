@@ -16,7 +16,7 @@ QUESTION = Question(
         "accuracy": show(clients, "accuracy"),
         "lost": Figure(
             "Points that averaged statistics lose against exact ones",
-            "Compare with 0, exact statistics of the same averaged weights. The axis is linear up to 0.3 points and "
+            "Compare with 0, exact statistics of the same averaged weights. The axis is linear up to 0.3 points, and "
             "logarithmic beyond.",
             score(
                 "clients", "accuracy_lost", ("classes", "mode", "local_steps"), at=1.0, scale=100, mode="batch",

@@ -22,8 +22,8 @@ QUESTION = Question(
         "kl": show(quantized, "kl"),
         "lost": Figure(
             "Points that running averages lose against exact statistics, by bits",
-            "Compare the lines: the same weights under running averages, of momentum 0.1, and under exact "
-            "statistics. The axis is linear up to 0.3 points and logarithmic beyond.",
+            "Compare the lines: the same weights under running averages, of momentum 0.1, and under exact statistics. "
+            "The axis is linear up to 0.3 points, and logarithmic beyond.",
             score(
                 quantized.compute_losses, "accuracy", ("panel", "line", "model.bits"), scale=-100, estimator="ema",
                 momentum=0.1),

@@ -40,10 +40,10 @@ QUESTION = Question(
     sweeps=("few_images", "few_images_predicted"),
     columns=("accuracy",),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. Of 10 conditions, 2 are decided by all fifteen and were not by the first five. Of these the added "
-        "seeds alone decide 1 likewise and leave 1 undecided. None that the first five had decided is undecided or "
-        "reversed.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. All fifteen decide 2 of 10 conditions that the first five left undecided; the added seeds alone "
+        "decide 1 of these in the same way, and leave 1 undecided. No verdict of the first five became undecided or "
+        "was reversed.",
     ),
     figures={"accuracy": Figure(
         "Accuracy lost under statistics of few images, at the end of training",

@@ -133,10 +133,10 @@ QUESTION = Question(
     sweeps=("gap", "accuracy", "accuracy_batches"),
     columns=("accuracy", "mean_gap", "var_gap", "tid_mean"),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. Of 37 conditions, 14 are decided by all fifteen and were not by the first five. Of these the added "
-        "seeds alone decide 13 likewise and leave 1 undecided. None that the first five had decided is undecided or "
-        "reversed. Two claims that never had five seeds alone are not counted.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. All fifteen decide 14 of 37 conditions that the first five left undecided; the added seeds alone "
+        "decide 13 of these in the same way, and leave 1 undecided. No verdict of the first five became undecided or "
+        "was reversed. Two claims that never had five seeds alone are not counted.",
     ),
     figures={
         "cost": Figure(

@@ -3,8 +3,8 @@
 Hoffer et al. 2017 (ghost batches); in cifar10-fast parts of about 32 images were best. Wu & Johnson 2021: networks that
 normalize two images together in training predict better under statistics of two images than under those of the
 population. After 144 updates of 256 images the opposite holds, and they have hardly learned anything. Batches of 32
-make eight times as many updates: claims on them were written before their first number, with fifteen seeds; those on
-batches of 256 have five. They are not blind to parts of 2 in batches of 256, of which 5 of 15 networks are the same.
+make eight times as many updates: claims on them were written before their numbers were known, with fifteen seeds; those
+on batches of 256 have five. They are not blind to parts of 2 in batches of 256, of which 5 of 15 networks are the same.
 """
 
 from typing import Any

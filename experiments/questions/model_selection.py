@@ -21,10 +21,10 @@ QUESTION = Question(
     bears_on=("Q24", "Q27"),
     columns=("accuracy",),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. Of 10 conditions, 5 are decided by all fifteen and were not by the first five. Of these the added "
-        "seeds alone decide 4 likewise and leave 1 undecided. None that the first five had decided is undecided or "
-        "reversed.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. All fifteen decide 5 of 10 conditions that the first five left undecided; the added seeds alone "
+        "decide 4 of these in the same way, and leave 1 undecided. No verdict of the first five became undecided or "
+        "was reversed.",
     ),
     figures={"picks": Figure(
         "What a checkpoint loses that is picked by validation accuracy",

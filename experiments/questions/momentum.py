@@ -118,10 +118,10 @@ QUESTION = Question(
     bears_on=("F16", "Q9", "Q6", "Q10", "Q13", "H1", "H13", "H11"),
     columns=("mean_level", "mean_noise", "mean_drift", "accuracy", "mean_gap"),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. Of 45 conditions, 11 are decided by all fifteen and were not by the first five. Of these the added "
-        "seeds alone decide 10 likewise and leave 1 undecided. None that the first five had decided is undecided or "
-        "reversed. One claim that never had five seeds alone is not counted.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. All fifteen decide 11 of 45 conditions that the first five left undecided; the added seeds alone "
+        "decide 10 of these in the same way, and leave 1 undecided. No verdict of the first five became undecided or "
+        "was reversed. One claim that never had five seeds alone is not counted.",
     ),
     figures={
         "gap": Figure(

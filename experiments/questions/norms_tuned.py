@@ -2,11 +2,11 @@
 
 Wu & He 2018 (group norm), Ioffe 2017 (renormalization), Ruff 2017 (gain control). In batches of 4, 32 and 128, in full
 batches and with a one-cycle schedule. The rate of each norm and batch size is picked by validation on seeds 100 to 102,
-under exact statistics where a norm has them, and tested on seeds 103 to 109. Tried were 0.025, 0.1 and 0.4; where the
-best one was the largest or the smallest of those tried, the next one beyond it, a factor of four apart, was tried too.
-Batches of 128 see 32 times the images of batches of 4. All claims were written before
-their first number; an earlier experiment with three rates has shown that group norm does not win in batches of 4. In
-all claims and in the figure networks that collapsed are left out.
+under exact statistics where a norm has them, and tested on seeds 103 to 109. We tried 0.025, 0.1 and 0.4. If the best
+rate was the largest or smallest, we also tried the next one beyond it, a factor of four away. Batches of 128 see 32
+times the images of batches of 4. All claims were written before their first number; an earlier experiment with three
+rates has shown that group norm does not win in batches of 4. In all claims and in the figure networks that collapsed
+are left out.
 """
 
 import numpy as np
@@ -114,8 +114,8 @@ QUESTION = Question(
         "rates": Figure(
             "Learning rates are picked by these accuracies",
             "Find the highest point of the lines of a colour: validation accuracy at the end, a line for each of the "
-            "seeds 100 to 102, under exact statistics where a norm has them; a network that diverged counts with that "
-            "of chance.",
+            "seeds 100 to 102, under exact statistics where a norm has them; a network that diverged counts with "
+            "chance accuracy.",
             score_each_seed(select_validated, "accuracy", ("batch_size", "line", RATE), scale=100),
             Curves(RATE, "line", VALIDATED, across=Axis("learning rate", log=True)), panels="batch size {batch_size}"),
     },

@@ -42,10 +42,10 @@ QUESTION = Question(
     bears_on=("Q17", "Q20", "H1", "H2", "H8", "H11", "H14"),
     columns=("accuracy", "mean_gap"),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. Of 21 conditions, 3 are decided by all fifteen and were not by the first five. Of these the added "
-        "seeds alone decide 2 likewise and leave 1 undecided. None that the first five had decided is undecided or "
-        "reversed.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. All fifteen decide 3 of 21 conditions that the first five left undecided; the added seeds alone "
+        "decide 2 of these in the same way, and leave 1 undecided. No verdict of the first five became undecided or "
+        "was reversed.",
     ),
     figures={
         "accuracy": Figure(

@@ -28,8 +28,8 @@ FIRST_THIRD, LAST_THIRD = TENTHS[:3], TENTHS[6:]
 AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: CONSTANT}
 ON_COSINE: dict[str, Any] = {SCHEDULE: COSINE}
 PANELS = {CONSTANT: "constant rate", COSINE: "cosine"}
-HALF_A_POINT = below(0.5, "points", "half of a point that decides")
-HARMLESS = below(0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%")
+HALF_A_POINT = below(0.5, "points", "half of what networks of this size are chosen by")
+HARMLESS = below(0.3, "points", "30 of 10,000 test images, about the standard error at 90% accuracy")
 
 
 def compute_lost(tables: Tables, *shares: float) -> pd.DataFrame:

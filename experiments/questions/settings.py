@@ -132,10 +132,10 @@ QUESTION = Question(
     sweeps=("settings", "settings_freezing"),
     columns=("accuracy", "mean_gap"),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. Of 14 conditions, 1 is decided by all fifteen and was not by the first five; the added seeds alone "
-        "decide it likewise. None that the first five had decided is undecided or reversed. Two claims that never "
-        "had five seeds alone are not counted.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. All fifteen decide 1 of 14 conditions that the first five left undecided, and the added seeds alone "
+        "decide it in the same way. No verdict of the first five became undecided or was reversed. Two claims that "
+        "never had five seeds alone are not counted.",
     ),
     figures={"order": Figure(
         "Configurations under exact statistics and under running averages",

@@ -1,9 +1,9 @@
 """What should a network predict with that was trained in batches of 2 to 16 images?
 
 Singh & Shrivastava 2019 (EvalNorm) and Summers & Dinneen 2020 let each example take part in its statistics, as it does
-in training. Wu & Johnson 2021 freeze batch norm for the last epochs. Fifteen seeds from the start; all claims were
-written before their first number. They are not blind to running averages and exact statistics: 75 of the 135 networks
-repeat settings and seeds of `variance` and `settings`.
+in training. Wu & Johnson 2021 freeze batch norm for the last epochs. There were fifteen seeds from the start, and all
+claims were written before their numbers were known. They are not blind to running averages and exact statistics: 75 of
+the 135 networks repeat settings and seeds of `variance` and `settings`.
 """
 
 from typing import Any

@@ -27,8 +27,8 @@ DROPS = {1: 0.5, 2: 0.75}  # shares of the training
 WATCHED = 100  # updates after a drop
 PANELS = {1: "after the first drop", 2: "after the second drop"}
 FIRST_DROP: dict[str, Any] = {"drop": 1}
-HALF_A_POINT = (0.5, "points", "half of a point that decides")
-HARMLESS = (0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%")
+HALF_A_POINT = (0.5, "points", "half of what networks of this size are chosen by")
+HARMLESS = (0.3, "points", "30 of 10,000 test images, about the standard error at 90% accuracy")
 
 
 def name_drops(frame: pd.DataFrame) -> pd.DataFrame:

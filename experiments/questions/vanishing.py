@@ -1,7 +1,7 @@
 """Does an input fade from layer to layer in merged and pruned networks, more in deep ones, and do new statistics help?
 
-Qu and Horváth 2024 diagnose this as the vanishing feature. The claims were written before any number; `bnlab report
-paper=vanishing` decides them.
+Qu and Horváth 2024 diagnose this as the vanishing feature. The claims were written before any number was known; `bnlab
+report paper=vanishing` decides them.
 """
 
 import pandas as pd

@@ -65,9 +65,9 @@ QUESTION = Question(
     bears_on=("F19", "Q7", "Q16", "H2", "H6"),
     columns=("accuracy", "var_gap", "var_ratio"),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. All fifteen give each of 20 conditions the verdict that the first five gave. One claim that never "
-        "had five seeds alone is not counted.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. Each of 20 conditions has the same verdict with all fifteen seeds as with the first five. One claim "
+        "that never had five seeds alone is not counted.",
     ),
     figures={
         "ratio": Figure(

@@ -38,9 +38,9 @@ QUESTION = Question(
     bears_on=("Q20", "F15", "H9"),
     columns=("accuracy",),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. Of 8 conditions, 4 are decided by all fifteen and were not by the first five. Of these the added "
-        "seeds alone decide 3 likewise and leave 1 undecided. None that the first five had decided is undecided or "
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. All fifteen decide 4 of 8 conditions that the first five left undecided; the added seeds alone decide "
+        "3 of these in the same way, and leave 1 undecided. No verdict of the first five became undecided or was "
         "reversed.",
     ),
     figures={

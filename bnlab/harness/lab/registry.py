@@ -78,7 +78,7 @@ def _import_question(kind: str, name: str, known: Mapping[str, str]) -> Question
     module = importlib.import_module(known[name])
     # The first paragraph asks the question, and those below say where it comes from.
     asks, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
-    return replace(question, name=name, asks=" ".join(asks.split()), source=" ".join(source.split()))
+    return replace(question, name=name, asks=" ".join(asks.split()), source=source)
 
 
 def list_questions() -> list[str]:

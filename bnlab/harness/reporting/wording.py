@@ -146,7 +146,7 @@ def describe_networks(runs: pd.DataFrame) -> str:
     elif len(devices):
         parts = [f"{count} on {device}" for device, count in devices.items()]
         sentences.append(f"Trained: {', '.join(parts)}.")
-    return " ".join([*sentences, "What all of them share was not varied: it may change the answer."])
+    return " ".join([*sentences, "Settings that all of them share were not varied, and may change the answer."])
 
 
 def _list_shared(runs: pd.DataFrame) -> list[str]:

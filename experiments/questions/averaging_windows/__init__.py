@@ -1,8 +1,8 @@
 """How long may an average of the weights reach back before averaged statistics no longer serve it?
 
-Morales-Brotons et al. 2024 average weights exponentially over windows of half a percent to ten percent of training,
-and recompute the statistics. The claims were written before any number; `bnlab report paper=averaging_windows` decides
-them.
+Morales-Brotons et al. 2024 average weights exponentially over windows of half a percent to ten percent of training, and
+recompute the statistics. The claims were written before any number was known; `bnlab report paper=averaging_windows`
+decides them.
 """
 
 import pandas as pd

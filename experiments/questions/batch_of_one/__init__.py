@@ -1,8 +1,8 @@
 """Can networks be trained on one image at a time, with which norm, and what memory does that save?
 
 Ruff 2017 (gain control), Wu & He 2018 (group norm), Ulyanov et al. 2016 (instance norm): none of them needs a batch.
-All have one untuned learning rate, scaled to the batch. Fifteen seeds from the start; all claims were written before
-their first number.
+All have one untuned learning rate, scaled to the batch. There were fifteen seeds from the start, and all claims were
+written before their numbers were known.
 """
 
 import pandas as pd

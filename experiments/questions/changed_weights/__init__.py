@@ -3,8 +3,9 @@
 Networks are averaged (Izmailov et al. 2018), pruned and rounded, and their running averages are those of other weights.
 Averages of networks are said to need new statistics. Jordan et al. (2023, REPAIR) match the channels of two networks
 that were trained apart before they average them: activations of the average vary too little, and new statistics mend
-most of it in a wide network. Ours are narrow, 32 to 128 channels. Fifteen seeds from the start; all claims were written
-before their first number. They are not blind to the unchanged networks: all 30 repeat settings and seeds of `gap`.
+most of it in a wide network. Ours are narrow, 32 to 128 channels. There were fifteen seeds from the start, and all
+claims were written before their numbers were known. They are not blind to the unchanged networks, all 30 of which
+repeat settings and seeds of `gap`.
 """
 
 import pandas as pd
@@ -93,8 +94,8 @@ QUESTION = Question(
     figures={
         "lost": Figure(
             "What changed weights lose, by the statistics that they predict with",
-            "Compare the points beside a change: points of test accuracy lost against exact statistics of all training "
-            "images. The axis is linear up to 0.3 points and logarithmic beyond.",
+            "Compare the points beside a change: points of test accuracy lost against exact statistics of all "
+            "training images. The axis is linear up to 0.3 points, and logarithmic beyond.",
             score(compute_remedies, "accuracy_lost", ("batch_size", "name", "line"), scale=100),
             Forest("name", LOST_OF_ANY_SIZE, series="line"),
             Headline("Weights of 4 bits need new statistics, and one pass is as good",

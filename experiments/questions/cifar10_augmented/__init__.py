@@ -2,7 +2,7 @@
 
 The first networks on CIFAR-10 were compared with statistics of the images as they are, which running averages do not
 estimate: training sees them shifted and mirrored. These are five further seeds, and all claims are of them alone,
-written before their first number where they are not called post hoc.
+written before their numbers were known where they are not called post hoc.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ AUGMENTED = "to the images as training sees them"
 REFERENCES = {PLAIN: "gaps", AUGMENTED: "augmented_gaps"}  # by the name of a line, its table
 LINES = {"ema": "running averages", "exact": "exact statistics of augmented images"}
 BATCHES = {size: f"batches of {size}" for size in (32, 128, 1024)}
-SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
+SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images, about the standard error at 85% accuracy")
 
 
 def compute_gaps(tables: Tables) -> pd.DataFrame:

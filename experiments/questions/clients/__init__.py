@@ -1,7 +1,7 @@
 """What do clients with different classes do to batch norm where they average weights, and does fixing it help?
 
 Zhong, Chen and Chao 2023 (FixBN) fix the statistics in a second stage of federated training. The claims were written
-before any number; `bnlab report paper=clients` decides them.
+before any number was known; `bnlab report paper=clients` decides them.
 """
 
 import pandas as pd

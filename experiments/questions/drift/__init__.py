@@ -102,8 +102,8 @@ QUESTION = Question(
     sweeps=("drift", "drift_terms"),
     columns=("contribution", "mean_noise", "mean_drift", "mean", "var"),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. All fifteen give each of 9 conditions the verdict that the first five gave.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. Each of 9 conditions has the same verdict with all fifteen seeds as with the first five.",
     ),
     figures={
         "running_average": Figure(

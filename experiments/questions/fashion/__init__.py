@@ -40,7 +40,7 @@ AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: CONSTANT}
 ON_COSINE: dict[str, Any] = {SCHEDULE: COSINE}
 ON_STEPS: dict[str, Any] = {SCHEDULE: STEP}
 FALLING: dict[str, Any] = {SCHEDULE: (COSINE, STEP)}
-HALF_A_POINT = below(0.5, "points", "half of a point that decides")
+HALF_A_POINT = below(0.5, "points", "half of what networks of this size are chosen by")
 
 
 def compute_lost(tables: Tables, *shares: float) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 Networks that know characters in some fonts learn others, from 256 images. Layers are left in train mode, or put into
 eval mode with the statistics that training ended with or with exact ones of the new images; all may be recalibrated at
-the end. Fifteen seeds from the start; all claims were written before their first number. They are not blind to the
-networks before fine-tuning: all 15 repeat settings and seeds of `shift`.
+the end. There were fifteen seeds from the start, and all claims were written before their numbers were known. They are
+not blind to the networks before fine-tuning: all 15 repeat settings and seeds of `shift`.
 """
 
 from collections.abc import Sequence

@@ -171,7 +171,7 @@ bnlab sweep experiment=scaled_batches name=followed data.download=true and the s
             "At the end of each schedule that falls trained weights lose less than 0.3 points under followed "
             "statistics, at each of the cells.",
             score(compute_lost_at_end, "accuracy", CELL, scale=-100, **FALLING),
-            below(0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%"),
+            below(0.3, "points", "30 of 10,000 test images, about the standard error at 90% accuracy"),
             lines="each"),
     },
 )  # fmt: skip

@@ -1,16 +1,16 @@
 """After how many updates are running averages good enough, by batch size and schedule?
 
 Every batch is full, and the number of updates is set independently of the batch size. Learning rates are picked by
-validation under exact statistics on seeds 100 to 102, and tested on seeds 103 to 109. Tried were 0.025, 0.1 and 0.4;
-where the best one was the largest or the smallest of those tried, the next one beyond it, a factor of four apart, was
-tried too. At a constant rate one network is measured after 9 to 2,250 updates, at the rate that is best after 2,250.
-One-cycle schedules of 36 to 2,250 updates have a rate each. All claims but the post hoc ones were written before their
-first number; what earlier experiments had shown is said to be known. Where exact accuracy is below 50% a network has
-little to lose, and nothing is claimed; networks that collapsed, to less than half of the median accuracy, are left out.
-At a constant rate in batches of 16 the rates 0.025 and 0.1 tied to five digits, and the smaller was taken, at which
-running averages lose a point less. Batches of 4 and 16 were trained on a CPU, those of 64 and 256 on a GPU. A claim
-that one curve of the gap foretells the loss failed and was withdrawn, and so were claims that no page quotes:
-[all of them, with their verdicts](../../../experiments/withdrawn.md#claims-that-nothing-quotes).
+validation under exact statistics on seeds 100 to 102, and tested on seeds 103 to 109. We tried 0.025, 0.1 and 0.4. If
+the best rate was the largest or smallest, we also tried the next one beyond it, a factor of four away. At a constant
+rate one network is measured after 9 to 2,250 updates, at the rate that is best after 2,250. One-cycle schedules of 36
+to 2,250 updates have a rate each. All claims but the post hoc ones were written before their numbers were known; what
+earlier experiments had shown is said to be known. Where exact accuracy is below 50% a network has little to lose, and
+nothing is claimed; networks that collapsed, to less than half of the median accuracy, are left out. At a constant rate
+in batches of 16 the rates 0.025 and 0.1 tied to five digits, and the smaller was taken, at which running averages lose
+a point less. Batches of 4 and 16 were trained on a CPU, those of 64 and 256 on a GPU. A claim that one curve of the gap
+foretells the loss failed and was withdrawn, and so were claims that no page quotes: [all of them, with their
+verdicts](../../../experiments/withdrawn.md#claims-that-nothing-quotes).
 """
 
 from typing import Any
@@ -216,7 +216,7 @@ QUESTION = Question(
         "rates": Figure(
             "Learning rates are picked by these accuracies, under exact statistics",
             "Find the highest point of the lines of a colour: validation accuracy at the end, a line for each of the "
-            "seeds 100 to 102; a network that diverged counts with that of chance.",
+            "seeds 100 to 102; a network that diverged counts with chance accuracy.",
             score_each_seed(validate, "accuracy", (SCHEDULE, "steps", "batch_size", RATE), scale=100),
             Curves(RATE, "batch_size", VALIDATED, across=Axis("learning rate", (0.004, 2.4), log=True)),
             panels="{optimizer.schedule}, {steps} updates",
@@ -232,7 +232,8 @@ QUESTION = Question(
             "From 560 updates of a one-cycle schedule on, running averages lose less than half a point at the end "
             "(known of 560 updates, from an earlier experiment at one rate).",
             score(select_learned, "accuracy", ("batch_size", "updates"), scale=-100, updates=(560, 2250),
-                  **OF_ONE_CYCLE), below(0.5, "points", "half of a point that decides"), lines="each"),
+                  **OF_ONE_CYCLE), below(0.5, "points", "half of what networks of this size are "
+                                                        "chosen by"), lines="each"),
         "constant_rates_keep_costing": Claim(
             "At a constant rate running averages still lose over a point after 2,250 updates.",
             score(select_learned, "accuracy", ("batch_size",), scale=-100, updates=2250, **AT_CONSTANT_RATE),

@@ -1,8 +1,8 @@
 """Does training in bfloat16 change how far running averages are off, the best momentum, or what is lost?
 
 Kalamkar et al. 2019 (arXiv 1905.12322): training in bfloat16 needs no other settings than in float32. Here forward
-passes run under autocast; weights and running averages stay in float32. Five seeds from the start; all claims were
-written before their first number.
+passes run under autocast; weights and running averages stay in float32. There were five seeds from the start, and all
+claims were written before their numbers were known.
 """
 
 from typing import Any

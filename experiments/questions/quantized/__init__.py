@@ -1,7 +1,7 @@
 """Do weights that oscillate between two integers in quantization-aware training leave running averages wrong?
 
 Nagel et al. 2022 say so of networks with depthwise convolutions, most at 3 bits, and measure the statistics again after
-training. The claims were written before any number; `bnlab report paper=quantized` decides them.
+training. The claims were written before any number was known; `bnlab report paper=quantized` decides them.
 """
 
 from typing import Any

@@ -142,7 +142,7 @@ QUESTION = Question(
             "At rate 0 running averages lose less than 0.3 points after each of 44 and 60 updates, at each of the two "
             "rates.",
             score(compute_lost, "points", (RATE, "updates"), updates=(44, 60), **AT_REST),
-            below(0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 90%"),
+            below(0.3, "points", "30 of 10,000 test images, about the standard error at 90% accuracy"),
             lines="each"),
         "the_loss_stays_at_the_same_rate": Claim(
             "At the same rate running averages go on losing over a point, averaged over 10, 20, 44 and 60 updates, at "

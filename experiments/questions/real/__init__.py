@@ -81,8 +81,8 @@ ALONG = Axis("share of the training (%)")
 ON_THE_WAY = (0.1, 0.5, 0.8)
 BEFORE_THE_END = (0.5, 0.8, 1.0)
 MOST = "more than half are most; seven seeds that agree decide it"
-THIRTY_IMAGES = "30 of 10,000 test images: about the standard error of an accuracy of 90%; comparisons are paired"
-HALF = (0.5, "points", "half of a point that decides")
+THIRTY_IMAGES = "30 of 10,000 test images, about the standard error at 90% accuracy; comparisons are paired"
+HALF = (0.5, "points", "half of what networks of this size are chosen by")
 COSTS_LITTLE = below(0.3, "points", THIRTY_IMAGES)
 LOSES_LITTLE = above(-0.3, "points gained", THIRTY_IMAGES)
 KEPT = 3  # of six configurations
@@ -462,7 +462,7 @@ QUESTION = Question(
         "buffers_that_were_left_ruin": Claim(
             "Averaged weights lose over 20 points where their buffers were left at 0 and 1, at the end.",
             score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy", ("decay", SCHEDULE),
-                  average=RATE, scale=-100, buffers="left"), above(20.0, "points", "more than anyone would give away"),
+                  average=RATE, scale=-100, buffers="left"), above(20.0, "points", "more than anyone would accept"),
                   lines="each"),
         "averaging_gains": Claim(
             "At a constant rate averaged weights are more accurate than the trained ones, both under exact statistics, "

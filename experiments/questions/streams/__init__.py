@@ -57,8 +57,8 @@ QUESTION = Question(
     sweeps=("streams", "streams_epoch"),
     columns=("error", "moved", "last_share", "noise", "spread"),
     remarks=(
-        "**Added seeds.** In `results/reference` seeds 5 to 14 were added when the verdicts of seeds 0 to 4 were "
-        "known. All fifteen give each of 15 conditions the verdict that the first five gave.",
+        "**Added seeds.** In `results/reference` seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were "
+        "known. Each of 15 conditions has the same verdict with all fifteen seeds as with the first five.",
     ),
     figures={
         "course": Figure(

@@ -1,7 +1,7 @@
 """What do statistics of test batches do where images of a class arrive together?
 
 Tomar et al. 2024 (UnMix-TNS) say that they fail, and keep statistics in several components instead, which is not
-implemented here. The claims were written before any number; `bnlab report paper=test_streams` decides them.
+implemented here. The claims were written before any number was known; `bnlab report paper=test_streams` decides them.
 """
 
 from bnlab.harness.reporting.frames import score
