@@ -21,8 +21,9 @@ PAGE = Path(__file__).with_name("codes.md")
 _FIRST = """\
 # Codes of the doctor
 
-What [`bnlab doctor`](howto/doctor.md) and `bnlab.diagnose` look for. Each code says what it means, what to do, and how
-it is looked for; `bnlab explain CODE` prints the same.
+What [`bnlab doctor`](howto/doctor.md) and `bnlab.diagnose` look for: what each code means, what to do, and how the
+doctor finds it. `bnlab explain CODE` prints the same. The lists show networks of ours that were broken in this way on
+purpose, by their names in `benchmarks.gallery.FAULTS`.
 
 | code | what it is | where the fault is |
 |---|---|---|
@@ -34,6 +35,8 @@ _RECALIBRATION = {
     "not needed": "New statistics are not needed.",
 }
 """What recalibration does to a fault, in a sentence."""
+_DEEDS = {"Leave": "The mistake leaves", "See": "The doctor looks for", "Undo": "The doctor undoes"}
+"""How a reader would say what the docstring of a cause's function begins with."""
 
 
 def main() -> None:
@@ -63,10 +66,10 @@ def write_codes() -> str:
 
 
 def _write_section(code: str, rows: Sequence[Cause]) -> str:
-    parts = [f"## {code}", *(part for row in rows for part in _write_row(row))]
+    # Two rows of a code may share sentences.
+    parts = [f"## {code}", *dict.fromkeys(part for row in rows for part in _write_row(row))]
     examples = [fault for fault in FAULTS.values() if fault.code == code]
     if examples:
-        parts.append("Networks that were broken on purpose, by name in `benchmarks.gallery.FAULTS`:")
         lines = [f"- *{fault.name}*: {fault.done} {_RECALIBRATION[fault.recalibration]}" for fault in examples]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, ""])
@@ -75,13 +78,18 @@ def _write_section(code: str, rows: Sequence[Cause]) -> str:
 def _write_row(row: Cause) -> Iterator[str]:
     yield f"**{row.title[0].upper()}{row.title[1:]}.** {row.meaning}"
     yield f"**What to do.** {row.remedy}"
-    yield f"**How it is looked for.** {_describe_looks(row)}"
+    if found := _describe_looks(row):
+        yield f"**How it is found.** {found}"
 
 
 def _describe_looks(row: Cause) -> str:
     """Say how a row looks for its mistake: what its functions say of themselves."""
-    looks = [function for function in (row.undo, row.left, row.trace, row.sign) if function is not find_nothing]
-    return " ".join(" ".join((inspect.getdoc(function) or "").split()) for function in looks)
+    sentences = []
+    for function in (row.undo, row.left, row.trace, row.sign):
+        if function is not find_nothing:
+            verb, *words = (inspect.getdoc(function) or "").split()
+            sentences.append(" ".join([_DEEDS[verb], *words]))
+    return " ".join(sentences)
 
 
 def write_explanations() -> str:
@@ -93,8 +101,8 @@ def write_explanations() -> str:
 def _write_explanation(code: str, rows: Sequence[Cause]) -> str:
     parts = [f"{code}: {rows[0].title}"]
     for row in rows:
-        parts += [row.meaning, f"What to do: {row.remedy}", f"How it is looked for: {_describe_looks(row)}"]
-    return "\n\n".join(parts)
+        parts += [row.meaning, f"What to do: {row.remedy}", f"How it is found: {_describe_looks(row)}"]
+    return "\n\n".join(dict.fromkeys(parts))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _OF_FILLS = 0.1  # of the squared gap, which images of zeros or noise may leave 
 
 
 def leave_what_no_data_give(patient: Patient) -> Iterator[Left]:
-    """Leave values that are not finite or below 0 as they are; the others are exact."""
+    """Leave some values that are not finite or below 0, and the others exact."""
     spoiled = {}
     count = 0
     for name, averages in patient.averages.items():
@@ -74,7 +74,7 @@ def see_low_precision(patient: Patient) -> str:
 
 
 def leave_the_start(patient: Patient) -> Iterator[Left]:
-    """Leave mean, variance or both at values that a layer or a tool begins with, and that no data give."""
+    """Leave mean, variance or both at initial values of a layer or a tool, which no data give."""
     averages = {}
     for name, exact in patient.exact.items():
         now = patient.averages[name]
@@ -117,7 +117,7 @@ def _holds(values: Tensor, number: float) -> bool:
 
 
 def leave_a_share_of_the_start(patient: Patient) -> Iterator[Left]:
-    """Leave (1 − m)^t of 0 and 1 after t updates of momentum m."""
+    """Leave a share of 0 and 1 in the averages: (1 − m)^t after t updates with momentum m."""
     averages = {}
     shares = []
     for name, exact in patient.exact.items():
@@ -134,7 +134,7 @@ def leave_a_share_of_the_start(patient: Patient) -> Iterator[Left]:
 
 
 def trace_momentum(patient: Patient) -> Trace | None:
-    """See a momentum that remembers one batch, or none, where updates were counted."""
+    """See a momentum that remembers one batch or none, although updates were counted."""
     # Above a half, an average is mostly the last batch.
     odd = [
         momentum
@@ -148,7 +148,7 @@ def trace_momentum(patient: Patient) -> Trace | None:
 
 
 def trace_averages_that_moved(patient: Patient) -> Trace | None:
-    """See averages that are others than before, where weights are the same or take no gradient."""
+    """See averages that have changed, although the weights have not, or take no gradient."""
     history = patient.ask(compare_with_before)
     if history is not None:
         alone = [name for name in history.moved if name not in history.behind]
@@ -163,7 +163,7 @@ def trace_averages_that_moved(patient: Patient) -> Trace | None:
 
 
 def trace_weights_that_moved(patient: Patient) -> Trace | None:
-    """See averages that are the same as before, where weights are not, or variances that fall with depth."""
+    """See averages that have not changed, although the weights have, or variances that fall with depth."""
     history = patient.ask(compare_with_before)
     if history is not None and history.changed:
         still = [name for name in history.behind if name not in history.moved]
@@ -195,7 +195,7 @@ def trace_collapse(patient: Patient) -> Trace | None:
 
 
 def leave_fills(patient: Patient) -> Iterator[Left]:
-    """Leave a share of what zeros, ones or noise give in train mode, as a tool does that traces a model."""
+    """Leave a share of what zeros, ones or noise give in train mode, such as a tool sends when it traces a model."""
     fills: dict[str, Callable[[Tensor], Tensor]] = {
         "zeros": torch.zeros_like,
         "ones": torch.ones_like,
@@ -249,7 +249,7 @@ def leave_one_batch(patient: Patient) -> Iterator[Left]:
 
 
 def leave_unlike_batches(patient: Patient) -> Iterator[Left]:
-    """Leave the last training batches, in their order, where batches are not alike."""
+    """Leave an average of the last training batches, in their order, if batches are not alike."""
     if patient.ask(trace_unlike_batches) is not None and patient.training_batches:
         yield Left(
             replay(patient), words="averages are those of the last training batches, which are not like the others"
@@ -316,7 +316,7 @@ def measure_between(calls: Sequence[Moments]) -> float:
 
 
 def leave_small_batches(patient: Patient) -> Iterator[Left]:
-    """Leave the last training batches, where these are small."""
+    """Leave an average of the last training batches, if these are small."""
     if patient.ask(trace_small_batches) is not None:
         yield Left(replay(patient), words="averages are those of the last training batches, which are small")
 
@@ -360,7 +360,7 @@ def leave_training_images(patient: Patient) -> Iterator[Left]:
 
 
 def trace_padding(patient: Patient) -> Trace | None:
-    """See zeros at the end of sequences in training batches, where these images have none."""
+    """See zeros at the end of sequences in training batches, if these images have none."""
     if not patient.training_batches:
         return None
     there, here = _measure_padding(patient.training_batches), _measure_padding(patient.batches)
@@ -385,14 +385,14 @@ def _measure_padding(batches: Sequence[Any]) -> float:
 
 
 def leave_dropout_or_padding(patient: Patient) -> Iterator[Left]:
-    """Leave what layers are given with dropout, or with the padding of training batches."""
+    """Leave the moments of layer inputs with dropout, or with the padding of training batches."""
     yield from leave_dropout(patient)
     if patient.ask(trace_padding) is not None:
         yield Left(patient.of_training, words="averages count the padding of training batches")
 
 
 def leave_anything(patient: Patient) -> Iterator[Left]:
-    """Leave what nothing else explains."""
+    """Leave averages that nothing else explains."""
     gaps = [measure_gap(patient, name) for name in patient.exact]
     yield Left(patient.exact, words=f"averages are off by up to {max(gaps, default=0):.2g} σ")
 

@@ -35,7 +35,7 @@ _OTHER = 0.1  # σ, or log ratio, from which on inputs are others than in traini
 
 
 def undo_mode_of_others(patient: Patient) -> Iterator[Undo]:
-    """Undo eval mode of all modules of a class that are no batch norms, or of those few that need it."""
+    """Undo eval mode of all modules of a class other than batch norms, or of the few that need it."""
     for modules in patient.ask(list_switching_classes):
         chosen = _narrow(patient, modules)
         yield Undo(f"eval mode of {name_modules(chosen)}", within=put_into_train_mode(chosen.values()))
@@ -104,7 +104,7 @@ def name_modules(modules: Mapping[str, nn.Module]) -> str:
 
 
 def see_others_in_train_mode(patient: Patient) -> str:
-    """See modules other than batch norms that came in train mode, if outputs change by it."""
+    """See modules other than batch norms in train mode, if that changes outputs."""
     if not any(patient.modes.values()) or not patient.batches:
         return ""
     given = [
@@ -116,7 +116,8 @@ def see_others_in_train_mode(patient: Patient) -> str:
 
 
 def undo_mode_that_eval_does_not_reach(patient: Patient) -> Iterator[Undo]:
-    """Undo train mode that `eval()` does not end: `train` is a module's own, or norms are in a plain list."""
+    """Undo train mode that `eval()` does not end, because a module has a `train` of its own, or norms are in a plain
+    list."""
     if patient.unreached:
         words = f"train mode of {patient.unreached} batch norms that eval() does not reach"
         yield Undo(words, change=_normalize_by_own, unnamed=_normalize_by_own)
@@ -132,7 +133,7 @@ def _normalize_by_own(call: NormCall) -> NormCall | None:
 
 
 def undo_padding(patient: Patient) -> Iterator[Undo]:
-    """Undo padding: each sequence alone, cut to its own length."""
+    """Undo padding, by showing each sequence alone, cut to its own length."""
     alone = patient.ask(split)
     if not alone:
         return
@@ -143,7 +144,7 @@ def undo_padding(patient: Patient) -> Iterator[Undo]:
 
 
 def undo_company(patient: Patient) -> Iterator[Undo]:
-    """Undo the company of images: each alone, or those that came alone together."""
+    """Undo the company of images, by showing each alone, or together those that came alone."""
     alone = patient.ask(split)
     if not alone:
         return
@@ -235,7 +236,7 @@ def see_images_that_are_not_finite(patient: Patient) -> str:
 
 
 def see_values_that_are_not_finite(patient: Patient) -> str:
-    """See outputs that are not finite, where other averages do not help, and the first module that gives such."""
+    """See outputs that are not finite under any averages, and the first module that returns them."""
     if not patient.batches or not patient.gives_tensors or not _count_broken(patient.as_is.outputs):
         return ""
     if patient.exact and not _count_broken(patient.under_exact.outputs):
@@ -270,7 +271,7 @@ def _count_broken(outputs: Sequence[Any]) -> int:
 
 
 def undo_numbering(patient: Patient) -> Iterator[Undo]:
-    """Undo another numbering of the classes: each label is mostly predicted as one class, and no two as the same."""
+    """Undo another numbering of the classes, if each label is mostly predicted as one class, and no two as the same."""
     labels = [find_labels(batch) for batch in patient.batches]
     if patient.chance is None:
         return
@@ -296,9 +297,8 @@ def undo_numbering(patient: Patient) -> Iterator[Undo]:
 
 
 def undo_other_inputs(patient: Patient) -> Iterator[Undo]:
-    """Undo another range of the inputs: mean and deviation of each channel are made those of training batches.
-
-    Where there are batch norms, the first one's averages say more, see `undo_rescaling`.
+    """Undo another range of the inputs, by giving each channel the mean and deviation of training batches. With batch
+    norms, the first one's averages say more, see `undo_rescaling`.
     """
     if patient.layers or not patient.training_batches:
         return

@@ -28,7 +28,7 @@ from bnlab.statistics.moments import Moments
 
 
 def undo_rescaling(patient: Patient) -> Iterator[Undo]:
-    """Undo a scale and shifts of images, or another order of their colours, by what the first layer's averages say."""
+    """Undo a scale and shifts of images, or another order of their colours, as the first layer's averages suggest."""
     name = next(iter(patient.as_is.calls), None)
     images = find_images(patient.batches[0])
     if name is None or name not in patient.exact or images is None or patient.evaluate is not None:
@@ -68,7 +68,7 @@ def undo_rescaling(patient: Patient) -> Iterator[Undo]:
 
 
 def trace_several_calls(patient: Patient) -> Trace | None:
-    """See layers that are called several times in a forward, with inputs that differ."""
+    """See layers that a forward pass calls several times, with inputs that differ."""
     several = {name: calls for name, calls in patient.as_is.calls.items() if len(calls) > len(patient.batches)}
     if not several or patient.evaluate is not None:
         return None
@@ -85,7 +85,7 @@ def trace_several_calls(patient: Patient) -> Trace | None:
 
 
 def undo_other_forward(patient: Patient) -> Iterator[Undo]:
-    """Undo a forward that in eval mode does not normalize by the layer's averages."""
+    """Undo a forward pass that does not normalize by the layer's averages in eval mode."""
 
     def is_other(call: NormCall) -> bool:
         layer = patient.layers.get(call.name or "")
@@ -134,7 +134,7 @@ def _own(call: NormCall) -> NormCall:
 
 
 def undo_eps(patient: Patient) -> Iterator[Undo]:
-    """Undo another eps than 1e-3 and 1e-5, those of Keras and PyTorch."""
+    """Undo another eps, by trying 1e-3 and 1e-5, those of Keras and PyTorch."""
     for eps in (1e-3, 1e-5):
         others = {name: eps - layer.eps for name, layer in patient.layers.items() if layer.eps != eps}
         if not others:
@@ -180,7 +180,7 @@ def _is_folded(patient: Patient, name: str) -> bool:
 
 
 def undo_averages_that_moved(patient: Patient) -> Iterator[Undo]:
-    """Undo that averages moved since before=, of layers before which no weight has."""
+    """Undo changes of averages since before=, in layers before which no weight has changed."""
     history = patient.ask(compare_with_before)
     if history is None or patient.before is None:
         return
@@ -193,7 +193,7 @@ def undo_averages_that_moved(patient: Patient) -> Iterator[Undo]:
 
 
 def undo_training_since(patient: Patient) -> Iterator[Undo]:
-    """Undo all that has happened since before=, where it is a network of the same shape."""
+    """Undo everything since before=, if that is a network of the same shape."""
     history = patient.ask(compare_with_before)
     before = patient.before
     if before is None or history is None or not history.changed or not history.is_same_shape:
@@ -217,7 +217,7 @@ def undo_training_since(patient: Patient) -> Iterator[Undo]:
 
 
 def see_new_weights(patient: Patient) -> str:
-    """See weights of 1 and biases of 0 in all batch norms, although updates were counted: none was trained."""
+    """See weights of 1 and biases of 0 in all batch norms, although updates were counted, so that none was trained."""
     counted = [int(count) for layer in patient.layers.values() if (count := get_batch_count(layer)) is not None]
     weights = [weight for layer in patient.layers.values() if (weight := get_weight(layer)) is not None]
     biases = [bias for layer in patient.layers.values() if (bias := get_bias(layer)) is not None]
@@ -232,7 +232,7 @@ def see_new_weights(patient: Patient) -> str:
 
 
 def see_random_outputs(patient: Patient) -> str:
-    """See outputs that differ when the same images are shown again."""
+    """See outputs that differ when the model gets the same images again."""
 
     @contextlib.contextmanager
     def draw_others(model: nn.Module) -> Iterator[None]:
@@ -262,6 +262,6 @@ def see_what_is_not_covered(patient: Patient) -> str:
 
 
 def see_train_mode(patient: Patient) -> str:
-    """See batch norms that came in train mode."""
+    """See batch norms in train mode."""
     training = patient.in_train_mode
     return f"{len(training)} of {len(patient.layers)} batch norms are in train mode" if training else ""

@@ -1,9 +1,9 @@
 """What carries over to real images and a residual network?
 
-Most claims are what digits and rendered characters said, written before the first number; the others are called post
-hoc. What is committed is of a ResNet-20 on JPEG copies of CIFAR-10, which gets 78 to 83% right. Gaps are of means;
-before the end, statistics and predictions are of 5,000 images. Exact statistics are of plain images on this page alone,
-though training shows them shifted and mirrored: `cifar10_augmented` has both.
+Most claims repeat what digits and rendered characters had shown, and were written before any number was known; the
+others are called post hoc. The committed results are of a ResNet-20 on JPEG copies of CIFAR-10, which gets 78 to 83%
+right. Gaps are of means; before the end, statistics and predictions are of 5,000 images. On this page only, exact
+statistics are of plain images, though training shifts and mirrors them: `cifar10_augmented` has both.
 """
 
 from collections.abc import Sequence
@@ -55,12 +55,13 @@ QUESTION = Question(
     figures={
         "training": Figure(
             "What running averages cost over training, on CIFAR-10",
-            "Read up from an epoch: test accuracy of the same network under exact statistics minus that under "
+            "Points lost at each epoch: test accuracy of the same network under exact statistics minus that under "
             "PyTorch's momentum, as it is and without its start at 0 and 1, and under self-tuned momentum. {schedule}",
             score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, split="test",
                   estimator=("ema", "ema_debiased", "predictive"), momentum=(0.1, None), **AS_THEY_ARE),
             Curves("epoch", "estimator", LOST),
-            Headline("After a tenth of training running averages cost accuracy, also without their start, on CIFAR-10",
+            Headline("After a tenth of training, running averages cost accuracy on CIFAR-10, even without their start "
+                     "at 0 and 1",
                     {"lag_costs_early": ()})),
     },
     claims={
@@ -69,7 +70,8 @@ QUESTION = Question(
             "they are farthest (near it is not, see `tolerance`).",
             score(partial(select_largest, at=END, value="mean_gap", by=EACH, **AS_THEY_ARE), "mean_gap",
                   (*EACH, "largest"), geometric=True),
-            below(0.1, "σ", "in all means of networks for rendered characters it costs 4 to 9 points"), lines="each"),
+            below(0.1, "σ", "in networks for rendered characters, such an error in all means costs 4 "
+                            "to 9 points"), lines="each"),
         "harmless_late": Claim(
             "At the end of training PyTorch's momentum costs or gains less than 0.3 points.",
             score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA), SAME, lines="each"),
@@ -90,25 +92,26 @@ QUESTION = Question(
                   panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT),
             lines="each", post_hoc="layers after the first only; the end was added"),
         "predictive_is_near_the_best": Claim(
-            "Over training, in the deeper layers, the gap of predictive momentum is about that of the best fixed "
+            "Over training, in the deeper layers, the gap of self-tuned momentum is about that of the best fixed "
             "one of each layer and step.",
             score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT),
             lines="each", post_hoc="layers after the first only"),
         "thousand_images_suffice": Claim(
-            "At the end exact statistics of 1,000 images lose or gain less than 0.3 points against those of all.",
+            "At the end, exact statistics of 1,000 images differ by less than 0.3 points from those of all images.",
             score("evaluations", "accuracy", EACH, estimator="exact(images=1000)", **LOSS), SAME, lines="each"),
         "precise_is_as_accurate": Claim(
-            "At the end precise statistics of 10,000 images are as accurate as exact ones of all, to 0.3 points.",
+            "At the end, precise statistics of 10,000 images are as accurate as exact statistics of all, to within "
+            "0.3 points.",
             score("evaluations", "accuracy", EACH, estimator="precise(images=10000)", **LOSS), SAME, lines="each"),
         "averaged_weights_lose": Claim(
-            "At the end averaged weights lose over a point under the trained network's running averages.",
+            "At the end, averaged weights lose over a point under the trained network's running averages.",
             frames.score("evaluations", "accuracy", ("averaging",), estimator="stale", **AVERAGED), COSTS_A_POINT,
             lines="each"),
         "averaging_gains": Claim(
             "At the end, under exact statistics, averaged weights are more accurate than those training ended with.",
             frames.score("evaluations", "accuracy", ("averaging",), against="none", along="averaging",
                          matching=("seed",), scale=100, estimator="exact", batch_size=128, **TESTED),
-            above(0.0, "points gained", "at 0 averaging gains nothing"), lines="each"),
+            above(0.0, "points gained", "0 means that averaging gains nothing"), lines="each"),
     },
 )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Does the gap grow from layer to layer, and does a norm without a batch in between stop that?
+"""Does the gap grow from layer to layer, and does a norm that needs no batch, placed in between, stop that?
 
 Huang et al. 2022 (estimation shift): the error of one layer's statistics shifts the input of the next, unless a norm
-that needs no batch is between. Running averages err by lag and noise; precise statistics only by the layers before.
+that needs no batch lies between them. Running averages err by lag and noise; precise statistics err only because of the
+layers before.
 """
 
 import numpy as np
@@ -75,19 +76,19 @@ QUESTION = Question(
     columns=("mean_gap",),
     figures={rule: Figure(
         f"The gap of {words} by layer",
-        "Read from left to right, from the second layer on, in batches of {batch_size}; beside group norms the others "
-        "keep their numbers.",
+        "The gap from the second layer on, in batches of {batch_size}. With group norms in between, batch norms keep "
+        "their layer numbers.",
         score(compute_gaps, "mean_gap", ("network", "panel", "line", "depth"), geometric=True, estimator=rule),
         Curves("depth", "line", GAP), FINDINGS[rule], "{network}, {panel}") for rule, words in RULES.items()},
     claims={
         **{f"{rule}_grows": Claim(
             f"With batch norm everywhere the gap of {words} is larger in the network's second half than in its first.",
             score(compute_growth, "mean_gap", EACH, geometric=True, estimator=rule),
-            above(1.0, "times", "at 1 it does not grow"), lines="each") for rule, words in RULES.items()},
+            above(1.0, "times", "1 means that it does not grow"), lines="each") for rule, words in RULES.items()},
         **{f"{rule}_is_blocked": Claim(
             f"With every second norm a group norm, the gap of {words} in batch norms of the second half is smaller.",
             score(compute_gaps, "mean_gap", EACH, against=EVERYWHERE, along="line", matching=("seed", "network"),
                   ratio=True, average="layer", geometric=True, estimator=rule, half="second"),
-            below(1.0, "times", "at 1 they block nothing"), lines="each") for rule, words in RULES.items()},
+            below(1.0, "times", "1 means that they block nothing"), lines="each") for rule, words in RULES.items()},
     },
 )  # fmt: skip

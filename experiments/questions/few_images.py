@@ -1,4 +1,4 @@
-"""How good are statistics of few images, and of the images that are predicted?
+"""How good are statistics of few images, and statistics of the images that are predicted?
 
 Wu & Johnson 2021: 1,000 to 10,000 images are enough for population statistics. Nado et al. 2020 and Schneider et al.
 2020: statistics of the test batch, and mixed with pseudo-samples.
@@ -47,35 +47,37 @@ QUESTION = Question(
     ),
     figures={"accuracy": Figure(
         "Accuracy lost under statistics of few images, at the end of training",
-        "Read up from the number of images that statistics are of: a sample of the training images, or the test images "
+        "Test accuracy by the number of images in the statistics: a sample of the training images, or the test images "
         "that are predicted together. Exact statistics are of all training images. The vertical axis is linear up to "
         "0.3 points, and logarithmic above.",
         score(compute_gains, "accuracy", ("batch_size", "sample", "images"), scale=-100, split="test",
               images=OtherThan(0), sample=(TRAINING, TEST)), Curves("images", "sample", LOST_OF_ANY_SIZE),
-        Headline("After training at batch size 16, statistics of 512 images lose less than 0.3 points; those of two "
-                 "test images lose much",
+        Headline("After training at batch size 16, statistics of 512 images lose less than 0.3 points; statistics of "
+                 "two test images lose many",
                 {"hundreds_nearly_suffice": ("batch size 16",), "large_test_batches_cost_nothing": ("batch size 16",),
                  "tiny_test_batches_cost": ()}),
         panels="batch size {batch_size}")},
     claims={
         "hundreds_nearly_suffice": Claim(
-            "Exact statistics of 512 training images give the accuracy of those of all, to 0.3 points.",
+            "Exact statistics of 512 training images give the same accuracy as those of all, to within 0.3 points.",
             score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TRAINING, images=512), HARMLESS,
             lines="each"),
         "tiny_test_batches_cost": Claim(
-            "Statistics of two test images cost accuracy against exact ones of the training split.",
+            "Statistics of two test images cost accuracy against exact statistics of the training split.",
             score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=2), COSTS_A_POINT,
             lines="each"),
         "large_test_batches_cost_nothing": Claim(
-            "Statistics of 512 test images cost less than 0.3 points against exact ones of the training split.",
+            "Statistics of 512 test images cost less than 0.3 points against exact statistics of the training split.",
             score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=512), HARMLESS,
             lines="each"),
         "validation_serves": Claim(
-            "On test images, statistics of the validation split give the accuracy of exact ones of the training split.",
+            "On test images, statistics of the validation split give the same accuracy as exact statistics of the "
+            "training split.",
             score(compute_gains, "accuracy", EACH, scale=100, split="test", statistics_split="val"),
             within(-0.3, 0.3, "points gained", SIX_IMAGES), lines="each"),
         "validation_leaks_nothing": Claim(
-            "Statistics of the validation split gain no more on validation images than on test images, to 0.3 points.",
+            "Statistics of the validation split gain no more on validation images than on test images, to within 0.3 "
+            "points.",
             score(compute_gains, "accuracy", EACH, against="test", along="split", scale=100, statistics_split="val"),
             within(-0.3, 0.3, "points more", "three of 1,000 validation images"), lines="each"),
     },

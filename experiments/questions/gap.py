@@ -1,9 +1,9 @@
 """What is left of the gap during and at the end of training, from tiny to huge batches, and what does it cost?
 
-Wu & Johnson 2021, figure 1: accuracy under an EMA is pessimistic early and at a very large batch; where that is near
-chance nothing is claimed. Figure 4: the cost is near zero at the end at an adequate batch. RegularizedBN (arXiv
-2210.05153): how far the statistics of inference are from those of single training batches, by step and layer. Progress
-bars show a moving average of the mini-batches' accuracy.
+Wu & Johnson 2021, figure 1: accuracy under an EMA is pessimistic early in training and at a very large batch size;
+where it is near chance, we claim nothing. Figure 4: at the end, with an adequate batch size, the cost is near zero.
+RegularizedBN (arXiv 2210.05153): how far the statistics of inference are from those of single training batches, by step
+and layer. Progress bars show a moving average of the mini-batches' accuracy.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ LARGEST = (*EACH, "largest")
 KINDS = (("mean", "mean_gap", "σ", "4 to 9 points"), ("variance", "var_gap", "in logarithm", "0.7 to 3 points"))
 PANELS = {"mean (σ)": "mean_gap", "variance (log of the ratio)": "var_gap"}
 A_QUARTER = (
-    "Spearman's correlation: at 0.5 the ranks share a quarter of their variance; chosen when the correlation of all "
-    "networks together was known, but not that of single seeds, of variances, or within a batch size"
+    "Spearman's correlation: at 0.5 the ranks share a quarter of their variance; chosen when we knew the correlation "
+    "over all networks, but not those of single seeds, of variances, or within a batch size"
 )
 
 
@@ -141,21 +141,21 @@ QUESTION = Question(
     figures={
         "cost": Figure(
             "What the gap of running averages costs",
-            "Read up from a gap to what it costs. A dot is a network at one of the measured steps, if exact statistics "
-            "are right on more than half of the test images there; batch sizes at which none gets so far have no dots. "
-            "The gap is between PyTorch's running averages (momentum 0.1) and exact statistics of the same weights, in "
-            "the layer where it is largest, mostly the last. In each colour, dots of later steps lie to the lower "
-            "left. Losses are on a linear scale up to 0.3 points, on a logarithmic one beyond.",
+            "What a gap costs: a dot is a network at a measured step at which exact statistics are right on more than "
+            "half of the test images; batch sizes at which none gets so far have no dots. The gap is between "
+            "PyTorch's running averages (momentum 0.1) and exact statistics of the same weights, in the layer where "
+            "it is largest, mostly the last. In each colour, dots of later steps lie to the lower left. The vertical "
+            "axis is linear up to 0.3 points, and logarithmic beyond.",
             find_costs,
             Dots("gap", "batch_size", Axis("gap in the worst layer", log=True),
                  Axis("accuracy lost (points)", linear=0.3)),
-            Headline("The farther running averages are off, the more accuracy they cost",
+            Headline("The further running averages are off, the more accuracy they cost",
                     {"larger_gaps_cost_more": ()})),
         "layers": Figure(
             "The gap of each layer at the end of training, by batch size",
-            "Compare the layers: distance of running means and variances from exact ones; momentum 0.1. Every network "
-            "sees the same number of images, so that large batches make few updates. The first layer's input is "
-            "standardized by hand: its means stay near 0, so that it has noise and hardly any lag.",
+            "Distance of running means and variances from exact ones in each layer; momentum 0.1. Every network sees "
+            "the same number of images, so that large batches make few updates. The first layer's input is "
+            "standardized beforehand, so its means stay near 0, and it has noise but hardly any lag.",
             score_both_gaps, Forest("name", Axis("gap", log=True), series="depth"),
             Headline("At the end running means are within 0.03 σ of exact ones at batch sizes 16 to 256, and variances "
                      "within 10% at all five",
@@ -172,11 +172,12 @@ QUESTION = Question(
     },
     claims={
         "population_wins_when_tiny": Claim(
-            "At the end of training, at a tiny batch, PyTorch's momentum costs accuracy.",
+            "At the end of training, at a tiny batch size, PyTorch's momentum costs accuracy.",
             score_cost(1.0, batch_size=4), above(0.0, "points", AS_ACCURATE),
             lines="each", post_hoc="dropped, and restored"),
         "nothing_at_adequate_batch": Claim(
-            "At the end of training, at moderate batches, PyTorch's momentum costs less than 0.3 points of accuracy.",
+            "At the end of training, at moderate batch sizes, PyTorch's momentum costs less than 0.3 points of "
+            "accuracy.",
             score_cost(1.0, batch_size=(4, 16, 64, 256)), HARMLESS,
             lines="each", post_hoc="batches of 4 were added"),
         **{f"{kind}s_are_near_late": Claim(
@@ -193,46 +194,50 @@ QUESTION = Question(
             below(0.03, "σ", "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts"),
             lines="each", post_hoc="asked"),
         "costs_early": Claim(
-            "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too.",
+            "After a fifth of training, PyTorch's momentum costs over a point, at tiny and moderate batch sizes, too.",
             score_cost(0.2, batch_size=(4, 16, 64)), COSTS_A_POINT,
             lines="each", post_hoc="asked"),
         "lag_costs_when_huge": Claim(
-            "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
+            "At a huge batch size, with few steps, PyTorch's momentum costs accuracy.",
             score_cost(1.0, batch_size=1024), above(0.3, "points", SIX_IMAGES), lines="each"),
         "large_momentum_mends_it": Claim(
-            "At a huge batch, with few steps, a momentum of 0.9 costs less than 0.3 points.",
+            "At a huge batch size, with few steps, a momentum of 0.9 costs less than 0.3 points.",
             score_cost(1.0, batch_size=1024, momentum=0.9), HARMLESS,
             lines="each", post_hoc="asked"),
         "ema_adds_early": Claim(
-            "Early at a huge batch the running mean is much farther from those of single batches than the exact mean "
-            "is.",
+            "Early in training, at a huge batch size, the running mean is much further from the means of single "
+            "batches than the exact mean is.",
             score("gaps", "tid_mean", EACH, at=0.1, against="exact", ratio=True, estimator="ema", momentum=0.1,
                   batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN),
             lines="each", post_hoc="layers after the first only"),
         "ema_is_pessimistic_early": Claim(
-            "Early at a huge batch PyTorch's running average costs accuracy.",
+            "Early in training, at a huge batch size, PyTorch's running average costs accuracy.",
             score_cost(EARLY, batch_size=1024), COSTS_A_POINT,
             lines="each", post_hoc="dropped, and restored"),
         "last_batch_beats_ema_early": Claim(
-            "Early at a huge batch the last batch's moments alone gain accuracy against the running averages.",
+            "Early in training, at a huge batch size, the last batch's moments alone gain accuracy against the "
+            "running averages.",
             score_cost(EARLY, batch_size=1024, against="last_batch"), GAINS,
             lines="each", post_hoc="dropped, and restored"),
         "ema_is_pessimistic": Claim(
-            "In the middle of training PyTorch's running average costs accuracy.",
+            "In the middle of training, PyTorch's running average costs accuracy.",
             score_cost(MIDDLE, batch_size=(64, 1024)), COSTS_A_POINT,
             lines="each", post_hoc="asked"),
         "cumulative_costs": Claim(
-            "At a moderate batch the average of all batches costs accuracy.",
+            "At a moderate batch size, the average of all batches costs accuracy.",
             score("evaluations", "accuracy", EACH, at=(EARLY, MIDDLE, LATE), against="exact", scale=-100,
                   estimator="cumulative", batch_size=64, split="test"), COSTS_A_POINT, lines="each"),
         "lags_early": Claim(
-            "Early the moving average of the mini-batches' accuracy is below the network's on training images.",
+            "Early in training, the moving average of the mini-batches' accuracy is below the network's accuracy on "
+            "training images.",
             score(select_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
                   panel=share_name(EARLY)), below(-1.0, "points", A_POINT), lines="each"),
         "agrees_late": Claim(
-            "At the end of training the moving average of the mini-batches' accuracy is the network's, to a point.",
+            "At the end of training, the moving average of the mini-batches' accuracy equals the network's, to within "
+            "a point.",
             score(select_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
-                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point"), lines="each"),
+                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance alone makes half a "
+                                                                       "point"), lines="each"),
         "larger_gaps_cost_more": Claim(
             "Over batch sizes and steps, the larger the gap in the layer where it is largest, the more accuracy is "
             "lost (where exact statistics are right on more than half of the test images).",
@@ -240,8 +245,8 @@ QUESTION = Question(
                   average=("batch_size", "step")), above(0.5, "rank correlation", A_QUARTER),
             lines="each", post_hoc="asked"),
         "gaps_tell_less_between_seeds": Claim(
-            "Between networks of one batch size and step, which differ in their seed alone, the gap says less about "
-            "what is lost (on average over batch sizes and steps).",
+            "Between networks of the same batch size and step, which differ only in their seed, the gap says less "
+            "about what is lost (on average over batch sizes and steps).",
             score(partial(correlate_ranks, within=("batch_size", "step")), "correlation", ("panel", "largest"),
                   average=("batch_size", "step")), below(0.5, "rank correlation", A_QUARTER),
             lines="each", post_hoc="asked"),

@@ -1,10 +1,12 @@
-"""Into how large parts should a batch be divided for normalization, and with what should it predict then?
+"""Into parts of what size should a batch be divided for normalization, and which statistics should the network then
+predict with?
 
-Hoffer et al. 2017 (ghost batches); in cifar10-fast parts of about 32 images were best. Wu & Johnson 2021: networks that
-normalize two images together in training predict better under statistics of two images than under those of the
-population. After 144 updates of 256 images the opposite holds, and they have hardly learned anything. Batches of 32
-make eight times as many updates: claims on them were written before their numbers were known, with fifteen seeds; those
-on batches of 256 have five. They are not blind to parts of 2 in batches of 256, of which 5 of 15 networks are the same.
+Hoffer et al. 2017 (ghost batches); in cifar10-fast, parts of about 32 images were best. Wu & Johnson 2021: networks
+that normalize two images together in training predict better under statistics of two images than under those of the
+population. After 144 updates of 256 images we find the opposite, but by then the networks have hardly learned anything.
+Batches of 32 make eight times as many updates. Claims on them were written before their numbers were known, and have
+fifteen seeds; those on batches of 256 have five. The former are not blind to parts of 2 in batches of 256, where 5 of
+15 networks are the same.
 """
 
 from typing import Any
@@ -65,17 +67,18 @@ QUESTION = Question(
     figures={
         "accuracy": Figure(
             "Accuracy by the number of images that are normalized together",
-            "Read up from the size of the parts: test accuracy after training in batches of 256; test batches have as "
-            "many images as the parts.",
+            "Test accuracy by the size of the parts, after training in batches of 256; test batches have as many "
+            "images as the parts.",
             score(select_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100,
                   momentum=(0.1, None)),
             Curves(SIZE, "estimator", Axis("test accuracy (%)")),
-            Headline("Training in parts of 2 images costs accuracy, under exact statistics too",
+            Headline("Training in parts of 2 images costs accuracy, even under exact statistics",
                     {"tiny_parts_are_not_rescued": ()})),
     },
     claims={
         "thirty_two_is_best": Claim(
-            "Under exact statistics networks trained in smaller or larger parts are less accurate than in parts of 32.",
+            "Under exact statistics, networks trained in smaller or larger parts are less accurate than those trained "
+            "in parts of 32.",
             score_gain(2, 8, 256, against=32, **PARTS), below(0.0, *AS_GOOD), lines="each"),
         "tiny_parts_are_not_rescued": Claim(
             "Under exact statistics, training in parts of 2 images is more than a point worse than in whole batches.",
@@ -87,25 +90,27 @@ QUESTION = Question(
             "In parts of 32 PyTorch's running average costs less than a point.",
             score_gain(32, **EMA), within(-1.0, 1.0, *BY_A_POINT), lines="each"),
         "population_wins_when_large": Claim(
-            "Trained in parts of 32 or whole batches, networks are better under exact than test batches' statistics.",
+            "Networks trained in parts of 32 or in whole batches are better under exact statistics than under those "
+            "of test batches.",
             score_gain(32, 256, against="test_batch", estimator="exact"), above(0.0, *AS_GOOD), lines="each"),
         "batches_win_when_tiny": Claim(
-            "Trained in parts of 2 images, networks are worse under exact statistics than those of test batches of 2.",
+            "Networks trained in parts of 2 images are worse under exact statistics than under those of test batches "
+            "of 2.",
             score_gain(2, against="test_batch", estimator="exact"), below(0.0, *AS_GOOD), lines="each"),
         "batches_win_after_many_updates": Claim(
-            "Trained in batches of 32 that are normalized in parts of 2, networks are less accurate under exact "
+            "Networks trained in batches of 32 that are normalized in parts of 2 are less accurate under exact "
             "statistics than under those of test batches of 2.",
             score(compute_leads, "accuracy", ("batch_size",), scale=100, estimator="exact", batch_size=MANY_UPDATES),
             below(0.0, *AS_GOOD), lines="each"),
         "the_lead_shrinks": Claim(
-            "What exact statistics gain against test batches of 2 is more than a point less in batches of 32 than of "
-            "256.",
+            "Exact statistics gain over a point less against test batches of 2 after training in batches of 32 than "
+            "after batches of 256.",
             score(compute_leads, "accuracy", ("batch_size",), against=FEW_UPDATES, along="batch_size",
                   matching=("seed",),
                   scale=100, estimator="exact", batch_size=MANY_UPDATES), below(-1.0, *BY_A_POINT), lines="each"),
         "running_averages_fail": Claim(
-            "In batches of 32 that are normalized in parts of 2 PyTorch's running average costs more than a point "
-            "against exact statistics.",
+            "After training in batches of 32 that are normalized in parts of 2, PyTorch's running average costs more "
+            "than a point against exact statistics.",
             score("evaluations", "accuracy", ("batch_size",), at=1.0, scale=100, batch_size=MANY_UPDATES, **EMA, **TWO),
             below(-1.0, *BY_A_POINT), lines="each"),
     },

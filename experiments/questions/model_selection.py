@@ -27,23 +27,23 @@ QUESTION = Question(
         "was reversed.",
     ),
     figures={"picks": Figure(
-        "What a checkpoint loses that is picked by validation accuracy",
-        "Read a point as the test accuracy that a pick loses against the checkpoint, of eight of the same training, "
-        "that is best by validation under exact statistics (0); both are tested under exact statistics. The axis "
-        "is linear up to half a point and logarithmic beyond.",
+        "What a checkpoint picked by validation accuracy loses",
+        "Test accuracy that a pick loses against the checkpoint, out of eight of the same run, that is best by "
+        "validation under exact statistics (0); both are tested under exact statistics. The axis is linear up to half "
+        "a point and logarithmic beyond.",
         score(select_picks, "cost", ("batch_size", "estimator"), scale=100, estimator=[*PICKED_BY]),
         Forest("estimator", Axis("test accuracy lost (points)", linear=0.5), (0.0, "the pick of exact statistics")),
-        Headline("Running averages pick as well as exact statistics at batch size 16, to half a point; at 256 the last "
-                 "checkpoint loses points",
+        Headline("At batch size 16 running averages pick as well as exact statistics, to within half a point; at 256 "
+                 "the last checkpoint loses points",
                 {"ema_picks_as_well": ("batch size 16",), "last_is_not_best": ("batch size 256",)}),
         panels="batch size {batch_size}", names={"estimator": PICKED_BY})},
     claims={
         "last_is_not_best": Claim(
             "At a constant learning rate the last checkpoint has a lower test accuracy than exact statistics' pick.",
             score(select_picks, "cost", ("batch_size",), scale=100, estimator="last"),
-            above(0.0, "points lost", "at 0 there is nothing to select"), lines="each"),
+            above(0.0, "points lost", "0 means that there is nothing to select"), lines="each"),
         "ema_shows_less": Claim(
-            "Over training running averages show a lower validation accuracy than exact statistics.",
+            "Over training, running averages show a lower validation accuracy than exact statistics.",
             score("evaluations", "accuracy", ("batch_size",), against="exact", average="step", scale=-100, split="val",
                   estimator="ema"), above(0.5, "points", "the margin of what is picked by it"), lines="each"),
         "ema_costs_at_the_end": Claim(
@@ -52,11 +52,12 @@ QUESTION = Question(
                   estimator="ema"), COSTS_A_POINT,
             lines="each", post_hoc="asked"),
         "ema_picks_as_well": Claim(
-            "The pick under running averages has the test accuracy of that under exact statistics, to half a point.",
+            "The pick under running averages has the test accuracy of the pick under exact statistics, to within half "
+            "a point.",
             score(select_picks, "cost", ("batch_size",), scale=100, estimator="ema"),
             within(-0.5, 0.5, "points", MARGIN), lines="each"),
         "ema_picks_the_same": Claim(
-            "In most networks running averages pick the checkpoint that exact statistics pick.",
+            "In most networks, running averages pick the same checkpoint as exact statistics.",
             score(select_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST),
             lines="each"),
     },

@@ -1,4 +1,4 @@
-"""Which momentum, and does theory know the best one?
+"""Which momentum is best, and does theory predict it?
 
 A small momentum averages the noise of many batches and lags behind; a large one follows, and is noisy.
 """
@@ -126,26 +126,26 @@ QUESTION = Question(
     figures={
         "gap": Figure(
             "Gap against the momentum",
-            "Compare the two ends of a curve, of running averages: lag on the left, noise of single batches on the "
-            f"right. {ALL_LAYERS}",
+            "The gap of running averages by momentum: lag on the left, noise of single batches on the right. "
+            f"{ALL_LAYERS}",
             score(lambda tables: compute_gaps(tables, SHARES, estimator="ema"), "mean_gap", POINT, geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH),
             Headline("At the end of training the gap is a U over the momentum: lag on the left, noise on the right",
                     {"gap_is_u_shaped": ("at the end of training",)})),
         "accuracy": Figure(
             "Accuracy lost under running averages, against the momentum",
-            "Read up from a momentum: test accuracy of the same network under exact statistics minus that under the "
-            "running average, at one rate for each batch size, not tuned, and over four epochs (2,252, 564 and 144 "
-            "updates of 16, 64 and 256 images); the axis is linear up to 0.3 points. Beyond it is logarithmic.",
+            "Points lost with each momentum: test accuracy of the same network under exact statistics minus that "
+            "under the running average. Each batch size has one rate, which is not tuned, and four epochs (2,252, 564 "
+            "and 144 updates of 16, 64 and 256 images). The axis is linear up to 0.3 points, and logarithmic beyond.",
             score("evaluations", "accuracy", POINT, at=SHARES, against="exact", scale=-100, estimator="ema"),
             Curves("momentum", "batch_size", LOST_OF_ANY_SIZE, mark=PYTORCH),
-            Headline("At the end, a momentum of 0.9, which is 0.1 in the other convention, costs accuracy",
+            Headline("At the end, a momentum of 0.9 (0.1 in the other convention) costs accuracy",
                     {"mistake_costs_late": ()})),
     },
     claims={
         "gap_is_u_shaped": Claim(
-            "With a momentum of 0.001, and with one of 1, the gaps in the deeper layers are larger than with the "
-            "best between them for each layer.",
+            "With a momentum of 0.001, and with one of 1, the gaps in the deeper layers are larger than with the best "
+            "momentum between them for each layer.",
             score(select_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
                   ratio=True, **RATIO_OVER_LAYERS),
             above(1.25, "times", "the smallest of many gaps is a little smaller by chance"),
@@ -156,15 +156,16 @@ QUESTION = Question(
                   ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR),
             lines="each", post_hoc="layers after the first only"),
         "mistake_costs_late": Claim(
-            "At the end of training a momentum of 0.9, which is 0.1 in the other convention, costs accuracy.",
+            "At the end of training, a momentum of 0.9 (0.1 in the other convention) costs accuracy.",
             score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE),
             lines="each"),
         "mistake_gains_early": Claim(
-            "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, gains accuracy.",
+            "Early in training, at a large batch size, a momentum of 0.9 (0.1 in the other convention) gains "
+            "accuracy.",
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=256, **MISTAKE),
             below(0.0, "points lost", AS_ACCURATE), lines="each"),
         "last_batch_leads_early": Claim(
-            "Early the last batch alone, which is momentum 1, is more accurate than a momentum of 0.1.",
+            "Early in training, the last batch alone (momentum 1) is more accurate than a momentum of 0.1.",
             score("evaluations", "accuracy", EACH, at=EARLY, **{**MISTAKE, "momentum": 1.0}),
             below(0.0, "points lost", AS_ACCURATE), lines="each", post_hoc="asked"),
         "theory_knows_momentum": Claim(

@@ -1,4 +1,4 @@
-"""How accurate is a network that sees images of a class together, under each estimator, and with renormalization?
+"""How accurate is a network that sees images of a class together, under each estimator and with renormalization?
 
 Ioffe 2017: on such batches batch norm fell to 67.0% on ImageNet, and renormalization, which trains with its running
 averages, kept 78.5% (quoted from memory), after 5,000 updates as a batch norm. Blocks of 16 were added when no network
@@ -41,7 +41,7 @@ GAIN: dict[str, Any] = {
     "estimator": "exact",
     **BLOCKS,
 }
-HALF_OF_THE_PAPER = above(5.0, "points gained", "half of what is recalled of its paper for batches of like images")
+HALF_OF_THE_PAPER = above(5.0, "points gained", "half of what we recall from its paper for batches of similar images")
 MUCH = (5.0, "points", "more than anyone would accept")
 
 
@@ -72,22 +72,23 @@ QUESTION = Question(
             "(sorted).",
             score(select_accuracies, "accuracy", ("norm", "rule", "order"), scale=100),
             Forest("rule", ACCURACY, series="order"),
-            Headline("Networks that see images of a class together lose much, under exact statistics too",
+            Headline("Networks that see images of a class together lose many points, even under exact statistics",
                     {"nothing_rescues": ()}),
             panels="{norm}", names={"order": WORDS, "norm": NORMS}),
     },
     claims={
         "running_average_costs": Claim(
-            "Where images of a class come together PyTorch's average, which remembers the last ones, costs much.",
+            "If images of a class come together, PyTorch's average, which remembers the last ones, costs many points.",
             score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order=IN_ORDER, **COST_OF_EMA,
                   **FOUR_EPOCHS), above(*MUCH), lines="each"),
         "long_average_costs": Claim(
-            "In blocks of 16 images of a class a momentum of 0.01 costs much.",
+            "In blocks of 16 images of a class, a momentum of 0.01 costs many points.",
             score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order="blocks:16",
                   **{**COST_OF_EMA, "momentum": 0.01}, **FOUR_EPOCHS), above(*MUCH),
             lines="each", post_hoc="asked"),
         "nothing_rescues": Claim(
-            "Networks that saw images of a class together lose much against shuffled ones, under exact statistics too.",
+            "Networks that saw images of a class together lose many points against those that saw them shuffled, even "
+            "under exact statistics.",
             score("evaluations", "accuracy", ("order",), at=1.0, against=SHUFFLED, along="order", matching=("seed",),
                   scale=-100, norm="batch", estimator="exact", order=IN_ORDER, **FOUR_EPOCHS), above(*MUCH),
                   lines="each"),
@@ -97,8 +98,8 @@ QUESTION = Question(
                   matching=("seed", "order"), estimator="ema", momentum=0.01, order="blocks:16", **FOUR_EPOCHS),
             HALF_OF_THE_PAPER, lines="each"),
         "long_warmup_rescues": Claim(
-            "After 16 epochs renorm with a momentum of 0.01 gains more than 5 points against batch norm after 16 "
-            "epochs, both under exact statistics, which are kind to batch norm.",
+            "After 16 epochs, renorm with a momentum of 0.01 gains more than 5 points against batch norm after 16 "
+            "epochs, both under exact statistics, which favour batch norm.",
             score("evaluations", "accuracy", EACH, **GAIN, **WARMED_UP), HALF_OF_THE_PAPER, lines="each"),
         "short_memory_rescues": Claim(
             "After 4 epochs renorm with a momentum of 0.1 gains more than 5 points against batch norm, both under "

@@ -1,12 +1,12 @@
 """Which norm is most accurate after 2,250 updates, each at its own learning rate?
 
-Wu & He 2018 (group norm), Ioffe 2017 (renormalization), Ruff 2017 (gain control). In batches of 4, 32 and 128, in full
-batches and with a one-cycle schedule. The rate of each norm and batch size is picked by validation on seeds 100 to 102,
+Wu & He 2018 (group norm), Ioffe 2017 (renormalization), Ruff 2017 (gain control). Networks train on full batches of 4,
+32 and 128 with a one-cycle schedule. The rate of each norm and batch size is picked by validation on seeds 100 to 102,
 under exact statistics where a norm has them, and tested on seeds 103 to 109. We tried 0.025, 0.1 and 0.4. If the best
 rate was the largest or smallest, we also tried the next one beyond it, a factor of four away. Batches of 128 see 32
 times the images of batches of 4. All claims were written before their first number; an earlier experiment with three
-rates has shown that group norm does not win in batches of 4. In all claims and in the figure networks that collapsed
-are left out.
+rates had shown that group norm does not win in batches of 4. Networks that collapsed are left out of all claims and of
+the figure.
 """
 
 import numpy as np
@@ -103,7 +103,7 @@ QUESTION = Question(
         "accuracy": Figure(
             "Accuracy gained against batch norm after 2,250 updates, each norm at its own learning rate",
             "Compare the norms at one batch size: test accuracy at the end minus that of batch norm of the same seed "
-            "under running averages, of momentum 0.1. Running averages of batch renorm have its own momentum. Networks "
+            "under running averages (momentum 0.1). Running averages of batch renorm have its own momentum. Networks "
             "that collapsed, to less than half of the median of their kind, are left out. The axis is linear up to a "
             "point and logarithmic beyond.",
             score(name_gains, "accuracy", ("batch_size", "norm", "words"), scale=100),
@@ -112,9 +112,9 @@ QUESTION = Question(
                      {"gain_control_keeps_up": ()}, {"group_norm_wins_when_small": ()}),
             panels="batch size {batch_size}"),
         "rates": Figure(
-            "Learning rates are picked by these accuracies",
-            "Find the highest point of the lines of a colour: validation accuracy at the end, a line for each of the "
-            "seeds 100 to 102, under exact statistics where a norm has them; a network that diverged counts with "
+            "Learning rates are picked by these validation accuracies",
+            "Look for the highest point of the lines of a colour: validation accuracy at the end, a line for each of "
+            "the seeds 100 to 102, under exact statistics where a norm has them; a network that diverged counts with "
             "chance accuracy.",
             score_each_seed(select_validated, "accuracy", ("batch_size", "line", RATE), scale=100),
             Curves(RATE, "line", VALIDATED, across=Axis("learning rate", log=True)), panels="batch size {batch_size}"),

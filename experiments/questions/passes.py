@@ -1,7 +1,8 @@
-"""What do exact statistics of any model take, in passes over the data, time and memory?
+"""How many passes over the data, how much time and how much memory do exact statistics take?
 
-It is said to be infeasible: all activations are needed. `population_statistics` keeps those between two layers, breadth
-first, or none, layer by layer. Times and passes were known before the claims. Passes and memory are counts.
+Exact statistics are said to be infeasible, because all activations are needed. `population_statistics` keeps those
+between two layers (breadth first) or none (layer by layer). Times and passes were known before the claims. Passes and
+memory are counts.
 """
 
 from typing import Any
@@ -41,40 +42,42 @@ QUESTION = Question(
     command="python -m benchmarks scaling",
     figures={"depth": Figure(
         "Time of exact statistics over that of one forward, by depth",
-        "Read up from a depth: seconds over those of one plain forward of the same 256 random images, 32×32, on two "
-        "cores (of 512 images and more the ratio is lower). Breadth first takes memory for the activations between "
-        "two layers; layer by layer takes a pass for each layer, and no such memory.",
+        "Time relative to one plain forward pass over the same 256 random images, 32×32, on two cores (with 512 "
+        "images or more, the ratio is lower). Breadth first takes memory for the activations between two layers; "
+        "layer by layer takes a pass for each layer, and no such memory.",
         score(compute_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
         Curves("layers", "line", Axis("time / that of one forward", (0.9, 60), log=True)),
         Headline("Exact statistics of all layers take about two forward passes, however deep the network is",
                 {"two_passes_are_enough": ()}))},
     claims={
         "one_pass_is_enough": Claim(
-            "Breadth first, the exact statistics of all layers take less time than two forwards.",
+            "Breadth first, the exact statistics of all layers take less time than two forward passes.",
             score(compute_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS), TWO,
             lines="each"),
         "two_passes_are_enough": Claim(
-            "They take less time than two and a half forwards, however deep the network is.",
+            "They take less time than two and a half forward passes, however deep the network is.",
             score(compute_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS),
-            below(2.5, "times", "what is less rounds to two"),
+            below(2.5, "times", "anything less rounds to two"),
             lines="each", post_hoc="asked when two forwards had failed"),
         "images_cost_no_more": Claim(
-            "From 256 images to four times as many, exact statistics breadth first take less time than two forwards.",
+            "From 256 images to four times as many, exact statistics breadth first take less time than two forward "
+            "passes.",
             score(compute_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES), TWO, lines="each"),
         "memory_is_the_price": Claim(
             "Breadth first, exact statistics of four times the images need more than twice the memory.",
             score(compute_costs, "peak_bytes", ("strategy",), strategy="breadth", **GROWTH),
             above(2.0, "times", "the activations between two layers of all images are kept"), lines="each"),
         "layer_by_layer_is_small": Claim(
-            "Layer by layer, exact statistics of four times the images need no more memory, to a quarter.",
+            "Layer by layer, exact statistics of four times the images need no more memory, to within a quarter.",
             score(compute_costs, "peak_bytes", ("strategy",), strategy="layerwise", **GROWTH),
             below(1.25, "times", "only one batch is alive at once"), lines="each"),
         "less_memory_is_enough": Claim(
-            "With an eighth of its memory or less breadth first begins fewer forwards per batch than there are layers.",
+            "With an eighth of its memory or less, breadth first starts fewer forward passes per batch than there are "
+            "layers.",
             score(compute_costs, "of_layers", ("shortage",), shortage=(8, 12)),
             below(1.0, "× layers", "as many as evaluating and setting one layer after the other takes"), lines="each"),
         "both_agree": Claim(
-            "Breadth first and layer by layer give the same statistics, but for float32's rounding.",
+            "Breadth first and layer by layer give the same statistics, except for float32's rounding.",
             score(compute_costs, "difference", ("model.depth",), strategy="layerwise", **DEPTHS),
             below(1e-4, "σ", "a hundred times float32's rounding, through 55 layers"), lines="each"),
     },

@@ -1,4 +1,5 @@
-"""Is a momentum that forecasts the next batch as good as the best fixed one, which is known in hindsight only?
+"""Is a momentum chosen by how well it forecasts the next batch as good as the best fixed one, which is known only in
+hindsight?
 
 The noise of the batch that is forecast is the same for all momenta: the best forecast is the nearest.
 """
@@ -80,7 +81,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
     by = ("model", "batch_size", "optimizer.schedule")
     mean: dict[str, Any] = {"average": ("layer", "epoch"), "geometric": True}
     return Claim(
-        f"{where}, in the deeper layers, the gap of predictive momentum is about that of the best fixed one of "
+        f"{where}, in the deeper layers, the gap of self-tuned momentum is about that of the best fixed one of "
         f"each layer and step (over all layers {over_all_layers}).",
         score(RATIOS, "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
         below(1.25, "times", FLAT),
@@ -100,22 +101,23 @@ QUESTION = Question(
     ),
     figures={"training": Figure(
         "The gap of self-tuned momentum over training, against that of the best fixed momentum",
-        "Compare with 1: gap of the mean over the smallest of any fixed momentum in that layer at that step, known in "
-        "hindsight only; geometric mean over the deeper layers. The running average has PyTorch's momentum. The "
-        "learning rate rises for a fifth of training and falls to 0 at the end.",
+        "Gap of the mean, divided by the smallest gap of any fixed momentum in that layer at that step, which is "
+        "known only in hindsight; geometric mean over the deeper layers. The running average has PyTorch's momentum. "
+        "The learning rate rises for a fifth of training and falls to 0 at the end.",
         score(RATIOS, "mean_gap", ("batch_size", "steps", "estimator", "momentum", "epoch"), momentum=(0.1, None),
               estimator=("ema", "cumulative", "predictive"), batch_size=(16, 64, 256), **CHARACTERS, **ONE_CYCLE,
               **RATIO_OVER_LAYERS),
         Curves("epoch", "estimator", TIMES_THE_BEST),
         panels="batch size {batch_size}, {steps} updates", networks="characters; CNN",
         headline=Headline(
-            "Self-tuned momentum is about as near as the best fixed one, until the rate ends at 0: there it is late",
+            "Self-tuned momentum is about as good as the best fixed one, until the learning rate reaches 0: there it "
+            "is late",
             {"near_the_best": ("batch size 16, schedule onecycle", "batch size 64, schedule onecycle",
                                "batch size 256, schedule onecycle"),
              "late_where_the_rate_ends": ("batch size 16", "batch size 64", "batch size 256")}))},
     claims={
         "never_worse": Claim(
-            "On characters predictive momentum never loses 0.3 points or more against PyTorch's.",
+            "On characters, self-tuned momentum never loses 0.3 points or more against PyTorch's.",
             score(compute_gains, "accuracy", EACH, scale=100, estimator="predictive", **CHARACTERS),
             Margin(-0.3, math.inf, "points", SIX_IMAGES),
             lines="each", post_hoc="lines near chance were left out, and each is tested alone"),
@@ -123,15 +125,15 @@ QUESTION = Question(
             "On characters", "1.460 [1.396, 1.526], 1.455 [1.386, 1.528] and 1.413 [1.341, 1.489] times at 16, 64 and "
             "256 with a one-cycle schedule, see `near_the_best_over_all_layers`", **CHARACTERS),
         "late_where_the_rate_ends": Claim(
-            "On characters at the end of a one-cycle schedule, where the learning rate falls to 0, predictive "
-            "momentum is late: in the deeper layers its gap is more than a quarter larger than that of the best "
-            "fixed one.",
+            "On characters, at the end of a one-cycle schedule, where the learning rate falls to 0, self-tuned "
+            "momentum is late: in the deeper layers its gap is more than a quarter larger than that of the best fixed "
+            "one.",
             score(partial(RATIOS, at=1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
                   **CHARACTERS), above(1.25, "times", FLAT),
             lines="each", post_hoc=f"asked; {NARROWED}"),
         "near_the_best_over_all_layers": Claim(
-            "On characters, over all layers, as it was asked first, the gap of predictive momentum is about that of "
-            "the best fixed one of each layer and step.",
+            "On characters, over all layers (as we first asked), the gap of self-tuned momentum is about that of the "
+            "best fixed one for each layer and step.",
             score(RATIOS, "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer",
                   "epoch"),
                   geometric=True, estimator="predictive", **CHARACTERS), below(1.25, "times", FLAT), lines="each"),
@@ -139,8 +141,8 @@ QUESTION = Question(
         "near_the_best_resnet": claim_nearness("In a resnet on characters", "the same lines hold", data="glyphs",
                                                model="resnet"),
         "last_batch_is_farther": Claim(
-            "On characters, over a training with a one-cycle schedule, the gap of the last batch alone is larger than "
-            "that of predictive momentum at each batch size.",
+            "On characters, over training with a one-cycle schedule, the gap of the last batch alone is larger than "
+            "that of self-tuned momentum at each batch size.",
             score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, geometric=True,
                   average=("epoch", "layer"), depth=OtherThan(1), estimator="ema", momentum=1.0, **ONE_CYCLE,
                   **CHARACTERS), above(1.0, "times", AS_NEAR),
@@ -153,7 +155,8 @@ QUESTION = Question(
                   **ONE_CYCLE, **CHARACTERS), above(1.0, "times", AS_NEAR),
             lines="each", post_hoc=NARROWED),
         "as_accurate": Claim(
-            "On characters it is less than 0.3 points below the fixed one that is best at that step and batch size.",
+            "On characters, self-tuned momentum is less than 0.3 points below the fixed one that is best at that step "
+            "and batch size.",
             score(compute_losses, "accuracy", ("panel", "batch_size"), scale=-100), below(0.3, "points lost",
                   SIX_IMAGES), lines="each"),
     },

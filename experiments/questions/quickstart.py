@@ -1,7 +1,7 @@
 """What do running averages cost, early and late in training?
 
-PyTorch's momentum of 0.1 is used for any number of steps. A running average starts at 0 and 1, which a debiased one
-divides out; what is left is lag and noise.
+PyTorch's momentum of 0.1 is used for any number of steps. A running average starts at 0 and 1; a debiased one divides
+this start out, and what is left is lag and noise.
 """
 
 from functools import partial
@@ -50,9 +50,8 @@ QUESTION = Question(
     figures={
         "accuracy": Figure(
             "What start and lag cost after a tenth of training",
-            "Read up from a momentum: the same networks under running averages with it. Up to the line where the "
-            "start, 0 and 1, is divided out is what the start costs; from there to exact statistics what lag and noise "
-            "cost.",
+            "The same networks under running averages with each momentum. The distance to the line without the start "
+            "at 0 and 1 is what the start costs; from there to exact statistics is what lag and noise cost.",
             score("evaluations", "accuracy", ("batch_size", "step", "estimator", "momentum"), at=EARLY, scale=100,
                   estimator=("ema", "ema_debiased", "exact")),
             Curves("momentum", "estimator", ACCURACY, mark=PYTORCH),
@@ -61,18 +60,18 @@ QUESTION = Question(
             panels="batch size {batch_size}, after {step} updates"),
         "gap": Figure(
             "How far the running mean is from the population mean",
-            "Read up from a momentum, in standard deviations. Small momenta average many batches: little noise, but "
-            f"they lag behind the weights and long keep their start of 0. {ALL_LAYERS} {{schedule}}",
+            "The gap by momentum, in standard deviations. Small momenta average many batches, so they have little "
+            f"noise, but they lag behind the weights and keep their start at 0 for long. {ALL_LAYERS} {{schedule}}",
             score(lambda tables: compute_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
                   geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
         "estimators": Figure(
             "Other averages of the same batches",
-            "Compare the curves at one epoch: root mean square over the deeper layers. Self-tuned momentum chooses its "
-            "own; that of running averages is PyTorch's. {schedule}",
+            "Compare the curves at one epoch: root mean square over the deeper layers. Running averages have "
+            "PyTorch's momentum. {schedule}",
             score(select_averages, "mean_gap", OVER_TIME, geometric=True, layers=DEEPER),
             Curves("epoch", "estimator", GAP),
-            Headline("Over training, self-tuned momentum is nearer to exact statistics than PyTorch's",
+            Headline("Over training, self-tuned momentum is closer to exact statistics than PyTorch's",
                     {"predictive_is_nearer": ()})),
     },
     claims={
@@ -104,7 +103,7 @@ QUESTION = Question(
             lines="each", post_hoc="asked"),
         "predictive_is_nearer": Claim(
             "On average over the deeper layers and all measured steps, PyTorch's gap is larger than that of "
-            "predictive momentum.",
+            "self-tuned momentum.",
             score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, estimator="ema", momentum=0.1,
                   **{**RATIO_OVER_LAYERS, "average": ("step", "layer")}), above(1.0, "times", AS_NEAR),
             lines="each", post_hoc="layers after the first only; dropped, and restored"),

@@ -1,16 +1,16 @@
 """What do running averages cost at each learning rate, and which rate would one pick under them?
 
-`ground` tunes the rate under exact statistics, with which running averages are then compared: it hides that what they
-lose depends on the rate first of all. These are the seeds that `ground` tests, in batches of 64, at three rates, all on
-one CPU, over 2,250 updates. All claims but those marked as post hoc were written before their numbers were known. Of
-three other seeds it was known that running averages lose 0.57 points at 0.025, 1.97 at 0.1 and 13.6 at 0.4, at the end
-of a constant rate, on validation images; so the claims on a constant rate say what a repetition would have to show.
-Seven seeds were planned, 103 to 109. The last three were added when the verdicts of the first four were known: the time
-had been over.
+`ground` tunes the rate under exact statistics, with which it then compares running averages. That hides that what they
+lose depends above all on the rate. Here are the seeds that `ground` tests, in batches of 64, at three rates, all on one
+CPU, over 2,250 updates. All claims except those marked as post hoc were written before their numbers were known. From
+three other seeds we knew that running averages lose 0.57 points at 0.025, 1.97 at 0.1 and 13.6 at 0.4, at the end of a
+constant rate, on validation images; so the claims on a constant rate say what a repetition would have to show. Seven
+seeds were planned, 103 to 109. Time ran out after four; the last three were added after the verdicts of the first four
+were known.
 
-Claims that say *on average* are of each network's average over the five measured steps from 560 updates on. What picks
-cost stands seed by seed: where both kinds of statistics pick the same, it is exactly 0, and such numbers have no honest
-interval. Means with intervals stood here until 30 November 2026, when all numbers were known.
+Claims that say *on average* are about each network's average over the five measured steps from 560 updates on. What
+picks cost is given seed by seed: if both kinds of statistics pick the same rate, it is exactly 0, and such numbers have
+no honest interval. Until 30 November 2026, when all numbers were known, this page had means with intervals.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: "constant"}
 AT_LARGE_CONSTANT_RATES: dict[str, Any] = {**AT_CONSTANT_RATE, RATE: (0.1, 0.4)}
 LATE = (0.25, 0.5, 0.75, 0.9, 1.0)  # from 560 updates on, all that are measured
 ON_ONE_CYCLE: dict[str, Any] = {SCHEDULE: "onecycle"}
-MOST = "more than half are most; seven seeds that agree decide it"
+MOST = "more than half is most; seven seeds that agree decide it"
 
 
 def compute_lost(tables: Tables, *shares: float) -> pd.DataFrame:
@@ -65,8 +65,8 @@ QUESTION = Question(
     figures={
         "rates_running": Figure(
             "Which rate one picks, under running averages and under exact statistics",
-            "Find the highest point of each line: validation accuracy at the end of 2,250 updates, in batches of 64, "
-            "by learning rate.",
+            "Look for the highest point of each line: validation accuracy after 2,250 updates in batches of 64, by "
+            "learning rate.",
             score(lambda tables: select_accuracies(tables, CELL, (1.0,), "val"), "accuracy", (SCHEDULE, "line", RATE),
                   scale=100),
             Curves(RATE, "line", VALIDATED, across=RATES),
@@ -79,7 +79,7 @@ QUESTION = Question(
             score(compute_lost_with_rate, "accuracy", ("rates",), scale=-100, **AT_CONSTANT_RATE), COSTS_A_POINT,
             lines="each"),
         "it_grows_with_the_rate_on_average": Claim(
-            "So it does on average over the measured steps from 560 updates on.",
+            "On average over the measured steps from 560 updates on, it does so, too.",
             score(lambda tables: compute_lost_with_rate(tables, *LATE), "accuracy", ("rates",), average="panel",
                   scale=-100, **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each", post_hoc="asked"),
         "a_constant_rate_costs": Claim(
@@ -97,8 +97,8 @@ QUESTION = Question(
             score(compute_lost, "accuracy", (RATE,), scale=-100, **ON_ONE_CYCLE),
             below(0.3, "points", SIX_IMAGES), lines="each"),
         "another_rate_is_picked": Claim(
-            "At a constant rate validation under running averages picks another rate than under exact statistics, in "
-            "most seeds (known of the mean of other seeds).",
+            "At a constant rate, validation under running averages picks another rate than validation under exact "
+            "statistics, in most seeds (known of the mean of other seeds).",
             score(pick_rates, "differs", (SCHEDULE,), **AT_CONSTANT_RATE), above(0.5, "of the seeds", MOST),
             lines="each"),
         "that_rate_costs_little": Claim(

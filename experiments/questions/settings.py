@@ -1,7 +1,7 @@
-"""Does what the running average costs depend on how the network is trained, and does it help to freeze batch norm?
+"""Does the cost of running averages depend on how the network is trained, and does it help to freeze batch norm?
 
-One setting is changed at a time, at a batch of 256; AdamW has a learning rate and weight decay of its own. Wu & Johnson
-2021 (FrozenBN): where training goes on under the statistics of evaluation, the two do not differ.
+One setting is changed at a time, at batch size 256; AdamW has a learning rate and weight decay of its own. Wu & Johnson
+2021 (FrozenBN): if training continues under the statistics of evaluation, the two do not differ.
 """
 
 import math
@@ -139,29 +139,29 @@ QUESTION = Question(
     ),
     figures={"order": Figure(
         "Configurations under exact statistics and under running averages",
-        "Follow a line from left to right: the place of a configuration by its test accuracy under exact statistics, "
-        "and under running averages of the same networks, in batches of 256. Each differs from one-cycle SGD in what "
-        "it names.",
+        "A line shows the rank of a configuration by test accuracy under exact statistics (left) and under running "
+        "averages of the same networks (right), in batches of 256. Each configuration differs from one-cycle SGD in "
+        "the setting that it names.",
         rank_settings,
         Curves("estimator", "words", Axis("place by mean accuracy", (8.4, 0.6)), across=Axis("")),
-        Headline("At the end running averages move the configuration with a constant rate from the second place to "
-                 "the seventh",
+        Headline("At the end, running averages move the configuration with a constant rate from second place to "
+                 "seventh",
                 {"harmless_late": ("setting usual", "setting weight decay 0", "setting learning rate 0.4",
                                    "setting learning rate 0.025", "setting step schedule")},
                 {"harmless_late": ("setting constant schedule",)}),
         names={"estimator": STATISTICS})},
     claims={
         "order_is_kept": Claim(
-            "Running averages put two settings in the order of exact statistics, in over nine of ten pairs that "
-            "differ by over a point under these.",
+            "In over nine of ten pairs of settings that differ by over a point under exact statistics, running "
+            "averages rank the two in the same order.",
             score(count_kept_order, "alike", ("panel",)),
-            above(0.9, "share", "of the pairs; who picks by them would be misled once in ten"),
+            above(0.9, "share", "of the pairs; they would mislead once in ten picks"),
             lines="each", post_hoc="asked when the costs below were known, before the order was looked at"),
         "order_is_kept_at_falling_rates": Claim(
             "They do so at the end among settings whose learning rate falls.",
             score(partial(count_kept_order, setting=OtherThan("constant schedule")), "alike", ("panel",),
                   panel=share_name(LATE)),
-            above(0.9, "share", "of the pairs; who picks by them would be misled once in ten"),
+            above(0.9, "share", "of the pairs; they would mislead once in ten picks"),
             lines="each", post_hoc="asked"),
         "harmless_late": Claim(
             "At the end of training PyTorch's running average costs less than a point, whichever setting is changed.",
@@ -171,7 +171,7 @@ QUESTION = Question(
             "At the end the running averages' gap in the deeper layers is over twice as large at a constant learning "
             "rate as at one that falls to 0.",
             score_times("constant schedule", "usual", LATE),
-            above(2.0, "times", "no other setting of the training should double it"),
+            above(2.0, "times", "no other training setting should double it"),
             lines="each", post_hoc="layers after the first only"),
         "high_rate_is_farther": Claim(
             "In the middle of training the running averages' gap in the deeper layers is larger at a learning rate "
@@ -179,7 +179,7 @@ QUESTION = Question(
             score_times("learning rate 0.4", "learning rate 0.025", MIDDLE), above(1.0, "times", AS_NEAR),
             lines="each", post_hoc="layers after the first only"),
         "freezing_changes_little": Claim(
-            "Batch norm that is frozen for the last fifth of training changes the final accuracy by less than a point.",
+            "Freezing batch norm for the last fifth of training changes the final accuracy by less than a point.",
             score("evaluations", "accuracy", ("batch_size", "freeze_with"), at=LATE, against="none", scale=100,
                   along="freeze_with", matching=("seed", "batch_size"), estimator="ema", **USUAL), LITTLE,
                   lines="each"),

@@ -1,7 +1,8 @@
-"""How well do statistics of the test batch predict images that are not like those of training?
+"""How well do networks predict images unlike those of training under statistics of the test batch?
 
-Nado et al. 2020 and Schneider et al. 2020: under corruptions they predict better than those of training, under natural
-shifts hardly; mixed with pseudo-samples even those of few images do. All networks are trained on DejaVu fonts.
+Nado et al. 2020 and Schneider et al. 2020: under corruptions, these predict better than statistics of training, and
+under natural shifts hardly so; mixed with pseudo-samples, even those of few images do. All networks are trained on
+DejaVu fonts.
 """
 
 import pandas as pd
@@ -96,8 +97,8 @@ QUESTION = Question(
     figures={"shift": Figure(
         "Statistics of the test batch under shifts of the test images",
         "Compare the points beside a kind of shift: the same networks under statistics of training images and of test "
-        "images. Corruptions are weak (strength 1) or strong (3). As pseudo-samples exact statistics count as 16 "
-        "further images.",
+        "images. Corruptions are weak (strength 1) or strong (3). Pseudo-samples are exact statistics that count as "
+        "16 further images.",
         score(select_drawn, "accuracy", ("panel", "name", "line"), scale=100),
         Forest("name", ACCURACY, series="line"),
         Headline("Under strong corruptions, statistics of 256 test images gain accuracy", {"many_images_gain": ()}))},
@@ -106,7 +107,7 @@ QUESTION = Question(
             "Under strong corruptions statistics of 256 test images gain accuracy against exact statistics.",
             score_gain(STRONG), above(0.0, "points", AS_ACCURATE), lines="each"),
         "fonts_gain_little": Claim(
-            "Under other fonts, a natural shift, statistics of 256 test images gain less than a point.",
+            "Under other fonts (a natural shift), statistics of 256 test images gain less than a point.",
             score_gain(FONTS), below(1.0, "points gained", A_POINT), lines="each"),
         "few_and_pseudo_gain": Claim(
             "Under strong corruptions 4 test images and 16 pseudo-samples gain accuracy against exact statistics.",

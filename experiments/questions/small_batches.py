@@ -1,9 +1,9 @@
-"""What should a network predict with that was trained in batches of 2 to 16 images?
+"""Which statistics should a network predict with after training in batches of 2 to 16 images?
 
 Singh & Shrivastava 2019 (EvalNorm) and Summers & Dinneen 2020 let each example take part in its statistics, as it does
 in training. Wu & Johnson 2021 freeze batch norm for the last epochs. There were fifteen seeds from the start, and all
-claims were written before their numbers were known. They are not blind to running averages and exact statistics: 75 of
-the 135 networks repeat settings and seeds of `variance` and `settings`.
+claims were written before their numbers were known. They are not blind to running averages and exact statistics,
+because 75 of the 135 networks repeat settings and seeds of `variance` and `settings`.
 """
 
 from typing import Any
@@ -72,12 +72,12 @@ QUESTION = Question(
     figures={
         "accuracy": Figure(
             "Accuracy gained over running averages, by what is predicted with",
-            "Compare with 0, running averages, of networks that were never frozen. EvalNorm weighs each example as a "
-            "batch of the training size does.",
+            "Points gained against running averages (0), by networks that were never frozen. EvalNorm gives each "
+            "example the weight that it has in a batch of the training size.",
             score(select_accuracies, "accuracy", ("batch_size", "line"), scale=100, against=RUNNING, along="line",
                   freeze_with="none"),
             Forest("line", Axis("points gained"), mark=(0.0, "as under running averages")),
-            Headline("EvalNorm is more accurate than running averages, most so after batches of 2",
+            Headline("EvalNorm is more accurate than running averages, above all after batches of 2",
                     {"eval_norm_beats_running_averages": ()}),
             panels="batch size {batch_size}"),
     },
@@ -89,7 +89,8 @@ QUESTION = Question(
             "EvalNorm is more accurate than exact statistics.",
             score_gain(EVAL_NORM, EXACT), GAINS, lines="each"),
         "example_weighing_gains": Claim(
-            "Exact statistics in which the example itself has a tenth are more accurate than exact ones alone.",
+            "Exact statistics in which the example itself has a weight of a tenth are more accurate than exact "
+            "statistics alone.",
             score_gain(WEIGHING, EXACT), GAINS, lines="each"),
         "exact_statistics_gain_in_batches_of_two": Claim(
             "In batches of 2 exact statistics are over a point more accurate than running averages.",
@@ -107,9 +108,10 @@ QUESTION = Question(
                   matching=("seed", "batch_size"), line=FROZEN), GAINS,
             lines="each", post_hoc="asked"),
         "discrepancy_is_noise_of_batches": Claim(
-            "Exact means are over twice as far from those of single batches of 2 as of 16, in every layer.",
+            "In every layer, exact means are over twice as far from the means of single batches of 2 as from those of "
+            "16.",
             score("gaps", "tid_mean", ("depth",), at=1.0, against=16, along="batch_size", matching=("seed",),
                   ratio=True, geometric=True, batch_size=2, estimator="exact", freeze_with="none"),
-            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8"), lines="each"),
+            above(2.0, "times", "with noise that falls with the root of the batch size, it is 2.8"), lines="each"),
     },
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Does an input fade from layer to layer in merged and pruned networks, more in deep ones, and do new statistics help?
+"""Does an input fade from layer to layer in merged and pruned networks, more so in deep ones, and do new statistics
+help?
 
 Qu and Horváth 2024 diagnose this as the vanishing feature. The claims were written before any number was known; `bnlab
 report paper=vanishing` decides them.
@@ -39,9 +40,9 @@ QUESTION = Question(
     figures={
         "fading": Figure(
             "Variance of the layers' outputs in merged and pruned networks",
-            "Compare with 1, the network itself under exact statistics, and follow a line from layer to layer. "
-            "Matched: two networks trained apart, averaged after matching. Pruned: 80% or 90% of the weights are 0. "
-            "Under exact statistics of the same weights all of them are at 1.",
+            "Variance of the outputs from layer to layer, relative to that of the network itself under exact "
+            "statistics (1). Matched: two networks trained apart, averaged after matching. Pruned: 80% or 90% of the "
+            "weights are 0. Under exact statistics of their own weights, all of them are at 1.",
             score("vanishing", "variance_ratio", ("model.depth", "statistics", "change", "depth"), at=1.0,
                   geometric=True, change=DRAWN, statistics="stale"),
             Curves("depth", "change", Axis("variance over that of the network", log=True)),

@@ -1,7 +1,7 @@
-"""What do m/(m−1), pooling and weights of batches change in the variance, and when does it matter?
+"""How do m/(m−1), pooling and the weights of batches change the variance, and when does it matter?
 
 Ioffe & Szegedy 2015, algorithm 2: the mean of unbiased batch variances, m/(m−1), which is right for m independent
-values; the pixels of an image resemble each other. In the claims m is called n.
+values; but the pixels of an image resemble each other.
 """
 
 import pandas as pd
@@ -72,16 +72,16 @@ QUESTION = Question(
     figures={
         "ratio": Figure(
         "What the correction changes in variances, and how near they are to the exact ones",
-        "First line: running variance with the correction, divided by that without it; other lines: running "
-        "variance divided by the exact variance; geometric means over the deeper layers. m is the "
-        "number of values that a batch has in a channel, images times pixels. Momentum 0.1.",
+        "First line: running variance with the correction, divided by that without it. Other lines: running variance "
+        "divided by the exact variance. All are geometric means over the deeper layers. m is the number of values "
+        "that a batch has in a channel, images times pixels. Momentum 0.1.",
         score_ratios(),
         Forest("rule", Axis("ratio of variances"), mark=(1.0, "equal"), series="batch_size"),
         Headline("The correction m/(m−1) adds less than 1% to running variances",
                 {"correction_adds_little": ()})),
         "averaged": Figure(
             "The average of batches' variances, and the variance of pooled batches",
-            "Compare with 100%, the exact variance: on frozen weights, over all batches of an epoch, the average of "
+            "Share of the exact variance (100%), with frozen weights, over all batches of an epoch: the average of "
             "the batches' variances (each with m/(m−1)), and the variance of the pooled batches.",
             score("gaps", "var_ratio", ("estimator", "batch_size"), at=1.0, scale=100, estimator=[*FROZEN],
                   depth=1),
@@ -95,19 +95,20 @@ QUESTION = Question(
             "On frozen weights, in the first layer, the average of the batches' variances is smaller than the exact "
             "variance, by over 1% in batches of 2 and 4.",
             score(compute_shortfall, "shortfall", ("batch_size",), depth=1, batch_size=(2, 4)),
-            above(0.01, "share", "1% is seen in a figure; for pooled batches it is 0"),
+            above(0.01, "share", "a figure shows 1%; for pooled batches it is 0"),
             lines="each", post_hoc="asked"),
         "correction_is_small": Claim(
-            "The correction n/(n−1) changes the running variance by less than 2%, in the deeper layers.",
+            "The correction m/(m−1) changes the running variance by less than 2%, in the deeper layers.",
             score_correction(), within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B"),
             lines="each", post_hoc="layers after the first only"),
         "correction_adds_little": Claim(
             "It adds less than 1% to the running variance, on average over the deeper layers.",
             score(compute_additions, "addition", EACH, average="layer", depth=OtherThan(1)),
-            below(0.01, "share", "half of the 2% that were called little before"),
+            below(0.01, "share", "half of the 2% that we called little before"),
             lines="each", post_hoc="asked"),
         "correction_costs_nothing": Claim(
-            "Accuracy under running averages is the same with the correction n/(n−1) and without it, to 0.3 points.",
+            "Accuracy under running averages is the same with and without the correction m/(m−1), to within 0.3 "
+            "points.",
             score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"), HARMLESS,
             lines="each"),
         "tiny_batches_cost": Claim(
@@ -115,12 +116,14 @@ QUESTION = Question(
             score_cost(1.0, batch_size=(2, 4)), HARMLESS,
             lines="each", post_hoc="asked"),
         "pooled_is_nearer_when_frozen": Claim(
-            "On frozen weights at tiny batches pooled variances are nearer to the exact ones in the deeper layers.",
+            "On frozen weights, at tiny batch sizes, pooled variances are nearer to the exact ones in the deeper "
+            "layers.",
             score("gaps", "var_gap", (*EACH, "depth"), at=1.0, against="update_bn", ratio=True, geometric=True,
                   estimator="precise", batch_size=(2, 4), depth=OtherThan(1)),
             below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact"), lines="each"),
         "pooling_gains": Claim(
-            "On frozen weights at tiny batches, pooling batches gains accuracy against averaging their variances.",
+            "On frozen weights, at tiny batch sizes, pooling batches gains accuracy against averaging their "
+            "variances.",
             score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="precise",
                   batch_size=(2, 4)), GAINS, lines="each"),
     },

@@ -1,7 +1,7 @@
 """Do averaged weights need statistics of their own?
 
 Izmailov et al. 2018 (SWA) measure the statistics again after averaging; torch's AveragedModel can average the buffers
-instead. The learning rate is constant here: with one that falls to 0 there is little to average.
+instead. Here the learning rate is constant, because with one that falls to 0 there is little to average.
 """
 
 import pandas as pd
@@ -47,13 +47,13 @@ QUESTION = Question(
         "accuracy": Figure(
             "Averaged weights under several statistics, at the end of training",
             "Compare the points beside a name: the same weights under different statistics. SWA averages from 75% of "
-            "training on, the EMA of the weights keeps 0.99. Precise statistics, of one pass, lie on the exact ones "
-            "and are not drawn.",
+            "training on; the EMA of the weights has decay 0.99. Precise statistics, taken in one pass, coincide with "
+            "exact ones and are not drawn.",
             score(select_accuracies, "accuracy", ("panel", "averaging", "estimator"), scale=100,
                   estimator=[*STATISTICS]),
             Forest("averaging", Axis("test accuracy (%)"), series="estimator"),
-            Headline("Averaged weights are more accurate, but an EMA loses over a point of that under the trained "
-                     "network's running averages",
+            Headline("Averaged weights are more accurate, but under the trained network's running averages an EMA "
+                     "loses over a point of that",
                     {"averaging_gains": (), "stale_statistics_cost": ("weights averaged by ema",)}),
             names={"estimator": STATISTICS, "averaging": WORDS}),
     },
@@ -65,7 +65,7 @@ QUESTION = Question(
         "stale_statistics_cost_more": Claim(
             "There averaged weights lose more than the trained ones do.",
             score(compute_losses, "accuracy", EACH, scale=-100, against="none", along="averaging", matching=("seed",)),
-            above(0.0, "points more", "at 0 averaging adds nothing to what running averages cost anyway"),
+            above(0.0, "points more", "0 means that averaging adds nothing to what running averages cost anyway"),
             lines="each", post_hoc="asked when the other numbers were known"),
         "averaged_buffers_are_enough": Claim(
             "Averaged weights are as accurate under averaged buffers as under exact statistics.",
@@ -74,7 +74,8 @@ QUESTION = Question(
         "averaging_gains": Claim(
             "Under exact statistics averaged weights are more accurate than those that training ended with.",
             score("evaluations", "accuracy", EACH, at=1.0, scale=100, against="none", along="averaging",
-                  matching=("seed",), estimator="exact"), above(0.0, "points gained", "at 0 averaging gains nothing"),
+                  matching=("seed",), estimator="exact"), above(0.0, "points gained", "0 means that averaging gains "
+                                                                                      "nothing"),
                   lines="each"),
     },
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How long may an average of the weights reach back before averaged statistics no longer serve it?
+"""How far back may an average of the weights reach before averaged statistics no longer fit it?
 
 Morales-Brotons et al. 2024 average weights exponentially over windows of half a percent to ten percent of training, and
 recompute the statistics. The claims were written before any number was known; `bnlab report paper=averaging_windows`
@@ -39,8 +39,8 @@ QUESTION = Question(
     figures={
         "windows": Figure(
             "Accuracy of averaged weights by how far the average reaches back",
-            "Compare the lines of a panel: the same averaged weights under different statistics. Averages are "
-            "exponential, over each update.",
+            "Compare the lines of a panel: the same averaged weights under different statistics. The averages are "
+            "exponential, and take in every update.",
             score("averaged_weights", "accuracy", ("optimizer.schedule", "panel", "statistics", "window"),
                   at=(0.55, 1.0), scale=100, window=OtherThan(0.0)),
             Curves("window", "statistics", Axis("test accuracy (%)", (20, 100)),

@@ -1,8 +1,8 @@
 """Can networks be trained on one image at a time, with which norm, and what memory does that save?
 
 Ruff 2017 (gain control), Wu & He 2018 (group norm), Ulyanov et al. 2016 (instance norm): none of them needs a batch.
-All have one untuned learning rate, scaled to the batch. There were fifteen seeds from the start, and all claims were
-written before their numbers were known.
+All networks have the same untuned learning rate, scaled to the batch. There were fifteen seeds from the start, and all
+claims were written before their numbers were known.
 """
 
 import pandas as pd
@@ -44,9 +44,10 @@ QUESTION = Question(
     figures={
         "accuracy": Figure(
             "Accuracy by norm, trained on one image at a time and in batches of 32",
-            "Compare the two points of a norm: test accuracy at the end of training in batches of 1 and of 32, where "
-            "batches of 1 make 32 times as many updates; one learning rate for all norms, not tuned. Each image is "
-            "seen four times. Batch norm cannot train on single images; its accuracy is that under exact statistics.",
+            "Compare the two points of a norm: test accuracy at the end of training in batches of 1 and of 32. Each "
+            "image is seen four times, so batches of 1 make 32 times as many updates. All norms have the same "
+            "learning rate, which is not tuned. Batch norm cannot train on single images; its accuracy is under exact "
+            "statistics.",
             score(name_updates, "accuracy", ("panel", "line", "words"), scale=100),
             Forest("line", Axis("test accuracy (%)"), series="words"),
             Headline("With 32 times as many updates, norms of single images do at least as well at batch size 1 as "
@@ -59,7 +60,7 @@ QUESTION = Question(
             score(select_accuracies, "accuracy", ("norm",), scale=100, against=32, along="batch_size",
                   matching=("seed", "norm"), batch_size=1, norm=ALONE), above(-1.0, *GAINED), lines="each"),
         "batch_norm_is_not_missed": Claim(
-            "In batches of 32 norms of each image are less than a point worse than batch norm.",
+            "In batches of 32, norms that normalize each image alone are less than a point worse than batch norm.",
             score(select_accuracies, "accuracy", ("norm",), scale=100, against="batch", along="norm",
                   matching=("seed", "batch_size"), batch_size=32), above(-1.0, *GAINED), lines="each"),
         "an_update_takes_a_tenth": Claim(

@@ -1,9 +1,9 @@
-"""Do weights that are changed after training need new statistics, and how many images or passes do these take?
+"""If weights are changed after training, do they need new statistics, and how many images or passes do these take?
 
-Networks are averaged (Izmailov et al. 2018), pruned and rounded, and their running averages are those of other weights.
+Networks are averaged (Izmailov et al. 2018), pruned and rounded, so that their running averages describe other weights.
 Averages of networks are said to need new statistics. Jordan et al. (2023, REPAIR) match the channels of two networks
-that were trained apart before they average them: activations of the average vary too little, and new statistics mend
-most of it in a wide network. Ours are narrow, 32 to 128 channels. There were fifteen seeds from the start, and all
+that were trained apart before they average them: activations of the average vary too little, and new statistics repair
+most of that in a wide network. Ours are narrow, 32 to 128 channels. There were fifteen seeds from the start, and all
 claims were written before their numbers were known. They are not blind to the unchanged networks, all 30 of which
 repeat settings and seeds of `gap`.
 """
@@ -41,7 +41,7 @@ APART = AVERAGES["apart"]
 MATCHED = AVERAGES["matched"]
 BRANCHES = "two branches of one training"
 TRAINED_APART = "two networks trained apart, matched"
-WRECKED = "ten points are seen without any test"
+WRECKED = "nobody needs a test to see ten points"
 
 
 def compute_losses(tables: Tables) -> pd.DataFrame:
@@ -98,15 +98,15 @@ QUESTION = Question(
             "training images. The axis is linear up to 0.3 points, and logarithmic beyond.",
             score(compute_remedies, "accuracy_lost", ("batch_size", "name", "line"), scale=100),
             Forest("name", LOST_OF_ANY_SIZE, series="line"),
-            Headline("Weights of 4 bits need new statistics, and one pass is as good",
+            Headline("Networks rounded to 4 bits need new statistics, and one pass over the images is enough",
                     {"four_bits_need_new_ones": (), "one_pass_is_enough": ()}),
             panels="batch size {batch_size}"),
         "merged": Figure(
             "What merged networks lose under the average of their running averages",
             "Compare the two ways to get two networks: points of test accuracy lost against exact statistics of the "
-            "merged weights. Branches: the second network goes on from the first one's checkpoint half-way. Networks "
-            "trained apart are matched first: the channels of one are put in the order in which they resemble the "
-            "other's most.",
+            "merged weights. Branches: the second network continues from the first one's checkpoint half-way. "
+            "Networks trained apart are matched first: the channels of one are reordered to resemble the other's "
+            "most.",
             score(select_merged, "accuracy_lost", EACH, scale=100),
             Forest("line", LOST),
             Headline("Averaged statistics work for two branches of one training run, not for networks trained apart",
@@ -115,30 +115,30 @@ QUESTION = Question(
     },
     claims={
         "averaged_networks_need_new_ones": Claim(
-            "Under the mean of their running averages two averaged networks lose over a point against exact "
+            "Under the mean of their running averages, two averaged networks lose over a point against exact "
             "statistics.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, line=AVERAGED, statistics="stale"),
             above(1.0, "points lost", A_POINT), lines="each"),
         "pruned_networks_do_not": Claim(
-            "Under stale statistics networks whose smallest third of weights is 0 lose less than a point.",
+            "Under stale statistics, networks whose smallest third of weights is set to 0 lose less than a point.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, line=PRUNED, statistics="stale"),
             within(-1.0, 1.0, "points lost", A_POINT), lines="each"),
         "eight_bits_do_not": Claim(
-            "Under stale statistics networks that are rounded to 8 bits lose less than 0.3 points.",
+            "Under stale statistics, networks rounded to 8 bits lose less than 0.3 points.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"), LITTLE,
             lines="each"),
         "four_bits_need_new_ones": Claim(
-            "Under stale statistics networks that are rounded to 4 bits lose over 0.3 points.",
+            "Under stale statistics, networks rounded to 4 bits lose over 0.3 points.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, line=FOUR_BITS, statistics="stale"),
             above(0.3, "points lost", SIX_IMAGES), lines="each"),
         "one_pass_is_enough": Claim(
-            "Statistics of all training images in one pass lose less than 0.3 points against those that are taken "
-            "layer by layer, whatever was changed.",
+            "Statistics of all training images taken in one pass lose less than 0.3 points against those taken layer "
+            "by layer, whatever was changed.",
             score(compute_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True), LITTLE,
             lines="each"),
         "matched_averages_need_new_ones": Claim(
-            "Under the mean of their running averages two matched and averaged networks lose over ten points against "
-            "exact statistics.",
+            "Under the mean of their running averages, two networks that were matched and averaged lose over ten "
+            "points against exact statistics.",
             score(select_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
             above(10.0, "points lost", WRECKED), lines="each"),
         "matched_averages_lose_over_a_point": Claim(

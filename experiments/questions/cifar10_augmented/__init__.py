@@ -1,8 +1,8 @@
-"""What do running averages estimate where training augments, and which statistics predict best?
+"""What do running averages estimate if training augments its images, and which statistics predict best?
 
-The first networks on CIFAR-10 were compared with statistics of the images as they are, which running averages do not
-estimate: training sees them shifted and mirrored. These are five further seeds, and all claims are of them alone,
-written before their numbers were known where they are not called post hoc.
+The first networks on CIFAR-10 were compared with statistics of plain images, which running averages do not estimate,
+because training shifts and mirrors the images. Here are five further seeds. All claims are about these alone, and were
+written before their numbers were known unless they are called post hoc.
 """
 
 from functools import partial
@@ -68,8 +68,9 @@ QUESTION = Question(
     figures={
         "accuracy": Figure(
             "Accuracy gained by statistics of augmented images, at the end of training, on CIFAR-10",
-            "Compare with 0, exact statistics of plain training images, of the same networks. Exact statistics of "
-            "augmented images are of all training images, each shifted and mirrored as in training.",
+            "Points of accuracy gained against exact statistics of plain training images (0), by the same networks. "
+            "Exact statistics of augmented images are of all training images, each shifted and mirrored as in "
+            "training.",
             score("evaluations", "accuracy", ("batch_size", "estimator"), estimator=[*LINES], momentum=(0.1, None),
                   **OVER_PLAIN),
             Forest("batch_size", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="estimator"),
@@ -79,39 +80,39 @@ QUESTION = Question(
     },
     claims={
         "u_comes_back": Claim(
-            "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap in the "
-            "deeper layers than the best between them.",
+            "At the end, against statistics of augmented images, momenta of 0.003 and of 1 have a larger gap in the "
+            "deeper layers than the best momentum between them.",
             score(RATIOS, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT), lines="each"),
         "nearer_to_augmented": Claim(
-            "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
-            "images as they are: at most half as far, in the deeper layers.",
+            "At the end, PyTorch's running means are nearer to statistics of augmented images than to those of plain "
+            "images: at most half as far, in the deeper layers.",
             score(compute_gaps, "mean_gap", ("batch_size",), against=PLAIN, along="line", ratio=True,
                   **RATIO_OVER_LAYERS),
-            below(0.5, "times", "a gap that is halved is seen in any figure"), lines="each"),
+            below(0.5, "times", "any figure shows a gap that is halved"), lines="each"),
         "predictive_is_late_at_the_end": Claim(
-            "At the end of the schedule predictive momentum is late: its gap to augmented images in the deeper "
-            "layers is over a quarter larger than that of the best fixed momentum.",
+            "At the end of the schedule, self-tuned momentum is late: its gap to statistics of augmented images in "
+            "the deeper layers is over a quarter larger than that of the best fixed momentum.",
             score(RATIOS, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
                   **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT), lines="each"),
         "predictive_is_near_the_best": Claim(
-            "Over training, in the deeper layers, the gap of predictive momentum to augmented images is about that "
-            "of the best fixed one of each layer and step.",
+            "Over training, in the deeper layers, the gap of self-tuned momentum to statistics of augmented images is "
+            "about that of the best fixed momentum for each layer and step.",
             score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT), lines="each"),
         "predictive_is_near_before_the_end": Claim(
-            "Before the end of training that gap is about that of the best fixed one.",
+            "Before the end of training, that gap is about that of the best fixed momentum.",
             score(partial(RATIOS, at=SHARES[:-1]), "mean_gap",
                   ("batch_size",), average=("layer", "panel"), geometric=True, depth=OtherThan(1),
                   estimator="predictive"), below(1.25, "times", margins.FLAT),
             lines="each", post_hoc="asked"),
         "augmented_images_gain": Claim(
-            "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
+            "At the end, exact statistics of augmented images are more accurate than those of plain images.",
             score("evaluations", "accuracy", EACH, estimator="exact", **OVER_PLAIN),
             above(0.0, "points gained", margins.AS_ACCURATE), lines="each"),
         "as_accurate_as_augmented": Claim(
-            "At the end PyTorch's running averages are as accurate as exact statistics of augmented images, to 0.3 "
-            "points.",
+            "At the end, PyTorch's running averages are as accurate as exact statistics of augmented images, to "
+            "within 0.3 points.",
             score(lambda tables: compute_against_augmented(tables, END), "accuracy", EACH, scale=100), SAME,
             lines="each"),
         "costs_on_the_way": Claim(

@@ -1,4 +1,5 @@
-"""What do clients with different classes do to batch norm where they average weights, and does fixing it help?
+"""What happens to batch norm if clients with different classes average their weights, and does fixing its statistics
+help?
 
 Zhong, Chen and Chao 2023 (FixBN) fix the statistics in a second stage of federated training. The claims were written
 before any number was known; `bnlab report paper=clients` decides them.
@@ -31,9 +32,10 @@ QUESTION = Question(
     columns=("accuracy", "accuracy_lost", "mean_gap"),
     figures={
         "accuracy": Figure(
-            "Accuracy of weights that six clients average, by the updates between two averages",
-            "Compare the points beside a name: the same averaged weights under different statistics; those of one "
-            "client are a mean over clients, and fixed ones the same in all. With 36 classes a client has all of them.",
+            "Accuracy of weights averaged over six clients, by the number of updates between two averages",
+            "Compare the points beside a name: the same averaged weights under different statistics. The accuracy "
+            "under one client's statistics is a mean over clients; fixed statistics are the same for all. A client "
+            "with 36 classes has all of them.",
             score(select_trained, "accuracy", ("classes", "mode", "local_steps", "statistics"), scale=100),
             Forest("local_steps", Axis("test accuracy (%)"), series="statistics"),
             panels=PANELS, names={"mode": MODES, "statistics": STATISTICS, "local_steps": STEPS}),

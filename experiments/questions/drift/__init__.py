@@ -1,8 +1,9 @@
-"""What do running averages follow, how fast does it move, and what is their gap made of?
+"""What do running averages follow, how fast does that move, and what is their gap made of?
 
 Older statistics are said to be less relevant, because the weights have moved since. The first layer is left out: its
-standardized images have mean 0 under any weights, but for edges. Traces are of two channels of each layer. The first
-two figures are of one small network on digits (`experiments/questions/drift/channel.py`), which no claim reads.
+input is standardized, so that its means are 0 under any weights, except for edges. Traces are of two channels of each
+layer. The first two figures are of one small network on digits (`experiments/questions/drift/channel.py`), and no claim
+is about it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,11 +109,11 @@ QUESTION = Question(
     figures={
         "running_average": Figure(
             "A running average starts at 0, follows late, and keeps noise",
-            "Compare the blue line with the broken one: one channel of one network, measured while it learned 1,000 "
+            "Compare the blue line with the dashed one: one channel of one network, measured while it learned 1,000 "
             "digits in batches of 32. Dots: the mean of each batch. Blue: PyTorch's running average of them, new = "
-            "0.9 · old + 0.1 · batch. Broken: the exact mean over all 1,000 images after each update. Shaded: how far "
-            "they are apart. The learning rate is constant for 90 updates, then falls to 0. Of 32 channels this one "
-            "was chosen because it shows all three stretches.",
+            "0.9 · old + 0.1 · batch. Dashed: the exact mean over all 1,000 images after each update. Shaded: the "
+            "distance between the two. The learning rate is constant for 90 updates, then falls to 0. We chose this "
+            "channel out of 32 because it shows all three phases.",
             read_channel,
             StreamPlot("updates", "line", "single batch", "exact statistics", "running average",
                    (Axis("updates"), Axis("mean of a channel")),
@@ -122,15 +123,15 @@ QUESTION = Question(
         "one_network": Figure(
             "Accuracy of the network of which one channel is shown",
             "Compare the lines: test accuracy of the network of the figure above on 797 digits, after each update, "
-            "under its running averages of momentum 0.1 and under exact statistics. One training, so without an "
-            "interval.",
+            "under its running averages of momentum 0.1 and under exact statistics. There is no interval, because "
+            "this is a single training run.",
             read_accuracies,
             Curves("updates", "estimator", ACCURACY, across=Axis("updates")),
             networks="digits; a small CNN"),
         "speeds": Figure(
             "How far means move in an update",
-            "Follow a line over training: how far a channel's mean moves in one update, in its standard deviations; "
-            "geometric mean over the deeper layers. {schedule}",
+            "How far a channel's mean moves in one update, in its standard deviations; geometric mean over the deeper "
+            "layers. {schedule}",
             score(lambda tables: compute_speeds(tables, ()).assign(panel="").round({"epoch": 1}), "speed",
                   ("panel", "batch_size", "epoch"), **RATIO_OVER_LAYERS),
             Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
@@ -143,20 +144,22 @@ QUESTION = Question(
             "than the running average.",
             score(compute_distances, "distance", EACH, against="ema", ratio=True, geometric=True,
                   estimator="last_batch",
-                  layers=DEEPER), above(1.0, "times", "at 1 averaging gains nothing"),
+                  layers=DEEPER), above(1.0, "times", "1 means that averaging gains nothing"),
             lines="each", post_hoc="layers after the first only"),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(compute_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
                   panel=share_name(MIDDLE), **RATIO_OVER_LAYERS),
-            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes"), lines="each"),
+            above(4.0, "times", "the learning rate is 9 times lower; other changes may take up half "
+                                "of that"), lines="each"),
         "memory_holds_late": Claim(
             "In the last tenth of training population means move less in ten steps than means of batches scatter.",
             score(compute_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),
-            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise"),
+            below(1.0, "times", "PyTorch's momentum remembers ten steps; 1 means that their age matters as much as "
+                                "noise"),
             lines="each"),
         "lag_early": Claim(
-            "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
+            "When the learning rate is highest, most of the squared gap of the mean is due to lag at a large batch.",
             score(compute_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
                   panel=f"batch size 256, {share_name(PEAK)}"), above(0.5, "share", "more than half is most"),
                   lines="each"),

@@ -1,9 +1,9 @@
-"""How should batch norm be treated where a network is fine-tuned on few images, in small batches?
+"""How should batch norm be treated if a network is fine-tuned on few images, in small batches?
 
-Networks that know characters in some fonts learn others, from 256 images. Layers are left in train mode, or put into
-eval mode with the statistics that training ended with or with exact ones of the new images; all may be recalibrated at
-the end. There were fifteen seeds from the start, and all claims were written before their numbers were known. They are
-not blind to the networks before fine-tuning: all 15 repeat settings and seeds of `shift`.
+Networks that know characters in some fonts learn others, from 256 images. Layers stay in train mode, or go into eval
+mode, with the statistics that training ended with or with exact statistics of the new images. All of them may be
+recalibrated at the end. There were fifteen seeds from the start, and all claims were written before their numbers were
+known. They are not blind to the networks before fine-tuning, all 15 of which repeat settings and seeds of `shift`.
 """
 
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ def score_recalibration(**wanted: Any) -> Score:
 
 
 AGAIN = (
-    "exact statistics of the 256 new images. In eval mode networks were tuned under the statistics that training ended "
-    "with; tables have those too that were tuned under statistics of the new images."
+    "exact statistics of the 256 new images. In eval mode, networks were tuned under the statistics that training "
+    "ended with; the tables also have networks tuned under statistics of the new images."
 )
 
 QUESTION = Question(
@@ -61,8 +61,8 @@ QUESTION = Question(
             panels="{mode}, learning rate {tuning_rate}", names=NAMES),
         "modes": Figure(
             "What train mode gains over eval mode in the new fonts",
-            "0 is fine-tuning in eval mode, with frozen running averages; points are how much better train mode is "
-            "after 500 updates at a learning rate of 0.001, before and after recalibrating both on the 256 new images.",
+            "How much better train mode is than eval mode with frozen running averages (0), after 500 updates at a "
+            "learning rate of 0.001, before and after both are recalibrated on the 256 new images.",
             score_lead(("mode", *EACH, "statistics"), **SMALL_RATE),
             Forest("tuning_batch", Axis("points that train mode gains"), mark=(0.0, "eval mode"), series="statistics"),
             Headline("At a small learning rate, train mode is better than eval mode for fine-tuning, at batch sizes 8 "
@@ -72,7 +72,7 @@ QUESTION = Question(
     },
     claims={
         "train_mode_fails_in_tiny_batches": Claim(
-            "After 500 updates in batches of 2 a network that was left in train mode is over a point worse in the new "
+            "After 500 updates in batches of 2, a network that stayed in train mode is over a point worse in the new "
             "fonts than one in eval mode with old statistics.",
             score_lead(statistics="held", tuning_batch=2, tuning_steps=500), below(-1.0, *GAINED), lines="each"),
         "recalibration_repairs": Claim(
@@ -91,15 +91,15 @@ QUESTION = Question(
             score_lead(statistics="held", **SMALL_RATE), GAINS,
             lines="each", post_hoc="asked"),
         "recalibrated_train_mode_is_better": Claim(
-            "After 500 updates at a rate of 0.001 train mode is better too where both are recalibrated at the end.",
+            "After 500 updates at a rate of 0.001, train mode is also better if both are recalibrated at the end.",
             score_lead(statistics="recalibrated", **SMALL_RATE), GAINS,
             lines="each", post_hoc="asked"),
         "recalibration_helps_train_mode": Claim(
-            "After 500 updates at a rate of 0.001 in train mode recalibration at the end gains.",
+            "After 500 updates at a rate of 0.001 in train mode, recalibration at the end gains accuracy.",
             score_recalibration(mode=TRAIN, **SMALL_RATE), GAINS,
             lines="each", post_hoc="asked"),
         "recalibration_helps_eval_mode": Claim(
-            "After 500 updates at a rate of 0.001 in eval mode recalibration at the end gains.",
+            "After 500 updates at a rate of 0.001 in eval mode, recalibration at the end gains accuracy.",
             score_recalibration(mode=OLD, **SMALL_RATE), GAINS,
             lines="each", post_hoc="asked"),
         "tuning_gains_at_a_small_rate": Claim(

@@ -1,30 +1,30 @@
-"""How much do running averages lose at least, told without a pass over training images?
+"""How much do running averages lose at least? Can we tell without a pass over training images?
 
-Score validation images under running averages (momentum 0.1), and again under the self-tuned averages or the last
-batch's statistics, all with the same weights. What the latter gain is a lower bound of what running averages lose on
-test images against exact statistics. It is of this step, and no forecast of later ones. Where self-tuned averages gain
-over two points, over two are lost: in 116 of 116 steps on CIFAR-10 at a constant rate, in 82 of 86 along a cosine, in
-62 of 66 with AdamW on characters and in 107 of 112 of the cnn there. An mlp hardly ever loses so much: 1 of 2. The
-bound is not strict, because gain and loss are of different images: in 1 to 5% of the steps the gain exceeds the loss by
-more than a point. Self-tuned averages need the statistics of all training batches, recorded while training, and add
-next to nothing to the last batch on CIFAR-10; in the mlp they are nearer to the loss by a point.
+Score validation images under running averages (momentum 0.1), and again under self-tuned averages or the last batch's
+statistics, all with the same weights. What the latter gain is a lower bound of what running averages lose on test
+images against exact statistics. The bound is about this step, and forecasts nothing about later ones. Where self-tuned
+averages gain over two points, over two are lost: in 116 of 116 steps on CIFAR-10 at a constant rate, in 82 of 86 along
+a cosine, in 62 of 66 with AdamW on characters and in 107 of 112 of the cnn there. An mlp hardly ever loses so much: 1
+of 2. The bound is not strict, because gain and loss are measured on different images: in 1 to 5% of the steps the gain
+exceeds the loss by more than a point. Self-tuned averages need the statistics of all training batches, recorded while
+training, and add next to nothing to the last batch on CIFAR-10; in the mlp they are nearer to the loss by a point.
 
-Whoever has training images does better with their exact statistics, here of 5,000 images and more (how few are enough
-is asked in Q32): what these gain on validation images is off from the loss by 0.64, 0.45, 0.71 and 0.70 points on
-average, in the order above, and what self-tuned averages gain by 1.26, 1.11, 1.30 and 2.29.
+If you have training images, their exact statistics do better, here of 5,000 images or more (Q32 asks how few are
+enough): what these gain on validation images is off from the loss by 0.64, 0.45, 0.71 and 0.70 points on average, in
+the order above, and what self-tuned averages gain by 1.26, 1.11, 1.30 and 2.29.
 
-Claims that are not post hoc were written, with a rule, before the first training of `real`, on whose networks and on
-others they are tested. The rule flags a loss of over two points where self-tuned averages gain over one. It abstains
-where training batches do not scatter like independent images (`batch_scatter` above 3; here it is 0.3 to 3.2). That it
-finds most of the losses, and that most flags are right, says little: at a constant rate nine of ten steps on CIFAR-10
-lose over two points, so that a rule that always flags would pass both claims. It is six of ten along a cosine, of the
-cnn and with AdamW, and 3% in the mlp. Networks on characters were added when the verdicts on those of `real` were
-known; five of seven seeds are there. Ten more, which saw class after class, stayed at chance and are left out
-([a withdrawn claim](../../../experiments/withdrawn.md#forecast-where-training-sees-class-after-class)).
+Claims that are not post hoc, and a rule, were written before the first network of `real` was trained. They are tested
+on the networks of `real` and on others. The rule flags a loss of over two points if self-tuned averages gain over one.
+It abstains where training batches do not scatter like independent images (`batch_scatter` above 3; here it is 0.3 to
+3.2). It says little that the rule finds most of the losses, and that most flags are right: at a constant rate nine of
+ten steps on CIFAR-10 lose over two points, so a rule that always flags would pass both claims. Along a cosine, in the
+cnn and with AdamW six of ten steps do, and in the mlp 3%. Networks on characters were added when the verdicts on those
+of `real` were known; five of seven seeds are there. Ten more, which saw one class after the other, stayed at chance and
+are left out ([a withdrawn claim](../../../experiments/withdrawn.md#forecast-where-training-sees-class-after-class)).
 
-Each seed gives one number, over all measured steps of its networks of a kind, of which it has two to four; a seed
-without a step that a line is about is not among its n. Until all numbers were known, n counted networks, as if those of
-one seed were independent.
+Each seed gives one number, over all measured steps of its two to four networks of a kind. Seeds without a step that a
+condition is about are not counted in its n. Until all numbers were known, n counted networks, as if those of one seed
+were independent.
 """
 
 from collections.abc import Callable, Sequence
@@ -265,21 +265,20 @@ experiments.questions.cifar10_augmented.measurement.AugmentedGaps,experiments.qu
     figures={
         "errors": Figure(
             "How far estimates of the loss are off, in points",
-            "Compare the points beside a kind of network, where less is better: the mean absolute difference between "
-            "an estimate and the points lost, over the measured steps at which the rule does not abstain. Self-tuned "
-            "averages, the last batch and exact statistics of training images are scored on validation images: the "
-            "estimate is what they gain there. The curve of the gap is fitted to other networks of the same kind, "
-            "whose losses it has seen, and needs training images. Other seeds are the mean loss of networks with the "
-            "same setting at the same step.",
+            "Mean absolute difference between an estimate and the points lost, over the measured steps at which the "
+            "rule does not abstain; less is better. Self-tuned averages, the last batch and exact statistics of "
+            "training images are scored on validation images: the estimate is what they gain there. The curve of the "
+            "gap is fitted to other networks of the same kind, whose losses it has seen, and needs training images. "
+            "Other seeds are the mean loss of networks with the same setting at the same step.",
             score_steps(select_errors, "error", ("panel", "line")),
             Forest("kind", Axis("off by (points)"), series="line")),
     },
     claims={
         "large_gains_are_large_losses": Claim(
-            "Where other averages gain over two points on validation images, running averages lose over two on test "
+            "If other averages gain over two points on validation images, running averages lose over two on test "
             "images in at least 90% of the steps.",
             score_steps(select_large_gains, by=("under",)),
-            above(0.9, "of the steps", "at a constant rate nine of ten of all steps on CIFAR-10 lose as much"),
+            above(0.9, "of the steps", "at a constant rate, nine of ten steps on CIFAR-10 lose as much"),
             lines="each", post_hoc="asked"),
         "gains_follow_losses": Claim(
             "From seed to seed, at the same setting and step, the loss varies with the gain under self-tuned averages.",
@@ -287,9 +286,9 @@ experiments.questions.cifar10_augmented.measurement.AugmentedGaps,experiments.qu
             above(0.5, "as a correlation", "at 0.5 they share a quarter of their variance"),
             lines="each", post_hoc="asked"),
         "most_is_won_back": Claim(
-            "On CIFAR-10 other averages win back over three quarters of the points lost, where over two are lost.",
+            "On CIFAR-10, other averages recover over three quarters of the points lost, if over two are lost.",
             score(compute_recoveries, "won_back", ("kind", "under"), data="cifar10"),
-            above(0.75, "share", "who saves a pass over training images may lose a quarter"),
+            above(0.75, "share", "a quarter is a fair price for saving a pass over training images"),
             lines="each", post_hoc="asked"),
         "most_is_won_back_on_characters": Claim(
             "They do so on characters, too.",
@@ -308,22 +307,22 @@ experiments.questions.cifar10_augmented.measurement.AugmentedGaps,experiments.qu
             score_steps(select_nearness),
             above(0.75, "of the steps", "three of four; earlier tables had 82%"), lines="each"),
         "better_than_others": Claim(
-            "The gain under self-tuned averages is nearer to the loss than a curve of the gap is, and nearer than the "
-            "gain under the last batch.",
+            "The gain under self-tuned averages is nearer to the loss than what a curve of the gap predicts, and "
+            "nearer than the gain under the last batch.",
             score_steps(lambda tables: compute_errors(tables, "by_gap", "by_last_batch"), "difference", ("against",)),
-            below(0.0, "points", "at 0 the other one does as well"), lines="each"),
+            below(0.0, "points", "0 means that both do equally well"), lines="each"),
         "nearer_than_other_seeds": Claim(
             "That gain is nearer than what other seeds lose on average at the same setting and step.",
             score_steps(lambda tables: compute_errors(tables, "by_seeds"), "difference"),
-            below(0.0, "points", "at 0 the other one does as well"), lines="each", post_hoc="asked"),
+            below(0.0, "points", "0 means that both do equally well"), lines="each", post_hoc="asked"),
         "exact_statistics_are_nearer": Claim(
             "That gain is farther off than the gain under exact statistics of training images.",
             score_steps(lambda tables: compute_errors(tables, "by_exact"), "difference"),
-            above(0.0, "points", "at 0 the other one does as well"), lines="each", post_hoc="asked"),
+            above(0.0, "points", "0 means that both do equally well"), lines="each", post_hoc="asked"),
         "less_is_gained_than_lost": Claim(
             "That gain is too low on average: self-tuned averages fall short of exact statistics, too.",
             score_steps(compute_bias, "bias"),
-            below(0.0, "points", "at 0 it is right on average"), lines="each", post_hoc="asked"),
+            below(0.0, "points", "0 means that it is right on average"), lines="each", post_hoc="asked"),
         "silent_where_little_is_lost": Claim(
             "Where less than half a point is lost, at least 95% of the time nothing is flagged.",
             score_steps(select_silence),
@@ -331,6 +330,6 @@ experiments.questions.cifar10_augmented.measurement.AugmentedGaps,experiments.qu
         "it_speaks_elsewhere": Claim(
             "Where images are shuffled, the rule abstains in less than 10% of the steps.",
             score_steps(measure_losses, "abstains"),
-            below(0.1, "of the steps", "who is told nothing has no use of it"), lines="each"),
+            below(0.1, "of the steps", "a rule that says nothing is of no use"), lines="each"),
     },
 )  # fmt: skip

@@ -1,16 +1,16 @@
-"""After how many updates are running averages good enough, by batch size and schedule?
+"""After how many updates are running averages good enough, for each batch size and schedule?
 
 Every batch is full, and the number of updates is set independently of the batch size. Learning rates are picked by
 validation under exact statistics on seeds 100 to 102, and tested on seeds 103 to 109. We tried 0.025, 0.1 and 0.4. If
 the best rate was the largest or smallest, we also tried the next one beyond it, a factor of four away. At a constant
-rate one network is measured after 9 to 2,250 updates, at the rate that is best after 2,250. One-cycle schedules of 36
-to 2,250 updates have a rate each. All claims but the post hoc ones were written before their numbers were known; what
-earlier experiments had shown is said to be known. Where exact accuracy is below 50% a network has little to lose, and
-nothing is claimed; networks that collapsed, to less than half of the median accuracy, are left out. At a constant rate
-in batches of 16 the rates 0.025 and 0.1 tied to five digits, and the smaller was taken, at which running averages lose
-a point less. Batches of 4 and 16 were trained on a CPU, those of 64 and 256 on a GPU. A claim that one curve of the gap
-foretells the loss failed and was withdrawn, and so were claims that no page quotes: [all of them, with their
-verdicts](../../../experiments/withdrawn.md#claims-that-nothing-quotes).
+rate, one network is measured after 9 to 2,250 updates, at the rate that is best after 2,250. Each one-cycle schedule of
+36 to 2,250 updates has a rate of its own. All claims except the post hoc ones were written before their numbers were
+known; if earlier experiments had shown something, the claim says so. Where exact accuracy is below 50%, a network has
+little to lose, and we claim nothing. Networks that collapsed to less than half of the median accuracy are left out. At
+a constant rate and batch size 16, the rates 0.025 and 0.1 tied to five digits. We took the smaller, at which running
+averages lose a point less. Batches of 4 and 16 were trained on a CPU, those of 64 and 256 on a GPU. A claim that one
+curve of the gap predicts the loss failed and was withdrawn, and so were claims that no page quotes: [all of them, with
+their verdicts](../../../experiments/withdrawn.md#claims-that-nothing-quotes).
 """
 
 from typing import Any
@@ -180,11 +180,10 @@ QUESTION = Question(
     figures={
         "training": Figure(
             "The same weights under three kinds of statistics, over training",
-            "Compare the lines: test accuracies of the same networks in batches of 64, under running averages "
-            "of momentum 0.1, under exact statistics, and under those of the last batch alone. Left, the first 560 of "
-            "2,250 updates at a constant learning rate; right, all updates of one that rises for a fifth of the "
-            "training and then falls to 0. Each schedule has the rate that is best for it, and these differ "
-            "sixteenfold.",
+            "Test accuracies of the same networks at batch size 64, under running averages of momentum 0.1, under "
+            "exact statistics, and under those of the last batch alone. Left: the first 560 of 2,250 updates at a "
+            "constant learning rate. Right: all updates of a schedule that rises for a fifth of the training and then "
+            "falls to 0. Each schedule has its best rate, and these differ sixteenfold.",
             score(select_training, "accuracy", ("panel", "estimator", "updates"), scale=100, momentum=(0.1, None)),
             Curves("updates", "estimator", ACCURACY, across=Axis("updates")),
             headline=Headline(
@@ -193,11 +192,11 @@ QUESTION = Question(
                  "harmless_at_the_end": ("batch size 64, updates 560",)})),
         "map": Figure(
             "Points of accuracy lost under running averages",
-            "Read a cell as the points of test accuracy that a network loses in eval mode, under exact statistics "
-            "minus under PyTorch's running averages (momentum 0.1), of the same weights. Above, one training at a "
-            "constant learning rate is measured after so many updates; below, each cell is a one-cycle training of "
-            "that length, at its end. A network that has learned little has little to lose. Batch sizes 4 and 16 were "
-            "trained on a CPU, 64 and 256 on a GPU.",
+            "Points of test accuracy that a network loses in eval mode: accuracy under exact statistics minus that "
+            "under PyTorch's running averages (momentum 0.1), with the same weights. Above, one training run at a "
+            "constant learning rate is measured after so many updates; below, each cell is the end of a one-cycle run "
+            "of that length. A network that has learned little has little to lose. Batch sizes 4 and 16 were trained "
+            "on a CPU, 64 and 256 on a GPU.",
             score(compute_lost, "accuracy", ("panel", "batch_size", "updates", "is_learned"), scale=-100, updates=BOTH,
                   **PYTORCH),
             Cells("updates", "batch_size", "is_learned", dict.fromkeys(NAMES.values(), "number of updates"),
@@ -207,16 +206,16 @@ QUESTION = Question(
                     {"harmless_at_the_end": ("batch size 16", "batch size 64", "batch size 256")})),
         "best_momentum": Figure(
             "The best momentum, by the number of updates",
-            "Read up from a number of updates the momentum, of 0.003 to 0.9, of the running average with the lowest "
-            "test loss; nothing is drawn where exact accuracy is below 50%, so that little can be lost.",
+            "For each number of updates, the momentum (from 0.003 to 0.9) of the running average with the lowest test "
+            "loss; nothing is drawn where exact accuracy is below 50%, because little can be lost there.",
             score(select_best_momenta, "momentum", ("panel", "batch_size", "updates"), geometric=True, is_learned=True),
             Curves("updates", "batch_size", BEST, across=UPDATES),
             Headline("Where the learning rate falls, the best momentum falls with the number of updates, at batch "
                      "sizes 64 and 256", {"the_best_momentum_is_smaller": ()})),
         "rates": Figure(
-            "Learning rates are picked by these accuracies, under exact statistics",
-            "Find the highest point of the lines of a colour: validation accuracy at the end, a line for each of the "
-            "seeds 100 to 102; a network that diverged counts with chance accuracy.",
+            "Learning rates are picked by these validation accuracies, under exact statistics",
+            "Look for the highest point of the lines of a colour: validation accuracy at the end, a line for each of "
+            "the seeds 100 to 102; a network that diverged counts with chance accuracy.",
             score_each_seed(validate, "accuracy", (SCHEDULE, "steps", "batch_size", RATE), scale=100),
             Curves(RATE, "batch_size", VALIDATED, across=Axis("learning rate", (0.004, 2.4), log=True)),
             panels="{optimizer.schedule}, {steps} updates",
@@ -224,7 +223,7 @@ QUESTION = Question(
     },
     claims={
         "larger_batches_do_not_lose_more": Claim(
-            "At equal numbers of updates, where exact accuracies are within five points, running averages do not lose "
+            "At equal numbers of updates, if exact accuracies are within five points, running averages do not lose "
             "over 0.3 points more at four times the batch size.",
             score(compute_larger_against_smaller, "accuracy", ("line", SCHEDULE), average="updates", scale=-100),
             below(0.3, "points", SIX_IMAGES), lines="each"),
@@ -247,7 +246,8 @@ QUESTION = Question(
             "With momentum 0.01 running averages lose over five points after 144 updates of a one-cycle schedule.",
             score(lambda tables: compute_lost(tables).query("is_learned"), "accuracy", ("batch_size",), scale=-100,
                   updates=144, estimator="ema", momentum=0.01, **OF_ONE_CYCLE),
-            above(5.0, "points", "0.99 to the power of 144 is a quarter: that much of 0 and 1 is left"), lines="each"),
+            above(5.0, "points", "0.99 to the power of 144 is a quarter: that much is left of the "
+                                 "start at 0 and 1"), lines="each"),
         "the_last_batch_nearly_alone_is_harmless_late": Claim(
             "At the end of one-cycle schedules of 560 updates or more, at tuned rates, momentum 0.9 loses less than "
             "0.3 points against 0.1.",
@@ -257,11 +257,11 @@ QUESTION = Question(
         "the_best_momentum_falls": Claim(
             "The best momentum is at most half as large after 2,250 updates as after 144.",
             score(compute_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True),
-            below(0.5, "times", "momenta are a factor of three apart"), lines="each"),
+            below(0.5, "times", "neighbouring values differ by a factor of three"), lines="each"),
         "the_best_momentum_is_smaller": Claim(
             "At the end of one-cycle schedules the best momentum is smaller after 2,250 updates than after 144.",
             score(compute_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True, **OF_ONE_CYCLE),
-            below(1.0, "times", "at 1 the number of updates does not matter"),
+            below(1.0, "times", "1 means that the number of updates does not matter"),
             lines="each", post_hoc="asked"),
     },
 )  # fmt: skip

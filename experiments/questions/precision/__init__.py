@@ -1,8 +1,9 @@
-"""Does training in bfloat16 change how far running averages are off, the best momentum, or what is lost?
+"""Does training in bfloat16 change how far running averages are off, which momentum is best, or how many points are
+lost?
 
-Kalamkar et al. 2019 (arXiv 1905.12322): training in bfloat16 needs no other settings than in float32. Here forward
-passes run under autocast; weights and running averages stay in float32. There were five seeds from the start, and all
-claims were written before their numbers were known.
+Kalamkar et al. 2019 (arXiv 1905.12322): training in bfloat16 needs the same settings as in float32. Here forward passes
+run under autocast; weights and running averages stay in float32. There were five seeds from the start, and all claims
+were written before their numbers were known.
 """
 
 from typing import Any
@@ -68,7 +69,7 @@ QUESTION = Question(
             "layers. Their lowest points are the best momenta.",
             score(average_gaps, "mean_gap", (*EACH, "precision", "momentum"), geometric=True),
             Curves("momentum", "precision", GAP, mark=PYTORCH),
-            Headline("Training in bfloat16 leaves gaps and best momentum as they are: the lines lie on each other",
+            Headline("Training in bfloat16 changes neither gaps nor the best momentum: the lines coincide",
                     {"gap_is_alike": (), "best_momentum_is_alike": ()}),
             panels="{panel}, batch size {batch_size}"),
     },

@@ -1,7 +1,8 @@
-"""Do weights that oscillate between two integers in quantization-aware training leave running averages wrong?
+"""Do running averages go wrong if weights oscillate between two integers in quantization-aware training?
 
-Nagel et al. 2022 say so of networks with depthwise convolutions, most at 3 bits, and measure the statistics again after
-training. The claims were written before any number was known; `bnlab report paper=quantized` decides them.
+Nagel et al. 2022 say that they do in networks with depthwise convolutions, above all at 3 bits, and measure the
+statistics again after training. The claims were written before any number was known; `bnlab report paper=quantized`
+decides them.
 """
 
 from typing import Any
@@ -72,12 +73,12 @@ QUESTION = Question(
     },
     claims={
         "three_bits_cost": Claim(
-            "With weights of 3 bits and depthwise convolutions running averages at 0.1 lose over a point against exact "
-            "statistics.",
+            "With 3-bit weights and depthwise convolutions, running averages (momentum 0.1) lose over a point against "
+            "exact statistics.",
             score("evaluations", "accuracy", ("model.bits",), at=1.0, against="exact", scale=-100, estimator="ema",
                   momentum=0.1, **OF_THREE_BITS), above(1.0, "points lost", A_POINT), lines="each"),
         "four_bits_cost": Claim(
-            "With weights of 4 bits and depthwise convolutions they lose accuracy, too.",
+            "With 4-bit weights and depthwise convolutions, they lose accuracy, too.",
             score("evaluations", "accuracy", ("model.bits",), at=1.0, against="exact", scale=-100, estimator="ema",
                   momentum=0.1, **OF_FOUR_BITS), above(0.0, "points lost", AS_ACCURATE),
             lines="each", post_hoc="asked"),

@@ -1,39 +1,39 @@
 """What do running averages cost a ResNet-20 on CIFAR-10, along a cosine and at a constant rate?
 
 SGD with Nesterov momentum 0.9, weight decay 0.0005, shifts and flips, 16 epochs in full batches of 128. Learning rates
-are not tuned: 0.025, 0.1 and 0.4 are an axis, and a pick at its edge is called so. After these 5,616 updates the
+are not tuned: 0.025, 0.1 and 0.4 are an axis, and we say so if a pick is at its edge. After these 5,616 updates the
 networks are right on 82 to 85% of the test images after a cosine and on 71 to 80% at a constant rate, under exact
-statistics. After 64,000 updates a ResNet-20 is on 91% (He et al. 2016).
+statistics. After 64,000 updates a ResNet-20 reaches 91% (He et al. 2016).
 
-Images are JPEG copies of those of CIFAR-10, in training and in tests, of quality 75 as libjpeg counts it and with
-colours at half the resolution (4:2:0).
+Training and test images are JPEG copies of CIFAR-10's, with libjpeg's quality 75 and colours at half the resolution
+(4:2:0).
 
-All claims but those marked as post hoc were written before the first training; what earlier experiments had shown is
-said to be known. Seven seeds were planned for each cell. Four are what there was time for, and the other three will not
-be trained: nearly all scatter is between the steps of a network, and hardly any between seeds. Batches of 32 and 512 at
-the same rate were planned as well, and given up before the first of them, because the batch size would be mixed with
-the rate per image; `scaled_batches` has them at rates in proportion to the size. That counts of four networks are not
-tested is a rule from before the training. On which side a loss of exactly 30 of 10,000 images falls was fixed when 18
-of the 24 networks had been measured.
+All claims except those marked as post hoc were written before any network was trained; if earlier experiments had shown
+something, the claim says so. We planned seven seeds for each cell, and had time for four. The other three will not be
+trained, because nearly all scatter is between the steps of a network, and hardly any between seeds. We also planned
+batches of 32 and 512 at the same rate, but gave them up before the first was trained, because they would mix batch size
+with the rate per image; `scaled_batches` has them at rates in proportion to the size. The rule that counts of four
+networks are not tested is older than the training. On which side a loss of exactly 30 of 10,000 images falls was
+decided when 18 of the 24 networks had been measured.
 
-*Exact statistics* are of augmented training images, 5,000 before the end and all at the end; those of averaged weights
-are of 5,000 throughout. In `cifar10` 5,000 are up to a tenth of a point worse than all, so that averaged weights may
-lose that much more than is shown. Before the end 5,000 of the test images are predicted, the same for all
-networks, and at the end all 10,000. Statistics are compared on the same images; but what a checkpoint costs that was
-picked at the end is compared across the two, which shifts it by up to some tenths of a point, in all networks alike.
+*Exact statistics* are of augmented training images: 5,000 before the end, all of them at the end, and 5,000 throughout
+for averaged weights. In `cifar10`, statistics of 5,000 images are up to a tenth of a point worse than those of all, so
+averaged weights may lose that much more than is shown. Before the end, the same 5,000 test images are predicted by all
+networks, and at the end all 10,000. Statistics are always compared on the same images. The cost of a checkpoint picked
+at the end compares 5,000 with 10,000 images, which shifts it by up to some tenths of a point, in all networks alike.
 
-Steps of one network differ by points in what running averages lose. Claims that say *on average*, or *from ... on*,
-are of each network's average over these steps. So are those on momentum 0.3 and 0.19 and on averaged weights that do
-not name the end: over half, four fifths and all of the training. That on buffers left at 0 and 1 is averaged over
-rates, too.
+What running averages lose differs by points between the steps of one network. Claims that say *on average* or *from ...
+on* are about each network's average over these steps. So are claims on momentum 0.3 and 0.19 and on averaged weights
+that do not name the end: they average over half, four fifths and all of the training. The claim on buffers left at 0
+and 1 also averages over rates.
 
-What picks cost stands seed by seed: where both kinds of statistics pick the same, it is exactly 0, and such numbers
-have no honest interval. Means with intervals stood here until 30 November 2026, when all numbers were known.
+What picks cost is given seed by seed: if both kinds of statistics pick the same, it is exactly 0, and such numbers have
+no honest interval. Until 30 November 2026, when all numbers were known, this page had means with intervals.
 
-Claims of "less than" are decided by the same t tests over seeds as all others. They are the weaker ones: in fifteen
-seeds of earlier tables, resampled, 95% t intervals covered 91 to 93%, and the side on which "less than" rests erred
-in 4 to 5% instead of 2.5%. The central one has an exact companion, a sign test over seeds, which does not depend on
-that; of seven seeds that agree it decides, and of four it is shown as a count.
+Claims of "less than" are decided by the same t tests over seeds as all others, but they are weaker: when we resampled
+fifteen seeds of earlier tables, 95% t intervals covered 91 to 93%, and the bound that "less than" needs was wrong in 4
+to 5% of the samples instead of 2.5%. So the central claim of this kind has a companion, an exact sign test over seeds.
+It can decide with seven seeds that agree; with four, we show the count.
 """
 
 from typing import Any
@@ -80,7 +80,7 @@ ALONG = Axis("share of the training (%)")
 # Of the tables that are measured at four steps
 ON_THE_WAY = (0.1, 0.5, 0.8)
 BEFORE_THE_END = (0.5, 0.8, 1.0)
-MOST = "more than half are most; seven seeds that agree decide it"
+MOST = "more than half is most; seven seeds that agree decide it"
 THIRTY_IMAGES = "30 of 10,000 test images, about the standard error at 90% accuracy; comparisons are paired"
 HALF = (0.5, "points", "half of what networks of this size are chosen by")
 COSTS_LITTLE = below(0.3, "points", THIRTY_IMAGES)
@@ -273,25 +273,25 @@ QUESTION = Question(
     figures={
         "cosine": Figure(
             "The same weights under running averages and under exact statistics, along a cosine",
-            "Left, compare the lines: test accuracy of the same networks, in batches of 128 at a peak rate of 0.1, "
-            "under running averages of momentum 0.1 and under exact statistics of augmented images, a line for each "
-            "seed. Right, what running averages lose within each network. Images are JPEG copies. At the end "
-            "statistics are of all training images and all 10,000 test images are predicted, before it 5,000 of each.",
+            "Left: test accuracy of the same networks, in batches of 128 at a peak rate of 0.1, under running "
+            "averages of momentum 0.1 and under exact statistics of augmented images, with a line for each seed. "
+            "Right: what running averages lose within each network. Images are JPEG copies. At the end statistics are "
+            "of all training images and all 10,000 test images are predicted, before it 5,000 of each.",
             score_each_seed(select_cosine, "percent", ("panel", "line", "done")),
             Curves("done", "line", Axis(""), across=ALONG, shares_y=False),
-            Headline("Along a cosine eval() understates accuracy by points, and by less than 0.3 at the end",
+            Headline("Along a cosine, eval() understates accuracy by points, but by less than 0.3 at the end",
                      {"a_cosine_costs_on_the_way": (), "harmless_at_the_end": ("learning rate 0.1",)})),
         "map": Figure(
             "Points of accuracy lost under running averages, on CIFAR-10",
-            "Read a cell as the points of test accuracy that a ResNet-20 loses in eval mode: under exact statistics "
-            "of augmented images minus under PyTorch's running averages (momentum 0.1), of the same weights. "
+            "Points of test accuracy that a ResNet-20 loses in eval mode: accuracy under exact statistics of "
+            "augmented images minus that under PyTorch's running averages (momentum 0.1), with the same weights. "
             "Columns are shares of 5,616 updates (16 epochs) in batches of 128; rows are the constant rate, or the "
             "peak of a cosine. Images are JPEG copies. Before the end exact statistics are of 5,000 training images, "
             "and 5,000 test images are predicted.",
             score(compute_map, "accuracy", ("panel", "row", "column", "is_learned"), scale=-100),
             Cells("column", "row", "is_learned", dict.fromkeys(PANELS.values(), "share of the training"), "",
                   "points of accuracy lost", "accuracy below 50%, even under exact statistics"),
-            Headline("Running averages cost points at a constant rate, and less than 0.3 at the end of a cosine",
+            Headline("Running averages cost points at a constant rate, but less than 0.3 at the end of a cosine",
                      {"a_constant_rate_costs_on_average": (), "harmless_at_the_end": ()})),
     },
     claims={
@@ -329,19 +329,19 @@ QUESTION = Question(
             score(lambda tables: compute_lost(tables, *LATE), "accuracy", (RATE,), average="panel", scale=-100,
                   **AT_CONSTANT_RATE), COSTS_A_POINT, lines="each", post_hoc="asked"),
         "a_single_step_is_a_draw": Claim(
-            "At a constant rate what running averages lose has a standard deviation of over a point between the "
-            "measured steps of one network, from a fifth of the training on.",
+            "At a constant rate, what running averages lose varies between the measured steps of one network by a "
+            "standard deviation of over a point, from a fifth of the training on.",
             score(compute_deviation, "deviation", (RATE,), scale=100, **AT_CONSTANT_RATE), COSTS_A_POINT,
             lines="each", post_hoc="asked"),
         "running_averages_fall_more": Claim(
             "At a constant rate the curve of test accuracy falls more under running averages than under exact "
             "statistics: all falls between one of the twelve measured steps and the next, added up.",
             score(compute_falls, "falls", (RATE,), scale=100, **AT_CONSTANT_RATE),
-            above(0.0, "points more", "at 0 both curves fall as much"), lines="each", post_hoc="asked"),
+            above(0.0, "points more", "0 means that both curves fall equally"), lines="each", post_hoc="asked"),
         "it_grows_with_the_rate": Claim(
             "At a constant rate four times the rate loses more, from a fifth of the training on.",
             score(compute_lost_with_rate, "accuracy", ("rates",), average="panel", scale=-100, **AT_CONSTANT_RATE),
-            above(0.0, "points more", "at 0 the rate does not matter"), lines="each"),
+            above(0.0, "points more", "0 means that the rate does not matter"), lines="each"),
         "another_rate_is_picked": Claim(
             "At a constant rate, validation under running averages picks another learning rate than under exact "
             "statistics, in most seeds.",
@@ -355,12 +355,12 @@ QUESTION = Question(
             "At the end of a cosine the rate that running averages pick costs less than 0.3 points.",
             score(pick_rates, "cost", (SCHEDULE, "seed"), scale=100, **ON_COSINE), COSTS_LITTLE, lines="each"),
         "another_checkpoint_is_picked": Claim(
-            "At a constant rate of 0.1 and of 0.4 validation under running averages picks another checkpoint of "
-            "twelve, in most networks.",
+            "At a constant rate of 0.1 and of 0.4, validation under running averages picks another one of twelve "
+            "checkpoints, in most networks.",
             score(pick_checkpoints, "differs", (RATE,), **AT_LARGE_CONSTANT_RATES),
             above(0.5, "of the networks", MOST), lines="each"),
         "another_checkpoint_is_picked_at_the_smallest_rate": Claim(
-            "So it does at a constant rate of 0.025.",
+            "At a constant rate of 0.025, it does so, too.",
             score(pick_checkpoints, "differs", (RATE,), **{**AT_CONSTANT_RATE, RATE: 0.025}),
             above(0.5, "of the networks", MOST), lines="each", post_hoc="asked"),
         "that_checkpoint_costs_little": Claim(
@@ -368,8 +368,8 @@ QUESTION = Question(
             score(pick_checkpoints, "cost", (RATE, "seed"), scale=100, **AT_CONSTANT_RATE), below(*HALF),
             lines="each"),
         "a_cosine_picks_the_same_checkpoint": Claim(
-            "Along a cosine validation under running averages picks another checkpoint of twelve in less than half of "
-            "the networks.",
+            "Along a cosine, validation under running averages picks another one of twelve checkpoints in less than "
+            "half of the networks.",
             score(pick_checkpoints, "differs", (RATE,), **ON_COSINE), below(0.5, "of the networks", MOST),
             lines="each", post_hoc="asked"),
         "configurations_are_in_order": Claim(
@@ -378,12 +378,12 @@ QUESTION = Question(
             score(compare_order, "hits", ("panel",)), above(0.9, "share", "one in ten is wrong"), lines="each",
             post_hoc="asked"),
         "halving_by_running_averages_costs": Claim(
-            "Whoever keeps the better three of the six configurations at 5% of the training, by validation under "
-            "running averages, ends over a point below the best of the six, under exact statistics.",
+            "If you keep the better three of the six configurations at 5% of the training, by validation under "
+            "running averages, you end over a point below the best of the six, under exact statistics.",
             score(lambda tables: halve(tables, 0.05), "cost", ("line", "seed"), scale=100, line=RUNNING),
             COSTS_A_POINT, lines="each", post_hoc="asked"),
         "halving_by_exact_statistics_costs_little": Claim(
-            "Whoever keeps them by validation under exact statistics ends less than 0.3 points below it.",
+            "If you keep them by validation under exact statistics, you end less than 0.3 points below it.",
             score(lambda tables: halve(tables, 0.05), "cost", ("line", "seed"), scale=100, line=EXACT),
             COSTS_LITTLE, lines="each", post_hoc="asked"),
         "halving_by_running_averages_costs_more": Claim(
@@ -391,14 +391,14 @@ QUESTION = Question(
             "running averages keep configurations that end lower than those that exact statistics keep.",
             score(lambda tables: halve(tables, *EARLY), "cost", ("line",), against=EXACT, along="line",
                   matching=("seed",), average="panel", scale=100),
-            above(0.0, "points more", "at 0 both keep equally good ones"), lines="each", post_hoc="asked"),
+            above(0.0, "points more", "0 means that both keep equally good ones"), lines="each", post_hoc="asked"),
         "the_last_batch_gains_on_the_way": Claim(
-            "At a constant rate of 0.1 and of 0.4 the last batch alone, which lags one update, is more accurate than "
-            "running averages, from a fifth of the training on.",
+            "At a constant rate of 0.1 and of 0.4, statistics of the last batch alone, which lag one update behind, "
+            "are more accurate than running averages, from a fifth of the training on.",
             score(lambda tables: subtract_running(tables, *LATE), "accuracy", (RATE,), average="panel", scale=100,
                   line=LAST, **AT_LARGE_CONSTANT_RATES), above(0.0, "points gained", AS_ACCURATE), lines="each"),
         "the_last_batch_loses_at_the_end": Claim(
-            "At the end of a cosine the last batch alone is less accurate than running averages.",
+            "At the end of a cosine, statistics of the last batch alone are less accurate than running averages.",
             score(lambda tables: subtract_running(tables, 1.0), "accuracy", (RATE,), scale=100, line=LAST, **ON_COSINE),
             below(0.0, "points gained", AS_ACCURATE), lines="each"),
         "self_tuned_averages_gain_at_a_constant_rate": Claim(
@@ -407,7 +407,7 @@ QUESTION = Question(
             score(lambda tables: subtract_running(tables, *LATE), "accuracy", (RATE,), average="panel", scale=100,
                   line=TUNED, **AT_CONSTANT_RATE), GAINS, lines="each", post_hoc="asked"),
         "self_tuned_averages_gain_on_a_cosine": Claim(
-            "So they are on average over the first six tenths of a cosine.",
+            "On average over the first six tenths of a cosine, they are, too.",
             score(lambda tables: subtract_running(tables, *HIGH), "accuracy", (RATE,), average="panel", scale=100,
                   line=TUNED, **ON_COSINE), GAINS, lines="each", post_hoc="asked"),
         "self_tuned_averages_lose_nothing_at_the_end": Claim(
@@ -444,7 +444,7 @@ QUESTION = Question(
             score(compute_lost_by_averages, "accuracy", ("decay", RATE), average="panel", scale=-100, buffers="copied",
                   **AT_LARGE_CONSTANT_RATES), above(1.0, "points", A_POINT), lines="each"),
         "averaged_buffers_are_enough": Claim(
-            "Averaged weights lose less than 0.3 points under buffers that are averaged likewise, at the end.",
+            "At the end, averaged weights lose less than 0.3 points under buffers that are averaged in the same way.",
             score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy",
                   ("decay", SCHEDULE, RATE), scale=-100, buffers="averaged"), COSTS_LITTLE, lines="each"),
         "copied_buffers_lose_after_a_cosine": Claim(
@@ -460,7 +460,7 @@ QUESTION = Question(
                   scale=-100, buffers="copied", decay=0.99, **ON_COSINE), COSTS_LITTLE, lines="each",
             post_hoc="asked"),
         "buffers_that_were_left_ruin": Claim(
-            "Averaged weights lose over 20 points where their buffers were left at 0 and 1, at the end.",
+            "At the end, averaged weights lose over 20 points if their buffers were left at 0 and 1.",
             score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy", ("decay", SCHEDULE),
                   average=RATE, scale=-100, buffers="left"), above(20.0, "points", "more than anyone would accept"),
                   lines="each"),

@@ -1,7 +1,8 @@
-"""How do running averages take streams of batches: the last few, those of an epoch, sorted ones, jumps and outliers?
+"""How do running averages respond to streams of batches: the last few, those of an epoch, sorted ones, jumps and
+outliers?
 
-The running average is said to be insensitive to the last few batches, and bad in examples that can be constructed. The
-batches of an epoch share out the same images, so that their errors cancel once it is complete.
+The running average is said to be insensitive to the last few batches, and bad in constructed examples. The batches of
+an epoch divide the same images among them, so that their errors cancel once it is complete.
 """
 
 import pandas as pd
@@ -63,9 +64,9 @@ QUESTION = Question(
     figures={
         "course": Figure(
             "The noise of the running average in the course of an epoch",
-            "Compare with 1, independent batches. Frozen weights, 24 epochs in orders of their own: mean square error "
-            "of the running mean over that for independent batches, geometric mean over layers. Kept: the images that "
-            "fill no batch are a small last one, with the weight of any other.",
+            "Mean square error of the running mean, relative to that for independent batches (1), with frozen weights "
+            "over 24 epochs, each in an order of its own; geometric mean over layers. Kept: images that do not fill a "
+            "batch make a small last one, with the weight of any other.",
             score(compute_courses, "course", ("last_batch", "position", "line"), average="layer", geometric=True),
             Curves("position", "line", Axis("variance / that of independent batches", (0.0, 1.7))),
             Headline("Within an epoch the errors of batches cancel; a small last batch undoes it",
@@ -73,7 +74,7 @@ QUESTION = Question(
             panels="last batch {last_batch}"),
         "sizes": Figure(
             "An image that is far from all others",
-            "Read up from how much is added to one image, which is the last batch by itself, after batches of 16.",
+            "Error by how much is added to one image, which is the whole last batch, after batches of 16.",
             score("counterexamples", "error", ("case", "estimator", "momentum", "size"), at=1.0, geometric=True,
                   batch_size=16, case="single", estimator=("ema", "cumulative"), momentum=(0.1, None)),
             Curves("size", "estimator", Axis("distance from the true mean (σ)", log=True)),
@@ -83,15 +84,16 @@ QUESTION = Question(
     },
     claims={
         "one_batch_is_little": Claim(
-            "The last batch alone does not move PyTorch's running average by much, in the layer where it does most.",
+            "The last batch alone does not move PyTorch's running average by much, even in the layer where it moves "
+            "it most.",
             score(compute_effect_of_last_batch, "moved", ("batch_size", "largest"), geometric=True),
-            below(0.1, "σ", "the mean of 100 values is off by as much"), lines="each"),
+            below(0.1, "σ", "the mean of 100 values is off by that much"), lines="each"),
         "small_batch_undoes_it": Claim(
-            "A small last batch, kept, makes the mean's variance larger at the end of an epoch, by half and more.",
+            "If a small last batch is kept, the mean's variance at the end of an epoch is larger by half or more.",
             score(lambda tables: compute_noise(tables).query("position == batches"), "noise", CONDITION,
                   against="dropped",
                   along="last_batch", ratio=True, **RATIO_OVER_LAYERS),
-            above(1.5, "times", "theory has 3 for 40 images after batches of 256"),
+            above(1.5, "times", "theory predicts 3 for 40 images after batches of 256"),
             lines="each", post_hoc="layers after the first only"),
         "theory_predicts_the_course": Claim(
             "Theory predicts the variance of the running mean in the deeper layers within a quarter, on average "
@@ -107,7 +109,8 @@ QUESTION = Question(
             within(80, 125, "times", "100 times if in proportion; the other batches' noise adds a little"),
             lines="each"),
         "order_undoes_averaging": Claim(
-            "In sorted batches PyTorch's average is farther from the true mean than a single batch in random order.",
+            "With sorted batches, PyTorch's average is further from the true mean than a single batch in random "
+            "order.",
             score(lambda tables: rows(tables, "counterexamples", 1.0, size=1.0, batch_size=(16, 64)).query(
                       "estimator == 'ema' and momentum == 0.1 and case == 'sorted' or "
                       "estimator == 'last_batch' and case == 'shuffled'"),

@@ -1,7 +1,7 @@
-"""What do statistics of test batches do where images of a class arrive together?
+"""How well do statistics of test batches predict if images of a class arrive together?
 
-Tomar et al. 2024 (UnMix-TNS) say that they fail, and keep statistics in several components instead, which is not
-implemented here. The claims were written before any number was known; `bnlab report paper=test_streams` decides them.
+Tomar et al. 2024 (UnMix-TNS) say that they fail, and instead keep statistics in several components, which we have not
+implemented. The claims were written before any number was known; `bnlab report paper=test_streams` decides them.
 """
 
 from bnlab.harness.reporting.frames import score
@@ -24,16 +24,16 @@ QUESTION = Question(
     figures={
         "sizes": Figure(
             "Accuracy by the order of the test images and by how many are predicted at once",
-            "Compare the panels: the same test images, shuffled, in portions of classes (Dirichlet 0.1), and sorted by "
-            "class. Running averages and exact statistics of the training images do not see the order, and lie on "
-            "each other.",
+            "Compare the panels: the same test images, shuffled, in portions of classes (Dirichlet 0.1), and sorted "
+            "by class. Running averages and exact statistics of the training images do not depend on the order, and "
+            "coincide.",
             score("test_streams", "accuracy", ("stream", "statistics", "size"), at=1.0, scale=100, shift="none"),
             Curves("size", "statistics", ACCURACY, across=Axis("images in a test batch", log=True, ticks="values")),
             panels="{stream}", names=NAMES),
         "shifts": Figure(
             "Accuracy on shifted test images by their order, 64 predicted at once",
-            "Compare the points beside a name over the panels. Under running averages and exact statistics of training "
-            "the three shifts leave an accuracy near chance, 3%.",
+            "Compare the points beside a name over the panels. Under running averages and exact statistics of "
+            "training, accuracy on the three shifts is near chance, 3%.",
             score("test_streams", "accuracy", ("stream", "shift", "statistics"), at=1.0, scale=100, size=64),
             Forest("shift", Axis("test accuracy (%)"), series="statistics"),
             panels="{stream}", names={**NAMES, "shift": SHIFTS}),

@@ -1,6 +1,6 @@
 """How much error in mean and variance does the accuracy tolerate, and in which layers?
 
-They need not be close to the true values, it is said, as long as the results are good.
+It is said that they need not be close to the true values, as long as the results are good.
 """
 
 from bnlab.harness.reporting.frames import score
@@ -21,8 +21,8 @@ QUESTION = Question(
     figures={
         "doses": Figure(
             "What an error in the statistics of all layers costs",
-            "Read up from the size of an error: in every mean, up or down by chance, or in the logarithm of every "
-            "variance, of all layers at once.",
+            "Points lost by the size of an error: in every mean, or in the logarithm of every variance, of all layers "
+            "at once, up or down at random.",
             score("doses", "accuracy_lost", ("batch_size", "moment", "dose"), scale=100, layer="all", dose=DRAWN),
             Curves("dose", "moment", LOST),
             Headline("An error of 0.1 σ in all means already costs more than a point of accuracy", {},
@@ -39,7 +39,8 @@ QUESTION = Question(
             score("doses", "accuracy_lost", ("batch_size", "moment"), scale=100, layer="all", moment="mean", dose=0.8),
             above(10.0, "points", "ten times what counts"), lines="each"),
         "earlier_layers_cost_more": Claim(
-            "An error of 0.4 standard deviations in the means of one layer costs more before the last, the third.",
+            "An error of 0.4 standard deviations in the means of one layer costs more in the first or second layer "
+            "than in the third, which is the last.",
             score("doses", "accuracy_lost", ("batch_size", "depth"), against=3, along="depth", scale=100, dose=0.4,
                   moment="mean", depth=(1, 2)), above(0.0, "points", AS_ACCURATE),
             lines="each", post_hoc="asked"),
