@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gallery import FAULTS
@@ -66,8 +66,7 @@ def write_codes() -> str:
 
 
 def _write_section(code: str, rows: Sequence[Cause]) -> str:
-    # Two rows of a code may share sentences.
-    parts = [f"## {code}", *dict.fromkeys(part for row in rows for part in _write_row(row))]
+    parts = [f"## {code}", f"**{rows[0].title.capitalize()}.**", *_write_rows(rows)]
     examples = [fault for fault in FAULTS.values() if fault.code == code]
     if examples:
         lines = [f"- *{fault.name}*: {fault.done} {_RECALIBRATION[fault.recalibration]}" for fault in examples]
@@ -75,34 +74,25 @@ def _write_section(code: str, rows: Sequence[Cause]) -> str:
     return "\n\n".join([*parts, ""])
 
 
-def _write_row(row: Cause) -> Iterator[str]:
-    yield f"**{row.title[0].upper()}{row.title[1:]}.** {row.meaning}"
-    yield f"**What to do.** {row.remedy}"
-    if found := _describe_looks(row):
-        yield f"**How it is found.** {found}"
-
-
-def _describe_looks(row: Cause) -> str:
-    """Say how a row looks for its mistake: what its functions say of themselves."""
-    sentences = []
-    for function in (row.undo, row.left, row.trace, row.sign):
-        if function is not find_nothing:
-            verb, *words = (inspect.getdoc(function) or "").split()
-            sentences.append(" ".join([_DEEDS[verb], *words]))
-    return " ".join(sentences)
+def _write_rows(rows: Sequence[Cause]) -> list[str]:
+    """Write the paragraphs of a code's rows, which may share some."""
+    paragraphs = []
+    for row in rows:
+        paragraphs += [row.meaning, f"**What to do:** {row.remedy}"]
+        for function in (row.undo, row.left, row.trace, row.sign):
+            if function is not find_nothing:
+                verb, _, rest = (inspect.getdoc(function) or "").partition(" ")
+                paragraphs.append(f"**How it is found:** {_DEEDS[verb]} {' '.join(rest.split())}")
+    return list(dict.fromkeys(paragraphs))
 
 
 def write_explanations() -> str:
     """Write what `bnlab.doctor.explain` says of each code, as JSON."""
-    explanations = {code: _write_explanation(code, rows) for code, rows in _group_rows().items()}
+    explanations = {
+        code: "\n\n".join([f"{code}: {rows[0].title}", *_write_rows(rows)]).replace("**", "")
+        for code, rows in _group_rows().items()
+    }
     return json.dumps(explanations, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write_explanation(code: str, rows: Sequence[Cause]) -> str:
-    parts = [f"{code}: {rows[0].title}"]
-    for row in rows:
-        parts += [row.meaning, f"What to do: {row.remedy}", f"How it is found: {_describe_looks(row)}"]
-    return "\n\n".join(dict.fromkeys(parts))
 
 
 if __name__ == "__main__":

@@ -33,35 +33,34 @@ EXPERIMENTS = REFERENCE / "README.md"
 _FIRST = """\
 # Tables
 
-A sweep writes `results/<name>/tables/<table>.parquet`; `bnlab.harness.load("<name>")` gives all of them. It always has
-`runs`. It has `gaps` and `evaluations` unless `measurements` names other tables, of which
-[many are made for an experiment](reference/TABLES.md).
+A sweep writes `results/<name>/tables/<table>.parquet`, and `bnlab.harness.load("<name>")` loads all of them. There is
+always a table `runs`. There are `gaps` and `evaluations`, too, unless `measurements` names
+[other tables](reference/TABLES.md), most of which were made for an experiment.
 
-The columns in bold are the key: there is one row for each of their combinations. Types: text, int, real (float64),
-bool. Null (NaN) means that a column has no meaning in a row. Shares, accuracies and errors are fractions from 0 to 1.
-Files carry key and meanings with them, as metadata. `python -m experiments.describe` writes this page.
+The columns in bold are the key: there is one row for each of their combinations. Types are text, int, real (float64)
+and bool. Null (NaN) means that a column has no meaning in a row. Shares, accuracies and errors are fractions from 0 to
+1. The files hold key and meanings as metadata. `python -m experiments.describe` writes this page.
 """
 _FIRST_OF_OTHERS = """\
 # Tables of experiments
 
-The tables that a sweep writes where `measurements` names them, most of them made for an experiment; conventions are
-those of [runs, gaps and evaluations](../README.md). This folder has the tables and figures of one run of each
-experiment: only the columns that its question reads, with seven digits (`python -m experiments.reference` leaves out
-the others). `../begun/` has rows of experiments that are not done. `python -m experiments.describe` writes
-this page.
+A sweep writes these tables if `measurements` names them; most were made for an experiment. Conventions are those of
+[runs, gaps and evaluations](../README.md). This folder has tables and figures of one run of each experiment. The tables
+have only the columns that its question reads, with seven digits (`python -m experiments.reference` drops the others).
+`../begun/` has rows of unfinished experiments. `python -m experiments.describe` writes this page.
 """
 _FIRST_OF_EXPERIMENTS = """\
 # Experiments
 
 Each page has an experiment's claims with their verdicts, its figures, and the commands that run it again.
-[ANSWERS.md](ANSWERS.md) says what follows from them, and [HYPOTHESES.md](HYPOTHESES.md) which hypotheses hold. In the
-folder `papers`, numbers that papers print stand beside ours. A folder has the layout of your own results:
-`bnlab.harness.load("momentum", "results/reference")` reads its tables, `bnlab report experiment=momentum
-results=results/reference` draws its figures again, and `bnlab report paper=all results=results/reference` those of the
+[ANSWERS.md](ANSWERS.md) says what follows from them, and [HYPOTHESES.md](HYPOTHESES.md) which hypotheses hold. The
+folder `papers` compares numbers that papers print with ours. Folders are laid out like your own results:
+`bnlab.harness.load("momentum", "results/reference")` reads tables, `bnlab report experiment=momentum
+results=results/reference` draws figures again, and `bnlab report paper=all results=results/reference` those of the
 papers. `make results` trains the networks again.
 
-*Training* is what the networks of the tables took to train, one after the other, on the devices that each page names;
-measuring them comes on top. `dry_run=true` says what a sweep takes on your machine.
+*Training* is the time that the networks of the tables took to train, one after the other, on the devices that each page
+names, without measuring them. `dry_run=true` estimates it for your machine.
 """
 _HELP_HEAD = """\
 Train what is missing, measure, write tables.

@@ -60,8 +60,7 @@ QUESTION = Question(
             score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, split="test",
                   estimator=("ema", "ema_debiased", "predictive"), momentum=(0.1, None), **AS_THEY_ARE),
             Curves("epoch", "estimator", LOST),
-            Headline("After a tenth of training, running averages cost accuracy on CIFAR-10, even without their start "
-                     "at 0 and 1",
+            Headline("After a tenth of training, running averages cost accuracy on CIFAR-10, even without their start",
                     {"lag_costs_early": ()})),
     },
     claims={

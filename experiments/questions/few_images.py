@@ -47,13 +47,13 @@ QUESTION = Question(
     ),
     figures={"accuracy": Figure(
         "Accuracy lost under statistics of few images, at the end of training",
-        "Test accuracy by the number of images in the statistics: a sample of the training images, or the test images "
+        "Points lost by the number of images in the statistics: a sample of the training images, or the test images "
         "that are predicted together. Exact statistics are of all training images. The vertical axis is linear up to "
         "0.3 points, and logarithmic above.",
         score(compute_gains, "accuracy", ("batch_size", "sample", "images"), scale=-100, split="test",
               images=OtherThan(0), sample=(TRAINING, TEST)), Curves("images", "sample", LOST_OF_ANY_SIZE),
-        Headline("After training at batch size 16, statistics of 512 images lose less than 0.3 points; statistics of "
-                 "two test images lose many",
+        Headline("After training at batch size 16, statistics of 512 images lose less than 0.3 points; those of two "
+                 "test images lose many",
                 {"hundreds_nearly_suffice": ("batch size 16",), "large_test_batches_cost_nothing": ("batch size 16",),
                  "tiny_test_batches_cost": ()}),
         panels="batch size {batch_size}")},

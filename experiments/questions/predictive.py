@@ -110,8 +110,7 @@ QUESTION = Question(
         Curves("epoch", "estimator", TIMES_THE_BEST),
         panels="batch size {batch_size}, {steps} updates", networks="characters; CNN",
         headline=Headline(
-            "Self-tuned momentum is about as good as the best fixed one, until the learning rate reaches 0: there it "
-            "is late",
+            "Self-tuned momentum is about as good as the best fixed one until the rate reaches 0, where it is late",
             {"near_the_best": ("batch size 16, schedule onecycle", "batch size 64, schedule onecycle",
                                "batch size 256, schedule onecycle"),
              "late_where_the_rate_ends": ("batch size 16", "batch size 64", "batch size 256")}))},

@@ -42,12 +42,12 @@ _ECE_BINS = 15
 _NO_STATISTICS = Subject(NoStatistics(), NoStatistics.name)
 
 _ABOUT = f"""\
-How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch, such as
-a group norm, has a row for each step, with estimator and statistics_split `none`; there is nothing to compare its
-predictions with. Exact statistics of each `population` are always among the estimators.
+How the network predicts under each estimator's statistics. Exact statistics of each `population` are always among them.
+A network whose norm has no batch statistics, such as a group norm, has one row for each step, with estimator and
+statistics_split `none`, because there is nothing to compare with.
 
-Corruptions change the stored pixels, which are clipped to their range before they are standardized. What one draws for
-an image depends on that image alone, and is the same for all networks and strengths. In strength 1, 2 and 3 they are:
+Corruptions change the stored pixels, which are clipped to their range before they are standardized. Random draws for an
+image depend on that image alone, and are the same for all networks and strengths. At strengths 1, 2 and 3 they are:
 
 {describe_corruptions()}"""
 
@@ -63,19 +63,20 @@ class Evaluations(Measurement):
         key={
             **common("run step estimator momentum statistics_split"),
             "split": text(
-                "images that are predicted, see `evaluate_on`: test, val, or train: as many training images as test has"
+                "images that are predicted, see `evaluate_on`: test, val, or train (as many training images as test "
+                "has)"
             ),
             "shift": text(
-                "how they differ from the training images, see `shifts`: none, a corruption with its strength, as"
-                " noise:1, or fonts:, with those of the test glyphs"
+                "how they differ from the training images, see `shifts`: none, a corruption with its strength such as "
+                "noise:1, or fonts: with the fonts of the test glyphs"
             ),
         },
         others={
             **common("epoch"),
             "images": integer("images that are predicted"),
-            "stat_images": integer("images that the statistics were shown; 0 without statistics"),
-            "loss": real("of the task; of classification the cross-entropy, in nats"),
-            "accuracy": real("share of images that are predicted right", is_optional=True),
+            "stat_images": integer("images in the statistics; 0 without statistics"),
+            "loss": real("the task's loss; for classification the cross-entropy, in nats"),
+            "accuracy": real("share of images that are predicted correctly", is_optional=True),
             "metric": METRIC,
             "ece": real("expected calibration error over 15 equal bins of confidence"),
             "disagreement": real(
@@ -83,7 +84,7 @@ class Evaluations(Measurement):
                 "at the same step"
             ),
             "logit_gap": real(
-                "root mean square difference of the logits to those under the same exact statistics, relative to theirs"
+                "root mean square difference from the logits under the same exact statistics, relative to these"
             ),
         },
     )

@@ -25,15 +25,15 @@ _TID_BATCHES = 16  # that distances to single batches are averaged over, at most
 _TID_IMAGES = 2048  # in these batches, at most
 
 _ABOUT = """\
-How far each estimator's statistics are from exact ones of the training split: a row for each step, layer and setting;
-none for networks whose norm has no statistics of the batch. All gaps are averages over the layer's channels; `eps` of
-the layer is part of every variance.
+How far each estimator's statistics are from exact statistics of the training split: a row for each step, layer and
+setting. Networks whose norm has no batch statistics have no rows. All gaps are averages over the layer's channels, and
+the layer's `eps` is part of every variance.
 
-With `freeze_at` the estimator ema, at momentum 0.1, is what the network's buffers hold: from that step on the
-frozen statistics, also where these are exact. With `averaging` the averaged network is measured, under exact and
-precise statistics of its own; running averages are of the batches of the network that was trained. `stale` is its
-ema at momentum 0.1, `averaged` the average of its buffers, made as that of its weights. Without averaging both are
-the network's own."""
+With `freeze_at`, the estimator ema at momentum 0.1 is what the network's buffers hold: from that step on the frozen
+statistics, even if these are exact. With `averaging`, the averaged network is measured. Its exact and precise
+statistics are its own, but running averages are of the batches of the trained network: `stale` is that network's ema at
+momentum 0.1, `averaged` the average of its buffers, averaged like its weights. Without averaging, both are the
+network's own."""
 
 
 @component
@@ -59,12 +59,12 @@ class Gaps(Measurement):
                 "estimate"
             ),
             "tid_mean": real(
-                "distance of the mean from that of single training batches, the next ones, which normalize "
-                "themselves; in their standard deviations"
+                "distance of the mean from the means of the next single training batches, which normalize themselves, "
+                "in their standard deviations"
             ),
-            "tid_std": real("the same of the standard deviation, relative to that of the batch, minus 1, without sign"),
+            "tid_std": real("the same for the standard deviation: absolute difference relative to the batch's"),
             "var_ratio": real(
-                "variance over that of exact statistics, both with eps, averaged over channels; below 1 it is too small"
+                "variance divided by the exact variance, both with eps, averaged over channels; below 1 it is too small"
             ),
         },
     )
