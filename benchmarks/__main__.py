@@ -29,13 +29,10 @@ PARTS = {
     "large": ("exact", 2),
     "shared": ("exact", 2),
     "replay": ("replay", 2),
-    "scaling": ("scaling", 2),
+    "scaling": ("exact", 2),
     "doctor": ("doctor", 1),
-    "fleet": ("fleet", 1),
-    "store": ("commands", 1),
 }
-_UNLESS_NAMED = ("store", "fleet")  # take long, or are about accelerators
-_ON_CUDA = ("visits", "population", "recording", "watch", "training", "doctor", "fleet")
+_ON_CUDA = ("visits", "population", "recording", "watch", "training", "doctor")
 _README = Path(__file__).with_name("README.md")
 _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 
@@ -49,7 +46,7 @@ def main() -> None:
 
     # As sweeps do: otherwise mapping fresh memory takes more time than the statistics that are measured.
     keep_freed_memory()
-    usual = _ON_CUDA if arguments.cuda else [part for part in PARTS if part not in _UNLESS_NAMED]
+    usual = _ON_CUDA if arguments.cuda else PARTS
     for part in arguments.parts or usual:
         name, threads = PARTS[part]
         torch.set_num_threads(threads)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pandas as pd
 import torch
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
@@ -24,11 +30,22 @@ from benchmarks.networks import (
 )
 from benchmarks.timing import Result, Timed, alternate, time_once
 from bnlab import Statistics, population_statistics, running_statistics
+from bnlab.gaps.gap import gap
+from bnlab.harness.artifacts.run import describe_environment
+from bnlab.memory import LiveBytes, read_free_bytes
 from bnlab.statistics.moments import compare_moments
 from bnlab.statistics.provenance import Cost
 
-ROUNDS = 5
+ROUNDS = 5  # of scaling each has a network of its own
 _MOST_IN_DOUBLE = 10_000  # images; more take too long in float64
+
+# Scaling: the cases are depth, images, strategy and share of the memory that breadth first takes by itself.
+_SCALING_TABLES = Path(__file__).parents[1] / "results/reference/passes/tables"
+_SCALING_BATCH = 32
+_ORDERS = ("breadth", "layerwise")
+_DEPTHS = [(depth, 256, order, 1.0) for depth in (8, 14, 20, 32, 56) for order in _ORDERS]
+_IMAGES = [(20, images, order, 1.0) for images in (512, 1024) for order in _ORDERS]
+_MEMORY = [(20, 1024, "breadth", 1 / share) for share in (2, 4, 8, 12)]
 
 
 @dataclass(frozen=True)
@@ -216,3 +233,84 @@ def _describe_error(reference: Statistics, measured: Statistics) -> str:
     errors = [compare_moments(moments, measured[name]) for name, moments in reference.items()]
     of_mean, of_variance = (max(column) for column in zip(*errors, strict=True))
     return f"{of_mean:.0e} σ, {of_variance:.0e} var"
+
+
+def measure_scaling(device: str) -> Iterator[Result]:
+    """Compare by depth, images and memory limit, and write the tables of the experiment `passes`."""
+    _measure_case(*_DEPTHS[0], seed=0)  # the first call of a process takes longer
+    rows = []
+    for seed in range(ROUNDS):
+        for case in (*_DEPTHS, *_IMAGES, *_MEMORY):
+            rows.append(_measure_case(*case, seed))
+    frame = pd.DataFrame(rows)
+    _write_scaling_tables(frame)
+
+    cases = frame.groupby(["depth", "images", "memory", "strategy"], sort=False)
+    for row in cases.median(numeric_only=True).reset_index().to_dict("records"):
+        side = row["strategy"]
+        what = f"resnet-{row['depth']}, {row['images']:,} images, {row['memory']:.2g} of the memory"
+        timed = Timed(what, {side: row["seconds"], "one forward": row["forward_seconds"]})
+        yield timed.compare(side, "one forward", note=f"{row['layers']:.0f} layers, {row['passes']:.3g} passes")
+
+
+def _measure_case(depth: int, images: int, order: str, memory: float, seed: int) -> dict[str, Any]:
+    """Time, passes and memory of exact statistics, and those of one forward, of a network with these random weights."""
+    model, batches = _build_case(depth, images, seed)
+    # Counting bytes takes longer than measuring, so only the depth is counted whose memory is varied.
+    whole = _count_bytes(images, order) if depth == 20 else math.nan
+    # Forwards that wait may take half of what is free.
+    free = int(2 * whole * memory) if memory < 1 else read_free_bytes(torch.device("cpu"))
+    measured: list[Any] = []
+    evaluate(model, batches)
+    with patch("bnlab.memory.read_free_bytes", lambda device: free):
+        seconds = time_once(lambda: measured.append(population_statistics(model, batches, strategy=order)))
+    forward_seconds = time_once(lambda: evaluate(model, batches))
+
+    (exact,) = measured
+    # Both orders have to give the same statistics; the table says how far they are apart.
+    other = population_statistics(model, batches) if order == "layerwise" else exact
+    return {
+        "run": f"resnet-{depth}-{seed}",
+        "depth": depth,
+        "seed": seed,
+        "strategy": order,
+        "images": images,
+        "memory": memory,
+        "layers": depth - 1,
+        "seconds": seconds,
+        "forward_seconds": forward_seconds,
+        "passes": exact.cost.forwards / exact.cost.batches,
+        "peak_bytes": exact.cost.peak_bytes if memory < 1 else whole,
+        "difference": gap(exact, other)["mean_gap"].max(),
+    }
+
+
+def _build_case(depth: int, images: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
+    return build_resnet(depth, seed=seed), list(draw_images(images, 32, seed=seed).split(_SCALING_BATCH))
+
+
+@cache
+def _count_bytes(images: int, order: str) -> int:
+    """Count the most bytes alive at once in exact statistics of a ResNet-20, whatever its weights."""
+    model, batches = _build_case(20, images, seed=0)
+    with LiveBytes() as live:
+        population_statistics(model, batches, strategy=order)
+    return live.peak
+
+
+def _write_scaling_tables(frame: pd.DataFrame) -> None:
+    """Write the tables of the experiment `passes` among the reference results; reports draw its figures from them."""
+    versions = describe_environment(torch.device("cpu"))["versions"]
+    runs = frame[["run", "seed", "depth"]].drop_duplicates()
+    runs = runs.rename(columns={"depth": "model.depth"})
+    runs = runs.assign(
+        data="random numbers",
+        model="resnet",
+        batch_size=_SCALING_BATCH,
+        versions=json.dumps(versions),
+        device=platform.machine(),
+        threads=torch.get_num_threads(),
+    )
+    tables = {"runs": runs, "passes": frame.drop(columns=["seed", "depth"])}
+    for name, table in tables.items():
+        table.to_parquet(_SCALING_TABLES / f"{name}.parquet", index=False, compression="zstd")

@@ -14,9 +14,9 @@ from bnlab.harness.artifacts.network import build_model
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
-def build_resnet(depth: int = 20, *, width: int = 16, seed: int = 0) -> nn.Module:
+def build_resnet(depth: int = 20, *, seed: int = 0) -> nn.Module:
     """Build a ResNet for images of 32×32, with random weights, in eval mode."""
-    return build_model(Resnet(depth=depth, width=width), channels=3, image_size=32, classes=10, seed=seed).eval()
+    return build_model(Resnet(depth=depth), channels=3, image_size=32, classes=10, seed=seed).eval()
 
 
 def build_imagenet_resnet(depth: int) -> nn.Module:

@@ -57,8 +57,8 @@ class Training:
             optimizer.step()
 
 
-def build_cnn(size: int, seed: int = 0) -> nn.Module:
-    return build_model(Cnn(), channels=1, image_size=size, classes=10, seed=seed)
+def build_cnn(size: int) -> nn.Module:
+    return build_model(Cnn(), channels=1, image_size=size, classes=10, seed=0)
 
 
 _TRAININGS = {

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import replace
 
 import pytest
-import torch
 
 from benchmarks.__main__ import PARTS
 from benchmarks.doctor_networks import TrainingSettings, measure_cost, train_network
 from benchmarks.doctor_rates import ExaminedNetwork, write_page, write_share
-from benchmarks.fleet import RECIPES, choose_rate, train_alone, train_stacked
 from benchmarks.timing import HEADING, Result
-from benchmarks.watch_accuracy import describe
 from tests.helpers import plain, plan_network
 
 
@@ -33,34 +29,6 @@ def test_a_row_has_its_ratio_and_marks_what_is_above_the_limit(limit: float | No
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells == ["training", "bnlab", "3", "plain loop", "2", "1.500", expected, "n = 1"]
     assert row.count("|") == HEADING.splitlines()[0].count("|")
-
-
-def test_stacked_networks_are_those_that_are_trained_alone() -> None:
-    """To rounding: after more updates float32 sums in another order have grown apart."""
-    recipe = replace(RECIPES["cpu"][0], batch=8, steps=2)
-    alone = [train_alone(recipe, "cpu", seed) for seed in range(2)]
-
-    parameters, buffers = train_stacked(recipe, "cpu", networks=2)
-
-    for place, model in enumerate(alone):
-        stacked = {name: values[place] for name, values in (*parameters.items(), *buffers.items())}
-        for name, values in model.state_dict().items():
-            assert torch.allclose(stacked[name], values, rtol=1e-4, atol=1e-5), name
-
-
-def test_an_update_by_hand_is_that_of_torch() -> None:
-    recipe = replace(RECIPES["cpu"][0], batch=8, steps=2)
-    model, images, labels = recipe.draw(1, "cpu")
-    optimizer = torch.optim.SGD(model.parameters(), choose_rate(1), 0.9, weight_decay=5e-4, nesterov=True)
-    for step in range(recipe.steps):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images[step]), labels[step]).backward()
-        optimizer.step()
-
-    found = train_alone(recipe, "cpu", seed=1).state_dict()
-
-    for name, values in model.state_dict().items():
-        assert torch.allclose(found[name], values, rtol=1e-5, atol=1e-6), name
 
 
 def make_outcome(lost: float, first: str, fault: str = "") -> ExaminedNetwork:
@@ -97,10 +65,6 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert write_share([True] * 3) == "3 of 3 [44%, 100%]"  # 3 / (3 + 1.96²) = .438
     assert write_share([False] * 10) == "0 of 10 [0%, 28%]"
     assert write_share([]) == "0 of 0"
-
-
-def test_differences_are_described_by_their_mean_and_root_mean_square() -> None:
-    assert re.findall(r"-?\d+\.\d+", describe([3.0, -4.0])) == ["-0.50", "3.54"]  # sqrt(25 / 2)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.fleet import RECIPES, train_alone, train_captured
 from bnlab import Moments, diagnose, population_statistics, recalibrate, record, watch
 from bnlab.commands.demo.specimen import reset
 from bnlab.harness import load
@@ -233,17 +231,6 @@ def test_training_on_a_gpu_goes_on_where_it_was_killed(tmp_path: Path, monkeypat
     train_network(killed)
 
     assert_same(whole, killed)
-
-
-def test_networks_trained_by_graphs_are_those_that_are_trained_alone() -> None:
-    recipe = replace(RECIPES["cuda"][0], batch=8, steps=2)
-    with full_float32():
-        alone = [train_alone(recipe, "cuda", seed) for seed in range(2)]
-        captured = train_captured(recipe, "cuda", networks=2)
-
-    for expected, found in zip(alone, captured, strict=True):
-        for name, values in expected.state_dict().items():
-            assert torch.allclose(found.state_dict()[name], values, rtol=1e-4, atol=1e-5), name
 
 
 def test_training_in_bfloat16_keeps_weights_and_averages_in_float32(tmp_path: Path) -> None:
