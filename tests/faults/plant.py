@@ -1,7 +1,8 @@
 """python -m tests.faults.plant [NAME ...]: plant faults in a copy of the checkout, one by one, and run tests.
 
-`library.yaml`, `doctor.yaml` and `harness.yaml` list the faults; NAME is a list or a fault. A fault is caught if one
-of its test files, or checks, fails. Exit code 1: a fault was missed that is not marked so, or it could not be planted.
+`library.yaml`, `doctor.yaml`, `harness.yaml` and `experiments.yaml` list the faults; NAME is a list or a fault. A fault
+is caught if one of its test files, or checks, fails. Exit code 1: a fault was missed that is not marked so, or it could
+not be planted.
 """
 
 from __future__ import annotations

@@ -190,10 +190,11 @@ def test_an_operation_in_train_mode_says_so(grad: Any) -> None:
 
 def test_an_operation_gets_another_weight_bias_and_input() -> None:
     layer = make_layer(nn.BatchNorm2d)
-    _, output = list_calls(layer, images(), lambda call: replace(call, x=2 * call.x, weight=None, bias=None))
+    weight, bias = torch.rand(2, CHANNELS)
+    _, output = list_calls(layer, images(), lambda call: replace(call, x=2 * call.x, weight=weight, bias=bias))
 
     with torch.no_grad():
-        expected = F.batch_norm(2 * images(), layer.running_mean, layer.running_var, eps=layer.eps)
+        expected = F.batch_norm(2 * images(), layer.running_mean, layer.running_var, weight, bias, eps=layer.eps)
     assert torch.equal(output, expected)
 
 
