@@ -33,12 +33,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*are no batch norm of torch's:R
 
 
 def list_specimens() -> list[Any]:
-    """List names and strengths of all specimens; None where a fault has one strength alone."""
+    """List names and strengths of all specimens, None where a fault has one alone; one of each code is not slow."""
     rows = []
+    codes: set[str] = set()
     for name, fault in FAULTS.items():
         for strength in () if name == MISSED else fault.strengths or (None,):
-            is_weak_or_strong = strength != get_middle(name)
-            rows.append(pytest.param(name, strength, marks=[pytest.mark.slow] if is_weak_or_strong else []))
+            is_slow = strength != get_middle(name) or fault.code in codes
+            rows.append(pytest.param(name, strength, marks=[pytest.mark.slow] if is_slow else []))
+        codes.add(fault.code)
     return rows
 
 

@@ -131,12 +131,9 @@ def find_example(language: str) -> str:
     return block
 
 
-@pytest.mark.parametrize(("setting", "values"), [("batch_size", "16,64"), ("optimizer.weight_decay", "0,0.01")])
-def test_the_example_of_an_experiment_works_for_any_setting(
-    setting: str, values: str, folder: Path, bnlab: Call
-) -> None:
-    settings = find_example("yaml").replace("batch_size: 4,16,64,256", f"{setting}: {values}")
-    question = find_example("python").replace("batch_size", setting)
+def test_the_example_of_an_experiment_works_for_another_setting(folder: Path, bnlab: Call) -> None:
+    settings = find_example("yaml").replace("batch_size: 4,16,64,256", "optimizer.weight_decay: 0,0.01")
+    question = find_example("python").replace("batch_size", "optimizer.weight_decay")
     (folder / "conf" / "experiment" / "ending.yaml").write_text(settings, encoding="utf-8")
     (folder / "questions" / "ending.py").write_text(question, encoding="utf-8")
 
@@ -146,11 +143,9 @@ def test_the_example_of_an_experiment_works_for_any_setting(
 
     assert reported.code == 0, reported.err
     assert (folder / "results" / "ending" / "figures" / "gap.png").exists()
-    words = setting.removeprefix("optimizer.").replace("_", " ")
-    for value in values.split(","):
-        assert re.search(
-            rf"^    {words} {float(value):g}(\.0)? .* n=3  (holds|fails|undecided)", reported.out, re.MULTILINE
-        )
+    for value in ("0", "0.01"):
+        verdict = rf"^    weight decay {value}(\.0)? .* n=3  (holds|fails|undecided)"
+        assert re.search(verdict, reported.out, re.MULTILINE)
 
 
 def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path, bnlab: Call) -> None:

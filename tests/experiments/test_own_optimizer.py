@@ -86,7 +86,6 @@ def test_other_code_is_another_network(write: Write, call: Call, tmp_path: Path)
 
 
 COUNTS = {
-    "numbers": MODULE,
     "a tensor": MODULE.replace('"total": 0.0', '"total": torch.zeros(())').replace(
         'group["total"])', 'group["total"].item())'
     ),

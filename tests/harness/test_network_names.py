@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,7 +39,13 @@ def name_networks(experiment: str) -> str:
     return digest(json.dumps(sorted(Run(config).id for config in configs)), digits=16)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def list_experiments() -> list[Any]:
+    """List the experiments; all but each third are slow."""
+    slow = {name for place, name in enumerate(EXPERIMENTS) if place % 3}
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("experiment", list_experiments())
 def test_networks_keep_their_names(experiment: str) -> None:
     found = name_networks(experiment)
     assert found == read_names().get(experiment, found)

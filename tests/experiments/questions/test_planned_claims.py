@@ -206,6 +206,7 @@ PLANTED = {"step_schedule": OF_STEPS, "scaled_batches": OF_SIZES, "fashion": OF_
 """The cells of questions that are not about all of them."""
 
 
+@pytest.mark.slow  # as those of all other questions
 @pytest.mark.parametrize("name", ["rate_cut", *PLANTED, "effective_rate", "followed"])
 def test_figures_are_drawn(name: str, of_all: Tables, tmp_path: Path) -> None:
     from bnlab.harness.reporting import drawing  # which takes long to import
