@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -89,14 +91,21 @@ def assert_trained_as_by_the_plain_loop(config: Config) -> None:
 SMALLER = {"cnn": {"width": 16}, "plain": {"depth": 7}, "resnet": {"depth": 8}}
 
 
-@pytest.mark.parametrize("norm", COMPONENTS["norm"])
-@pytest.mark.parametrize("model", COMPONENTS["model"])
+def list_networks() -> list[Any]:
+    """List models and norms; slow are norms of which another model is trained as well."""
+    pairs = []
+    for model, norm in product(COMPONENTS["model"], COMPONENTS["norm"]):
+        if COMPONENTS["norm"][norm].needs_maps and not COMPONENTS["model"][model].has_maps:
+            continue
+        is_slow = model != "cnn" and norm not in ("batch", "none")
+        pairs.append(pytest.param(model, norm, marks=pytest.mark.slow if is_slow else ()))
+    return pairs
+
+
+@pytest.mark.parametrize(("model", "norm"), list_networks())
 def test_every_norm_in_every_model(model: str, norm: str) -> None:
     network = replace(COMPONENTS["model"][model], **SMALLER.get(model, {}))
-    chosen = COMPONENTS["norm"][norm]
-    if chosen.needs_maps and not network.has_maps:
-        return
-    assert_trained_as_by_the_plain_loop(replace(plan(), model=network, norm=chosen))
+    assert_trained_as_by_the_plain_loop(replace(plan(), model=network, norm=COMPONENTS["norm"][norm]))
 
 
 @pytest.mark.parametrize("words", WORDS)
