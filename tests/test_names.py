@@ -67,7 +67,7 @@ def test_every_choice_makes_a_source() -> None:
 
     sources = parse_subjects(ours, [0.1], "train")
 
-    assert [source.estimator.partition("(")[0] for source in sources] == ours
+    assert [source.label.partition("(")[0] for source in sources] == ours
     assert "none" not in ours
 
 

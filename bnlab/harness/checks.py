@@ -97,15 +97,15 @@ def _check_statistics(config: Config, images: int) -> None:
     for subject in list_subjects(config):
         if expected is not None and subject.running_average not in (None, expected):
             raise UserError(
-                f"estimator={subject.estimator}, momentum={subject.momentum}: a network with {key} reads its running "
+                f"estimator={subject.label}, momentum={subject.momentum}: a network with {key} reads its running "
                 "averages while it is trained, so a different average would mean a different training run; use ema "
                 f"with momentum={expected.momentum}, or statistics of a checkpoint (exact, precise)"
             )
-        statistic = subject.statistic
-        if isinstance(statistic, Measured) and statistic.images is not None:
+        estimator = subject.estimator
+        if isinstance(estimator, Measured) and estimator.images is not None:
             # Validation images are those that are used and not trained on.
             most = config.data.count_used() - images if subject.split == "val" else images
-            require_within(f"estimator={subject.estimator}: images", statistic.images, 2, most)
+            require_within(f"estimator={subject.label}: images", estimator.images, 2, most)
 
 
 def _check_steps(config: Config, steps: int) -> None:

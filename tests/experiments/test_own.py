@@ -229,7 +229,7 @@ class OfEstimators(Measurement):
         return {subject: run.measured_steps for subject in subjects}
 
     def measure(self, run, subjects, steps):
-        rows = [{"estimator": each.estimator, "step": step, "size": 3.0} for each in subjects for step in steps]
+        rows = [{"estimator": each.label, "step": step, "size": 3.0} for each in subjects for step in steps]
         return pd.DataFrame(rows)
 
 

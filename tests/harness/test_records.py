@@ -33,7 +33,7 @@ KEY = ["run", "step", "estimator", "momentum", "statistics_split"]
 class Subject:
     """A stub of an estimator with its code."""
 
-    estimator: str
+    label: str
     momentum: float | None
     code: str
     split: str = "train"
@@ -68,7 +68,7 @@ class Lab:
         write_record(self.results / name, run, {"run": run, "seed": 0}, f"sweep {name}", "", {"planted": parts})
         self.asks[name].append(
             [
-                Ask(run, each.estimator, each.momentum, step, (each.code, sample), self.trainings[run])
+                Ask(run, each.label, each.momentum, step, (each.code, sample), self.trainings[run])
                 for each in subjects
                 for step in steps
             ]
@@ -120,7 +120,6 @@ def compute(run: str, training: int, code: str, sample: int | None, momentum: fl
     )
 
 
-@dataclass(unsafe_hash=True)
 class Planted(Measurement):
     """Rows whose values say what they were measured from."""
 
@@ -138,7 +137,7 @@ class Planted(Measurement):
         rows = [
             {
                 "step": step,
-                "estimator": each.estimator,
+                "estimator": each.label,
                 "momentum": each.momentum,
                 "statistics_split": each.split,
                 "value": compute(run.id, run.number, each.code, run.config.population_images, each.momentum, step),

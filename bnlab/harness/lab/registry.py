@@ -123,9 +123,9 @@ def _list_modules(package: str) -> dict[str, str]:
 def list_measurements() -> dict[str, Measurement]:
     """List bnlab's measurements: those that are known by a short name, and those of questions by import path."""
     from bnlab.harness.artifacts.job_settings import as_list
-    from bnlab.harness.measurements import find_measurement, list_names
+    from bnlab.harness.measurements import find_measurement, list_tables
 
-    names = {*list_names()}
+    names = {*list_tables()}
     for path in (CONF / "experiment").glob("*.yaml"):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         names.update(as_list(settings.get("measurements", [])))

@@ -1,5 +1,5 @@
 """Measurements on trained networks: each is a table, found by its name or by import path."""
 
-from bnlab.harness.measurements.base import Measurement, find_measurement, list_names
+from bnlab.harness.measurements.base import Measurement, find_measurement, list_tables
 
-__all__ = ["Measurement", "find_measurement", "list_names"]
+__all__ = ["Measurement", "find_measurement", "list_tables"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import import_object
-from bnlab.harness.settings import COMPONENTS, Component, discover, list_modules, require_one_of
+from bnlab.harness.settings import list_modules, require_one_of
 
 if TYPE_CHECKING:  # mistakes are answered before these are imported
     import pandas as pd
@@ -26,11 +26,18 @@ _RESERVED_RUN_COLUMNS = ("seed", "status", "batch_size", "steps")
 _RESERVED_MEAN_COLUMNS = ("mean", "low", "high", "n", "error", "log", "share", "count", "std", "nunique")
 
 
-@dataclass(unsafe_hash=True)
-class Measurement(Component):
+class Measurement:
     """A measurement on trained networks: the rows of one table.
 
+    Each job that asks for the table calls these methods, in this order:
+
+    1. `covers`, which networks have rows at all (`jobs`; `checks` calls it before the first job, too);
+    2. `reads`, which checkpoints training has to keep for them (`jobs.list_needed_checkpoints`);
+    3. `scope`, which estimators and steps they are of (`rows.complete_rows`, once the network is trained);
+    4. `measure`, their values, of those rows alone that are not there yet (`rows`).
+
     Attributes:
+        name: of its table.
         table: its columns and what they mean. Where `split` is in its key, there are rows of each split and shift of
             the images that are predicted.
         about_batches: whether it is about what the batches before a step make of running averages, which networks whose
@@ -40,7 +47,7 @@ class Measurement(Component):
         predicts: whether its rows depend on test images, and so are measured again when these change.
     """
 
-    group: ClassVar[str] = "measurements"
+    name: ClassVar[str] = ""
     table: ClassVar[Table]
     about_batches: ClassVar[bool] = False
     at_last_step: ClassVar[bool] = False
@@ -83,18 +90,17 @@ class Measurement(Component):
 def find_measurement(name: str) -> Measurement:
     """Find a measurement by the name of its table, or by import path; UserError for none, or a name that is taken."""
     if "." not in name:
-        require_one_of("measurements", name, [*list_names(), "package.module.Class"])
-        discover(_TABLES)
-        known: dict[str, Measurement] = COMPONENTS[Measurement.group]
-        return known[name]
+        require_one_of("measurements", name, [*list_tables(), "package.module.Class"])
+        defined = vars(importlib.import_module(f"{_TABLES}.{name}")).values()
+        classes = [each for each in defined if isinstance(each, type) and issubclass(each, Measurement)]
+        return next(each() for each in classes if each.name == name)
 
     from bnlab.harness.schema import Table  # here: mistakes are answered before it is imported
 
     cls = import_object("measurements", name)
     if not (isinstance(cls, type) and issubclass(cls, Measurement)):
         raise UserError(f"measurements={name}: is no class below bnlab.harness.measurements.Measurement")
-    # A class without a name of its own has that of the base class.
-    if cls.name == Component.name or not isinstance(getattr(cls, "table", None), Table) or not _measures(cls):
+    if not cls.name or not isinstance(getattr(cls, "table", None), Table) or not _measures(cls):
         raise UserError(
             f"measurements={name}: needs a name, a table with run and step in its key, and a method that gives its "
             'rows; write name = "...", table = Table(about, key=common("run step ..."), others=...) and '
@@ -111,11 +117,10 @@ def find_measurement(name: str) -> Measurement:
             f"measurements={name}: means over seeds have a column {clashing[0]!r} already; call it otherwise"
         )
     # Without case, because on many disks Gaps and gaps are one folder.
-    if cls.name.lower() in ("runs", *list_names()) or not re.fullmatch(r"\w+", cls.name):
+    if cls.name.lower() in ("runs", *list_tables()) or not re.fullmatch(r"\w+", cls.name):
         raise UserError(f"measurements={name}: give it another name than {cls.name!r}, of letters, digits and _")
     try:
-        # Without @dataclass of its own a class has the base's `__init__`, whose default is the base's name.
-        return cls(name=cls.name)
+        return cls()
     except (Exception, SystemExit) as error:  # a user's class may raise either
         raise UserError(f"measurements={name}: {where_raised(error)}") from error
 
@@ -124,6 +129,6 @@ def _measures(cls: type[Measurement]) -> bool:
     return cls.measure is not Measurement.measure and {"run", "step"} <= {*cls.table.key}
 
 
-def list_names() -> list[str]:
-    """List the names of the measurements in `tables/` without importing these."""
+def list_tables() -> list[str]:
+    """List the tables that bnlab's own measurements are of; their modules in `tables/` are not imported."""
     return list_modules(_TABLES)

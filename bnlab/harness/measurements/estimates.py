@@ -48,8 +48,8 @@ def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> 
 
     replayed = replay_bank(run.trace, [*averages.values()], steps)
     if run.frozen_from is not None and run.config.freeze_with == "exact":
-        # Frozen buffers stay as they are, so that each later checkpoint has them. The last one is always kept; the last
-        # of `evaluate_at` may be of a step before the freezing.
+        # Buffers no longer change once they are frozen, so that any later checkpoint has the frozen ones. The last
+        # checkpoint is always kept, while the last step of `evaluate_at` may come before the freezing.
         held = bnlab.running_statistics(run.model_at(max(run.list_checkpoints())))
         is_frozen = [step >= run.frozen_from for step in steps]
         replayed[:, is_frozen] = layout.flatten(held)
@@ -61,25 +61,25 @@ def measure_at(run: Run, step: int, subject: Subject) -> Statistics:
     """Measure statistics of the checkpoint at `step`, or read them where the run's folder has them."""
     if subject.is_rule:
         subject = EXACT
-    statistic = subject.statistic
+    estimator = subject.estimator
     # `averaged` needs no measuring: the checkpoint holds the buffers that were averaged along with its weights.
-    if not isinstance(statistic, Measured):
+    if not isinstance(estimator, Measured):
         return bnlab.running_statistics(run.model_at(step))
 
     images = str(run.limit_at(step) or "all")
-    if statistic.images:
-        images = f"drawn{statistic.images}"  # other images than the sample of as many that `population_images` measures
+    if estimator.images:
+        images = f"drawn{estimator.images}"  # other images than the sample of as many that `population_images` measures
     # A file from another training, other images or an earlier version has another name, so that it is never read.
     made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
-    name = "-".join([statistic.name, subject.split, images, f"{step:07d}", made_from])
+    name = "-".join([estimator.name, subject.split, images, f"{step:07d}", made_from])
     path = run.folder / "statistics" / f"{name}.safetensors"
     if path.exists():
         return Statistics.load(path)
 
-    batch_size = run.config.batch_size if statistic.depends_on_batch_size else IMAGES_AT_ONCE
+    batch_size = run.config.batch_size if estimator.depends_on_batch_size else IMAGES_AT_ONCE
     batches = draw_population(run, step, subject, batch_size)
     model = run.model_at(step)
-    measured = statistic.measure(model, batches)
+    measured = estimator.measure(model, batches)
     measured.save(path)
     return measured
 
@@ -88,7 +88,7 @@ def draw_population(run: Run, step: int, subject: Subject, batch_size: int) -> l
     """Draw the images that statistics of frozen weights are of, in batches."""
     is_augmented = subject.split == "train_augmented"
     population = run.dataset.train_augmented if is_augmented else find_population(run, subject)
-    count = getattr(subject.statistic, "images", None)
+    count = getattr(subject.estimator, "images", None)
     images = population.images
     if count is None:
         images = population.sample(run.limit_at(step)).images
@@ -142,7 +142,7 @@ def tabulate(
     # The rows are in the order of the arrays' axes, so that flat arrays fit them.
     frame = pd.MultiIndex.from_product([*coordinates.values()], names=[*coordinates]).to_frame(index=False)
     described = {
-        "estimator": [subject.estimator for subject in subjects],
+        "estimator": [subject.label for subject in subjects],
         "momentum": np.array([subject.momentum for subject in subjects], dtype=float),
         "statistics_split": [subject.split for subject in subjects],
     }

@@ -33,11 +33,11 @@ class _Wanted:
     """Rows of one subject that a job asks for.
 
     Attributes:
-        key: which rows carry.
+        key: a digest of all that the rows depend on but their step; each row carries it.
         subject: None in a table without estimators.
         images: split and shift of the images that are predicted; empty in a table without.
-        columns: in which they agree, among those that tell subjects apart.
-        steps: all of them.
+        columns: what the rows have in `estimator`, `momentum` and `statistics_split`, as far as the table has these.
+        steps: all that are asked for, measured or not.
         made_of: see `Part`.
     """
 
@@ -58,7 +58,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     Returns:
         Which rows there are of what was asked for, by estimator.
     """
-    chosen = measurement.scope(run, [each for each in subjects if each.estimator not in failures])
+    chosen = measurement.scope(run, [each for each in subjects if each.label not in failures])
     if any(chosen) and "estimator" not in measurement.table.key:
         raise UserError(
             f"measurements={measurement.name}: its `scope` chooses estimators, which its rows have to tell apart; "
@@ -101,7 +101,7 @@ def _describe(
     """Describe the rows of a subject on these images: their key digests all that they depend on but the step."""
     columns: dict[str, Any] = {}
     if subject is not None:
-        columns = {"estimator": subject.estimator, "momentum": subject.momentum, "statistics_split": subject.split}
+        columns = {"estimator": subject.label, "momentum": subject.momentum, "statistics_split": subject.split}
     # A user's table may lack the momentum, say.
     columns = {name: value for name, value in columns.items() if name in measurement.table.columns}
 

@@ -25,40 +25,40 @@ _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it
 
 @dataclass(frozen=True)
 class Subject:
-    """Statistics of a network that rows of a table are about."""
+    """Statistics of a network that rows of a table are about: how they are estimated, and from which data."""
 
-    statistic: Named
+    estimator: Named
     split: str = "train"  # the data that the statistics are of
     at_once: int | None = None  # how many images a rule sees at once
 
     @property
     def is_rule(self) -> bool:
         """True for statistics at inference time, which differ from input to input."""
-        return isinstance(self.statistic, TestTimeStatistics)
+        return isinstance(self.estimator, TestTimeStatistics)
 
     @property
-    def estimator(self) -> str:
-        """Canonical name."""
-        if isinstance(self.statistic, TestTimeStatistics):
-            return str(self.statistic.full_name.add(self.statistic.images_key, self.at_once))
-        return self.statistic.label
+    def label(self) -> str:
+        """The estimator's canonical name, which rows have in the column `estimator`."""
+        if isinstance(self.estimator, TestTimeStatistics):
+            return str(self.estimator.full_name.add(self.estimator.images_key, self.at_once))
+        return self.estimator.label
 
     @property
     def momentum(self) -> float | None:
         """Weight of the new batch; None where it has no meaning."""
-        return getattr(self.statistic, "momentum", None) if isinstance(self.statistic, Estimator) else None
+        return getattr(self.estimator, "momentum", None) if isinstance(self.estimator, Estimator) else None
 
     @property
     def running_average(self) -> Estimator | None:
         """Running estimator that is replayed over the recorded batches; None for all that is measured otherwise."""
-        if isinstance(self.statistic, Stale):
-            return self.statistic.running_average
-        return self.statistic if isinstance(self.statistic, Estimator) else None
+        if isinstance(self.estimator, Stale):
+            return self.estimator.running_average
+        return self.estimator if isinstance(self.estimator, Estimator) else None
 
     @property
     def code(self) -> str:
         """Digest of the module of a user's own estimator or rule; empty for bnlab's."""
-        return digest_class(type(self.statistic))
+        return digest_class(type(self.estimator))
 
 
 def list_subjects(config: Config) -> list[Subject]:

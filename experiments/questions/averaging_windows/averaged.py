@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -29,13 +28,12 @@ new = decay·old + (1 − decay)·weights, from the first update on, and likewis
 0.1."""
 
 
-@dataclass(unsafe_hash=True)
 class AveragedWeights(Measurement):
     """Table `averaged_weights`."""
 
     about_batches: ClassVar[bool] = True
     of_plain_norms: ClassVar[bool] = True
-    name: str = "averaged_weights"
+    name: ClassVar[str] = "averaged_weights"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -25,13 +24,12 @@ was trained with. Networks whose norm has statistics of the batch have no row of
 while it computes are not counted."""
 
 
-@dataclass(unsafe_hash=True)
 class TrainingMemory(Measurement):
     """Table `training_memory`."""
 
     at_last_step: ClassVar[bool] = True
     predicts: ClassVar[bool] = False
-    name: str = "training_memory"
+    name: ClassVar[str] = "training_memory"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={**common("run step"), "images": integer("images in the batch")},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -40,14 +40,13 @@ statistics. Weights are those of convolutions and linear layers, without biases 
   largest magnitude over 127 (7). Activations stay as they are."""
 
 
-@dataclass(unsafe_hash=True)
 class ChangedWeights(Measurement):
     """Table `changed_weights`."""
 
     about_batches: ClassVar[bool] = True
     at_last_step: ClassVar[bool] = True
     of_plain_norms: ClassVar[bool] = True
-    name: str = "changed_weights"
+    name: ClassVar[str] = "changed_weights"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

@@ -8,7 +8,7 @@ learning), and are matched before they are averaged (Jordan et al. 2023, REPAIR)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -41,11 +41,10 @@ than `cnn` have no rows.
   correlate best with those of the first, over {IMAGES} training images (the assignment with the largest sum)."""
 
 
-@dataclass(unsafe_hash=True)
 class MatchedWeights(ChangedWeights):
     """Table `matched_weights`."""
 
-    name: str = "matched_weights"
+    name: ClassVar[str] = "matched_weights"
     table: ClassVar[Table] = replace(ChangedWeights.table, about=_ABOUT)
 
     def scope(self, run: Run, subjects: list[Subject]) -> Mapping[Any, list[int]]:

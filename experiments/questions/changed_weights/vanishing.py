@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -29,11 +28,10 @@ How much the outputs of each norm vary in merged and pruned networks, without tr
 magnitude of all layers together; other shares likewise."""
 
 
-@dataclass(unsafe_hash=True)
 class Vanishing(MatchedWeights):
     """Table `vanishing`."""
 
-    name: str = "vanishing"
+    name: ClassVar[str] = "vanishing"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

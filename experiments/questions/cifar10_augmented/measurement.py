@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -24,11 +23,10 @@ estimate where training augments. Networks that are trained on the images as the
 image is augmented once, in the same way for all networks and steps."""
 
 
-@dataclass(unsafe_hash=True)
 class AugmentedGaps(Gaps):
     """Table `augmented_gaps`."""
 
-    name: str = "augmented_gaps"
+    name: ClassVar[str] = "augmented_gaps"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key=common("run step estimator momentum statistics_split layer"),

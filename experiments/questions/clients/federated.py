@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any, ClassVar
 
@@ -36,14 +36,13 @@ means; optimizers keep theirs. Client k of {CLIENTS} has `classes` classes from 
 of a class are dealt out in turn to the clients that have it."""
 
 
-@dataclass(unsafe_hash=True)
 class Clients(Measurement):
     """Table `clients`."""
 
     about_batches: ClassVar[bool] = True
     at_last_step: ClassVar[bool] = True
     of_plain_norms: ClassVar[bool] = True
-    name: str = "clients"
+    name: ClassVar[str] = "clients"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

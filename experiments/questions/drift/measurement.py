@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -26,14 +25,13 @@ Where the gap of the EMA comes from: six terms for each channel, which add up to
 makes the gap smaller."""
 
 
-@dataclass(unsafe_hash=True)
 class Decomposition(Measurement):
     """Table `decomposition`."""
 
     about_batches: ClassVar[bool] = True
     of_plain_norms: ClassVar[bool] = True
     predicts: ClassVar[bool] = False
-    name: str = "decomposition"
+    name: ClassVar[str] = "decomposition"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={
@@ -58,7 +56,7 @@ class Decomposition(Measurement):
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose the EMA with each momentum, and all steps of `evaluate_at`."""
         averages = [subject for subject in subjects if subject.running_average]
-        return {average: run.measured_steps for average in averages if average.estimator == "ema"}
+        return {average: run.measured_steps for average in averages if average.label == "ema"}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure the terms of the gap: a row for each step, momentum, layer, statistic and term.

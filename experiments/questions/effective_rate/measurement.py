@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -14,12 +13,11 @@ from bnlab.harness.schema import Table, common, real
 from bnlab.harness.updates import lr_factor
 
 
-@dataclass(unsafe_hash=True)
 class WeightNorms(Measurement):
     """Table `weight_norms`."""
 
     predicts: ClassVar[bool] = False
-    name: str = "weight_norms"
+    name: ClassVar[str] = "weight_norms"
     table: ClassVar[Table] = Table(
         about="How large the weights of each convolution are. Batch norm after it makes the network the same at any "
         "size, so that the learning rate over the squared norm says how far an update turns the weights.",

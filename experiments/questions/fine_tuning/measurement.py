@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,13 +38,12 @@ for each network, the same for all modes and rates. Networks that were trained o
 fine-tuning diverges, rows end."""
 
 
-@dataclass(unsafe_hash=True)
 class FineTuning(Measurement):
     """Table `fine_tuning`."""
 
     at_last_step: ClassVar[bool] = True
     of_plain_norms: ClassVar[bool] = True
-    name: str = "fine_tuning"
+    name: ClassVar[str] = "fine_tuning"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

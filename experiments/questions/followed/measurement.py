@@ -42,12 +42,11 @@ _TRAINED = 0.0  # the decay of an average that has the newest weights alone
 _AUGMENTED = Subject(Exact(), "train_augmented")
 
 
-@dataclass(unsafe_hash=True)
 class Followed(Measurement):
     """Table `followed`."""
 
     of_plain_norms: ClassVar[bool] = True
-    name: str = "followed"
+    name: ClassVar[str] = "followed"
     table: ClassVar[Table] = Table(
         about="How trained weights, and the averages of the weights that `weight_averages` kept, predict test images "
         "under statistics that follow the weights: a slow average of the moments of what each convolution is given, "

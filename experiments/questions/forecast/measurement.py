@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -20,12 +19,11 @@ _SHARE = 0.1  # of the batches so far that count as the latest, as where the sel
 _BLOCK = 5  # batches; images of a class that come together make neighbouring batches alike, and blocks of them differ
 
 
-@dataclass(unsafe_hash=True)
 class BatchScatter(Measurement):
     """Table `batch_scatter`."""
 
     predicts: ClassVar[bool] = False
-    name: str = "batch_scatter"
+    name: ClassVar[str] = "batch_scatter"
     table: ClassVar[Table] = Table(
         about="Whether the latest training batches look like independent images, read from their recorded means in the "
         "first layer and from validation images.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -24,12 +23,11 @@ Exact statistics of the network at the end of training, from forward passes in f
 how it predicts with either of them, in either precision."""
 
 
-@dataclass(unsafe_hash=True)
 class Autocast(Measurement):
     """Table `autocast`."""
 
     at_last_step: ClassVar[bool] = True
-    name: str = "autocast"
+    name: ClassVar[str] = "autocast"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

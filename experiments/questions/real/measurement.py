@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -42,11 +41,10 @@ def choose_steps(run: Run) -> list[int]:
     return [step for step in run.measured_steps if step in wanted]
 
 
-@dataclass(unsafe_hash=True)
 class OtherMomenta(Measurement):
     """Table `other_momenta`."""
 
-    name: str = "other_momenta"
+    name: ClassVar[str] = "other_momenta"
     table: ClassVar[Table] = Table(
         about="How the network predicts test images under running averages of other momenta than 0.1, at four steps.",
         key=common("run step estimator momentum statistics_split"),
@@ -74,12 +72,11 @@ class OtherMomenta(Measurement):
         return pd.concat([tabulate(subjects, steps, {}), pd.DataFrame(rows)], axis=1)
 
 
-@dataclass(unsafe_hash=True)
 class KeptAverages(Measurement):
     """Table `kept_averages`."""
 
     of_plain_norms: ClassVar[bool] = True
-    name: str = "kept_averages"
+    name: ClassVar[str] = "kept_averages"
     table: ClassVar[Table] = Table(
         about="How the averages of the weights predict test images that `weight_averages` kept, at four steps, by what "
         "became of the buffers.",

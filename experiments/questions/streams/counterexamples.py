@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import pandas as pd
@@ -36,11 +36,10 @@ have no start.
 - `single`: the same, but it is one image alone; the mean of all images."""
 
 
-@dataclass(unsafe_hash=True)
 class Counterexamples(OfAverages):
     """Table `counterexamples`."""
 
-    name: str = "counterexamples"
+    name: ClassVar[str] = "counterexamples"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import pandas as pd
@@ -22,11 +22,10 @@ _ABOUT = """\
 How far the last batches of the training move running averages."""
 
 
-@dataclass(unsafe_hash=True)
 class LastBatches(OfAverages):
     """Table `last_batches`."""
 
-    name: str = "last_batches"
+    name: ClassVar[str] = "last_batches"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -16,7 +16,6 @@ from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.subjects import Subject
 
 
-@dataclass(unsafe_hash=True)
 class OfAverages(Measurement):
     """A measurement of running averages alone, at the final step."""
 

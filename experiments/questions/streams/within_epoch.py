@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import ClassVar
 
@@ -28,11 +28,10 @@ How noisy running averages are in the course of an epoch, on the weights of the 
 epochs of the training images, each in an order of its own, after 2 that are not counted."""
 
 
-@dataclass(unsafe_hash=True)
 class WithinEpoch(OfAverages):
     """Table `within_epoch`."""
 
-    name: str = "within_epoch"
+    name: ClassVar[str] = "within_epoch"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,14 +36,13 @@ network.
 - `sorted`: class after class by their numbers, shuffled within each."""
 
 
-@dataclass(unsafe_hash=True)
 class TestStreams(Measurement):
     """Table `test_streams`."""
 
     __test__: ClassVar[bool] = False  # no tests of pytest's
     at_last_step: ClassVar[bool] = True
     of_plain_norms: ClassVar[bool] = True
-    name: str = "test_streams"
+    name: ClassVar[str] = "test_streams"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

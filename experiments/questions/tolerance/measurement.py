@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
 
@@ -26,12 +25,11 @@ channel's mean is moved by so many standard deviations, or its variance multipli
 drawn for each network."""
 
 
-@dataclass(unsafe_hash=True)
 class Doses(Measurement):
     """Table `doses`."""
 
     at_last_step: ClassVar[bool] = True
-    name: str = "doses"
+    name: ClassVar[str] = "doses"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

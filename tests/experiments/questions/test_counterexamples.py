@@ -71,7 +71,7 @@ def test_counterexamples(trained: Run) -> None:
     sources = parse_subjects(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
     chosen = Counterexamples().scope(run, sources)
 
-    assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [40], "last_batch": [40]}
+    assert {source.label: steps for source, steps in chosen.items()} == {"ema": [40], "last_batch": [40]}
 
     found = Counterexamples().measure(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
     assert set(found["batches"]) == {40}

@@ -20,7 +20,7 @@ from bnlab.harness import done, load
 from bnlab.harness.done import list_waiting
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, begin_sweep, execute
-from bnlab.harness.measurements import estimates, find_measurement, list_names, rows
+from bnlab.harness.measurements import estimates, find_measurement, list_tables, rows
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
 from bnlab.harness.records import VERSION
 from tests.helpers import Config
@@ -50,13 +50,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[in
     def count(name: str, original: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
         def measure(self: object, run: object, subjects: list[Any], steps: list[int], *images: str) -> pd.DataFrame:
             others = [each for each in images if each not in ("test", "none")]
-            subjects_ = [f"{s.estimator} {s.momentum}" if s else "" for s in subjects]
+            subjects_ = [f"{s.label} {s.momentum}" if s else "" for s in subjects]
             found.append((" on ".join([name, *others]), subjects_, steps))
             return original(self, run, subjects, steps, *images)
 
         return measure
 
-    for name in list_names():
+    for name in list_tables():
         kind = type(find_measurement(name))
         monkeypatch.setattr(kind, "measure", count(name, kind.measure))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real
-from bnlab.harness.settings import component
 from bnlab.recording.trace import LayerTrace
 from bnlab.theory import local_level
 
@@ -25,14 +23,12 @@ _ABOUT = """\
 How noisy the batch moments are and how fast they move, fitted to the last steps of the trace."""
 
 
-@component
-@dataclass(unsafe_hash=True)
 class MomentDrift(Measurement):
     """Table `drift`."""
 
     about_batches: ClassVar[bool] = True
     predicts: ClassVar[bool] = False
-    name: str = "drift"
+    name: ClassVar[str] = "drift"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key=common("run step layer"),

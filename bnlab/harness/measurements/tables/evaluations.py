@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -32,7 +31,6 @@ from bnlab.harness.measurements.estimates import (
 )
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import METRIC, Table, common, integer, real, text
-from bnlab.harness.settings import component
 from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
 from bnlab.inference import TestTimeStatistics, apply_statistics
 from bnlab.statistics.layout import Layout
@@ -52,12 +50,10 @@ image depend on that image alone, and are the same for all networks and strength
 {describe_corruptions()}"""
 
 
-@component
-@dataclass(unsafe_hash=True)
 class Evaluations(Measurement):
     """Table `evaluations`."""
 
-    name: str = "evaluations"
+    name: ClassVar[str] = "evaluations"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={
@@ -124,7 +120,7 @@ class Evaluations(Measurement):
                 logits = reference
                 if subject not in (EXACT, _NO_STATISTICS):
                     logits = predict(model, images, run.trace.layout.unflatten(estimates[s, k]), subject)
-                counts = {"images": len(images.labels), "stat_images": count_images(run, subject, step)}
+                counts = {"images": len(images.labels), "stat_images": count_shown(run, subject, step)}
                 exact = reference if run.has_trace else None
                 if run.config.task.is_own:
                     scores = score_task(run.task, logits, images, exact)
@@ -144,8 +140,8 @@ def predict(model: nn.Module, split: Split, statistics: Statistics | None = None
     with ExitStack() as stack:
         if statistics is not None:
             stack.enter_context(using(model, statistics))
-        if isinstance(subject.statistic, TestTimeStatistics):
-            stack.enter_context(apply_statistics(model, subject.statistic))
+        if isinstance(subject.estimator, TestTimeStatistics):
+            stack.enter_context(apply_statistics(model, subject.estimator))
         # What is predicted together counts only for rules that read the batch.
         for images in split.images.split(subject.at_once or IMAGES_AT_ONCE):
             # A copy: a forward may standardize in place, and these are a part of what all networks are measured on.
@@ -222,15 +218,15 @@ def compare_statistics(model: nn.Module, split: Split, candidates: Sequence[Stat
     return compared
 
 
-def count_images(run: Run, subject: Subject, step: int) -> int:
-    """Count the images that the statistics are of; for running averages those shown until batch norm was frozen."""
+def count_shown(run: Run, subject: Subject, step: int) -> int:
+    """Count the images that statistics were shown; running averages are shown none once batch norm is frozen."""
     if subject == _NO_STATISTICS:
         return 0
     if subject.at_once is not None:
         return subject.at_once
-    if isinstance(subject.statistic, Measured):
+    if isinstance(subject.estimator, Measured):
         size = len(find_population(run, subject).labels)
-        count = subject.statistic.images
+        count = subject.estimator.images
         if count is None:
             count = run.limit_at(step)
         return size if count is None else min(count, size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -16,7 +15,6 @@ from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import EXACT, flat_statistics, measure_at, seed_by, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real
-from bnlab.harness.settings import component
 from bnlab.model.borrow import borrowed
 from bnlab.recording.block import record
 from bnlab.statistics.layout import Layout
@@ -36,13 +34,11 @@ momentum 0.1, `averaged` the average of its buffers, averaged like its weights. 
 network's own."""
 
 
-@component
-@dataclass(unsafe_hash=True)
 class Gaps(Measurement):
     """Table `gaps`."""
 
     predicts: ClassVar[bool] = False
-    name: str = "gaps"
+    name: ClassVar[str] = "gaps"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key=common("run step estimator momentum statistics_split layer"),

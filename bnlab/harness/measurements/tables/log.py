@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
@@ -12,20 +11,17 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import METRIC, Table, common, integer, real
-from bnlab.harness.settings import component
 from bnlab.harness.updates import lr_factor
 
 _ABOUT = """\
 A row for each update of each network."""
 
 
-@component
-@dataclass(unsafe_hash=True)
 class Log(Measurement):
     """Table `log`."""
 
     predicts: ClassVar[bool] = False
-    name: str = "log"
+    name: ClassVar[str] = "log"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={

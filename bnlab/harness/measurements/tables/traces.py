@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +12,6 @@ from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import flat_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.harness.settings import component
 
 _POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown
 
@@ -22,13 +20,11 @@ Statistics of two channels of each layer over training: running averages at 120 
 evenly spaced on a logarithmic axis, and at those of `evaluate_at`; statistics of frozen weights at the latter."""
 
 
-@component
-@dataclass(unsafe_hash=True)
 class Traces(Measurement):
     """Table `traces`."""
 
     predicts: ClassVar[bool] = False
-    name: str = "traces"
+    name: ClassVar[str] = "traces"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
         key={
