@@ -20,7 +20,7 @@ from joblib import cpu_count
 from bnlab.common.bars import make_bar
 from bnlab.common.files import Unreadable, quarantine, write_text
 from bnlab.common.printing import format_seconds
-from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own
+from bnlab.harness.artifacts.job_settings import Config, as_list, flatten_settings, list_own
 from bnlab.harness.artifacts.run import Run, describe_environment
 from bnlab.harness.artifacts.tasks import OwnTask
 from bnlab.harness.artifacts.training_runner import ensure_trained
@@ -32,7 +32,7 @@ from bnlab.harness.measurements.rows import Failures, complete_rows
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.records import Part, write_record
 from bnlab.harness.run_table import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT, RUNS
-from bnlab.harness.trial import TrialResult, select_kind, try_training
+from bnlab.harness.trial import TrialResult, select_tried, try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.harness.user_code import SOURCE
 from bnlab.memory import divide_memory, keep_freed_memory
@@ -137,7 +137,7 @@ def try_networks(runs: Iterable[Run]) -> dict[Run, TrialResult]:
     results = {}
     for run in runs:
         # Whether an update can be made depends on the kind alone, its time on the batch size as well.
-        kind = (select_kind(run.config), run.config.batch_size)
+        kind = (select_tried(run.config), run.config.batch_size)
         if kind not in trials:
             prepare_process(run.config)
             trials[kind] = try_training(run)
@@ -345,14 +345,6 @@ def _write_record(
 def _describe_run(run: Run) -> dict[str, object]:
     """Describe a network in a row of the table `runs`, with the settings of the user's own functions."""
     config = run.config
-    settings = asdict(config)
-    for group in GROUPS:
-        for name, value in settings.pop(group).items():
-            settings[f"{group}.{name}"] = value
-        settings[group] = getattr(config, group).name
-    if not config.task.is_own:
-        del settings["task"]
-
     status = run.status or _UNTRAINED
     # Before the end of its training, a network may have no environment.json to read.
     environment = run.environment if run.finished else describe_environment(run.device)
@@ -361,10 +353,11 @@ def _describe_run(run: Run) -> dict[str, object]:
     images = config.data.count_training()
     # What comes last counts: values that were used take the place of settings that were left open.
     values = {
-        **settings,
+        **flatten_settings(asdict(config)),
         **status,
         **environment,
         "run": run.id,
+        "seed": config.seed,
         "norm_batch_size": config.norm.count_images(config.batch_size),
         "data.images": config.data.count_used(),
         "lr_effective": config.optimizer.peak_lr(config.batch_size),

@@ -444,6 +444,7 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
     runs = load("adhoc", tmp_path)["runs"].sort_values("model.width")
     assert list(runs["model.width"]) == [4, 5]
     assert list(runs["model.kind"].isna()) == [True, False]
+    assert list(runs["norm"].isna()) == [False, True], "which is the model's own"
 
 
 def test_a_forward_that_writes_into_its_input_changes_no_images(mine: None, call: Call, tmp_path: Path) -> None:

@@ -204,18 +204,30 @@ def list_naming_settings(config: Config) -> dict[str, Any]:
 
     Defaults are left off: a field that is added later with a default leaves old networks their names.
     """
-    # Where `steps` is set nothing reads `epochs`, so that the name has one of the two.
-    length = "epochs" if config.steps is None else "steps"
-    settings: dict[str, Any] = {"batch_size": config.batch_size, length: getattr(config, length)}
+    # A name has the norm also where a user's own model does not read it.
+    unread = list_unread({**vars(config), "task": config.task.name, "model": config.model.name}) - {"norm"}
+    keys = {*list_names(Config, "network")} - {"seed"} - unread
+    always = {"batch_size", "epochs"} - unread  # although they may be the default
+    settings = {key: getattr(config, key) for key in always} | leave_off_defaults(config, keys)
+    return settings | {group: getattr(config, group).identify() for group in {*GROUPS} - unread}
 
-    keys = {*list_names(Config, "network")} - {"batch_size", "epochs", "steps", "seed"}
-    if config.freeze_at is None:
-        keys.remove("freeze_with")  # nothing reads it then
-    settings |= leave_off_defaults(config, keys)
-    groups = {group: getattr(config, group).identify() for group in GROUPS}
-    if not config.task.is_own:  # networks that classify are named without it
-        del groups["task"]
-    return settings | groups
+
+def list_unread(settings: Mapping[str, Any]) -> set[str]:
+    """List the settings and groups that a network does not read, because of its other settings.
+
+    Args:
+        settings: as a sweep's file calls them; of a group the name that was chosen.
+    """
+    unread = set()
+    if settings.get("steps"):
+        unread.add("epochs")
+    if settings.get("freeze_at") is None:
+        unread.add("freeze_with")
+    if settings.get("task") == Classification.name:  # which networks do unless another task is chosen
+        unread.add("task")
+    if "." in settings.get("model", ""):  # a user's own model has normalization of its own
+        unread.add("norm")
+    return unread
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
@@ -236,17 +248,8 @@ def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     names = {*GROUPS, *list_names(Config, "network")} - {"seed"}
     kept = {key: value for key, value in config.items() if key in names}
     settings = {key.removesuffix(".name"): value for key, value in _flatten(kept)}
-
-    if settings.get("task") == "classification":
-        settings.pop("task")
-    # `steps` takes the place of `epochs`, and `freeze_with` is read with `freeze_at` alone.
-    if settings.get("steps"):
-        settings.pop("epochs", None)
-    if settings.get("freeze_at") is None:
-        settings.pop("freeze_with", None)
-    if "." in settings.get("model", ""):  # a user's own model has normalization of its own
-        settings = {key: value for key, value in settings.items() if key.split(".")[0] != "norm"}
-    return settings
+    unread = list_unread(settings)
+    return {key: value for key, value in settings.items() if key.partition(".")[0] not in unread}
 
 
 def list_plain_settings() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.common.names import StatisticName
-from bnlab.harness.reporting.statistic_looks import KINDS
+from bnlab.harness.reporting.statistic_looks import LOOKS
 from bnlab.harness.run_table import DERIVED, RESULTS
 
 # In conditions, in place of columns' names.
@@ -152,11 +152,7 @@ def describe_networks(runs: pd.DataFrame) -> str:
 def _list_shared(runs: pd.DataFrame) -> list[str]:
     """List the settings that are named because all networks share them, of those that the networks read."""
     shared = [column for column in _SHARED if column in runs and runs[column].nunique() == 1]
-    shared = [column for column in shared if runs[column].notna().all()]
-    has_own_norms = runs["model"].str.contains(".", regex=False).all() if "model" in runs else False
-    if "norm" in shared and has_own_norms:  # a user's own model has normalization of its own
-        shared.remove("norm")
-    return shared
+    return [column for column in shared if runs[column].notna().all()]
 
 
 def _count(number: int, noun: str) -> str:
@@ -186,7 +182,7 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
     """
     parsed = StatisticName.parse(str(name))
-    look = KINDS.get(parsed.base)
+    look = LOOKS.get(parsed.base)
     unsaid = look.unsaid if look else ()
     words = []
     for key, value in parsed.parameters.items():

@@ -80,9 +80,9 @@ def test_the_length_is_said_as_it_was_set(sizes: tuple[int, int]) -> None:
 
 
 def test_of_own_models_it_is_not_said_what_they_do_not_have() -> None:
-    """A model's settings are null where it does not have them, and its norm is its own."""
-    runs = plant()["runs"].assign(model="mine.make_model", norm="batch")
-    own = runs.assign(**{"model.depth": np.nan})
+    """Settings are null where a model does not read them, as the norm where it has its own."""
+    runs = plant()["runs"].assign(norm="batch")
+    own = runs.assign(model="mine.make_model", **{"model.depth": np.nan, "norm": None})
 
     said = describe_networks(own)
     assert "model mine.make_model" in said and "norm" not in said and "depth" not in said
