@@ -66,8 +66,8 @@ def digest_asked(config: Config) -> str:
     # When the user's code changes, the same settings ask for other rows.
     estimators = [str(name).partition("(")[0] for name in as_list(config.estimator)]
     code = [digest_path(path) for path in (*estimators, *as_list(config.measurements))]
-    images = asdict(config.data)  # also where the files are, so that moved files are recorded again
-    return digest(json.dumps([settings, images, code, VERSION], sort_keys=True), digits=10)
+    data = asdict(config.data)  # also where the files are, so that moved files are recorded again
+    return digest(json.dumps([settings, data, code, VERSION], sort_keys=True), digits=10)
 
 
 def _has_asked(run: RunFolder, asked: str) -> bool:

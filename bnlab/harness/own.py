@@ -16,10 +16,10 @@ from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.settings import Component, list_names, setting
 from bnlab.harness.user_code import SOURCE, digest_code
 
-KINDS: dict[str, type[Own]] = {}
-"""group → what stands for a user's function there."""
+OWN_CLASSES: dict[str, type[Own]] = {}
+"""group → the class that stands for a user's function there."""
 
-Kind = TypeVar("Kind", bound="type[Own]")
+OwnClass = TypeVar("OwnClass", bound="type[Own]")
 _REQUIRED = "???"  # the default of a setting without one, as OmegaConf has it
 _CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
@@ -30,7 +30,8 @@ class Own(Component):
 
     is_own: ClassVar[bool] = True
     given: ClassVar[int] = 0  # how many arguments bnlab gives it, which come first; all others are settings
-    taken: ClassVar[str] = ""  # a setting of the group that has to be one of its arguments, whose default it has
+    # A setting of the group that the function has to take as an argument, and whose default is that of the argument.
+    group_setting: ClassVar[str] = ""
     usual: ClassVar[Mapping[str, Any]] = {}  # defaults of arguments without one
 
     def __post_init__(self) -> None:
@@ -65,10 +66,10 @@ def _make_hashable(value: Any) -> Any:
     return tuple(map(_make_hashable, value)) if isinstance(value, list | tuple) else value
 
 
-def own(kind: Kind) -> Kind:
+def own(cls: OwnClass) -> OwnClass:
     """Decorate the class that stands for a user's functions in a group."""
-    KINDS[kind.group] = kind
-    return kind
+    OWN_CLASSES[cls.group] = cls
+    return cls
 
 
 def make_own(group: str, path: str) -> Own:
@@ -77,20 +78,21 @@ def make_own(group: str, path: str) -> Own:
     An argument without a default has to be set. Values are checked against the annotations `bool`, `int`, `float` and
     `str`. UserError if it cannot be imported, or an argument has a name that bnlab needs itself, or is lacking.
     """
-    kind = KINDS[group]
+    base = OWN_CLASSES[group]
     # An argument of such a name would take the place of a method or of a setting that bnlab reads.
-    known = {*dir(kind), *(each.name for each in fields(kind)), SOURCE}
+    known = {*dir(base), *(each.name for each in fields(base)), SOURCE}
     made = import_object(group, path)
     if not callable(made):
         raise UserError(f"{group}={path}: is a {type(made).__name__}; name a function or a class")
-    arguments = _list_arguments(made)[kind.given :]
-    if kind.taken and kind.taken not in [argument.name for argument in arguments]:
-        raise UserError(f"{group}={path}: has no argument {kind.taken}, by which bnlab gives {group}.{kind.taken}")
+    arguments = _list_arguments(made)[base.given :]
+    needed = base.group_setting
+    if needed and needed not in [argument.name for argument in arguments]:
+        raise UserError(f"{group}={path}: has no argument {needed}, by which bnlab gives {group}.{needed}")
 
     settings = []
     for argument in arguments:
-        if argument.name == kind.taken:
-            settings.append(_change_default(kind, argument))
+        if argument.name == needed:
+            settings.append(_change_default(base, argument))
             continue
         if not _is_setting(argument):
             continue
@@ -100,18 +102,18 @@ def make_own(group: str, path: str) -> Own:
             )
         default = argument.default
         if default is argument.empty:
-            default = kind.usual.get(argument.name, _REQUIRED)
+            default = base.usual.get(argument.name, _REQUIRED)
         elif isinstance(default, list):
             # A dataclass refuses a list as a default.
             default = tuple(default)
         settings.append((argument.name, _find_type(argument), setting(default, "", role="argument")))
     # Each function has a class of its own, in which Hydra finds its settings, their types and defaults.
-    return make_dataclass("Own", settings, bases=(kind,), eq=False)(name=path)
+    return make_dataclass("Own", settings, bases=(base,), eq=False)(name=path)
 
 
-def _change_default(kind: type[Own], argument: inspect.Parameter) -> tuple[str, Any, Any]:
+def _change_default(base: type[Own], argument: inspect.Parameter) -> tuple[str, Any, Any]:
     """Return the field of a setting of the group, with its meaning and range, and the default of this argument."""
-    (inherited,) = [each for each in fields(kind) if each.name == argument.name]
+    (inherited,) = [each for each in fields(base) if each.name == argument.name]
     default = argument.default if isinstance(argument.default, int | float) else _REQUIRED
     return inherited.name, inherited.type, field(default=default, metadata=inherited.metadata)
 
@@ -171,7 +173,7 @@ def _is_setting(argument: inspect.Parameter) -> bool:
 
 def _find_type(argument: inspect.Parameter) -> Any:
     """Find the type that values are checked against; without one, any."""
-    for kind in _CHECKED:
-        if argument.annotation in (kind, kind.__name__):  # a word where annotations are not evaluated
-            return kind if argument.default is not None else kind | None  # people write `width: int = None`
+    for checked in _CHECKED:
+        if argument.annotation in (checked, checked.__name__):  # a word where annotations are not evaluated
+            return checked if argument.default is not None else checked | None  # people write `width: int = None`
     return Any

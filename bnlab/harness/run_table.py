@@ -130,9 +130,9 @@ def _say_whose(meanings: Mapping[str, Sequence[str]], choices: int) -> str:
 
 
 def _make_column(setting: Setting, meaning: str) -> Column:
-    """Make the column of a setting, by its kind; lists and values of any kind become text."""
-    kinds = [kind for kind in setting.kinds if kind in _COLUMN_MAKERS]
-    make = text if setting.takes_list or not kinds else _COLUMN_MAKERS[kinds[0]]
+    """Make the column of a setting, by its type; lists and values of any type become text."""
+    types = [each for each in setting.types if each in _COLUMN_MAKERS]
+    make = text if setting.takes_list or not types else _COLUMN_MAKERS[types[0]]
     return make(meaning)
 
 

@@ -1,8 +1,8 @@
 """Settings: one description of each, by which it is read, refused, named, shown in help, kept and restored.
 
 A setting is a field of a dataclass: `width: int = setting(32, "channels of the first block", at_least=1)`. Its
-annotation says what kind of value it is, `setting` what it means and which values it may have. Settings without a group
-are the fields of `artifacts.job_settings.Config`, all others those of components, which are chosen by name.
+annotation says which type its values have, `setting` what it means and which values it may have. Settings without a
+group are the fields of `artifacts.job_settings.Config`, all others those of components, which are chosen by name.
 `read_settings` is the only way from values, of a command line or a file, to an object of such a class.
 """
 
@@ -31,7 +31,7 @@ COMPONENTS: dict[str, dict[str, Any]] = defaultdict(dict)
 Class = TypeVar("Class")
 ComponentClass = TypeVar("ComponentClass", bound="type[Component]")
 _SETTING = "setting"  # the key of a field's `Setting` in its metadata
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Setting:
         at_least, above, at_most: bounds of a number.
         choices: the words that it may be.
         role: what it is about.
-        kinds: types that a value may have, from the field's annotation; empty: any.
+        types: that a value may have, from the field's annotation; empty: any.
         takes_list: whether it may be a list of such values.
     """
 
@@ -53,7 +53,7 @@ class Setting:
     at_most: float = math.inf
     choices: tuple[str, ...] = ()
     role: Role = "network"
-    kinds: tuple[type, ...] = ()
+    types: tuple[type, ...] = ()
     takes_list: bool = False
 
     @property
@@ -63,17 +63,17 @@ class Setting:
         return self.text if names_all else f"{self.text} ({', '.join(self.choices)})"
 
     def read(self, key: str, value: Any) -> Any:
-        """Convert a value that was given for `key` to one of its kinds; UserError says which values there are."""
+        """Convert a value that was given for `key` to one of its types; UserError says which values there are."""
         if self.takes_list and isinstance(value, list | tuple):
             if not value:
                 raise UserError(f"{key}=[]: give at least one value")
             return [self._read_one(key, each) for each in value]
-        return value if value is None and NoneType in self.kinds else self._read_one(key, value)
+        return value if value is None and NoneType in self.types else self._read_one(key, value)
 
     def _read_one(self, key: str, value: Any) -> Any:
-        if not self.kinds:
+        if not self.types:
             return value
-        converted = _convert(value, self.kinds)
+        converted = _convert(value, self.types)
         if self.choices and converted not in self.choices:
             raise UserError(f"{key}={write_argument(value)}: {suggest(value, self.choices)}")
         if converted is None or not self._is_within(converted):
@@ -87,7 +87,7 @@ class Setting:
 
     def _describe_values(self) -> str:
         """Say which values there are: `a whole number, 1 or more`."""
-        words = " or ".join(_KINDS[kind] for kind in self.kinds if kind is not NoneType)
+        words = " or ".join(_TYPES[each] for each in self.types if each is not NoneType)
         what, _, _ = self.text.partition(";")
         if math.isfinite(self.above):
             return f"{words}, above {self.above:,} and at most {self.at_most:,} ({what})"
@@ -116,16 +116,16 @@ def setting(default: Any, text: str, **limits: Any) -> Any:
     return field(default=default, metadata=described)
 
 
-def _convert(value: Any, kinds: Sequence[type]) -> Any:
-    """Convert a value to one of these kinds; None if it is of none of them."""
-    kind = type(value)  # not isinstance, because True is an int in Python
-    if kind in kinds:
+def _convert(value: Any, types: Sequence[type]) -> Any:
+    """Convert a value to one of these types; None if it has none of them."""
+    given = type(value)  # not isinstance, because True is an int in Python
+    if given in types:
         return value
-    if kind is int and float in kinds:
+    if given is int and float in types:
         return float(value)
-    if kind is float and int in kinds and value.is_integer():  # as people write 1e5 steps
+    if given is float and int in types and value.is_integer():  # as people write 1e5 steps
         return int(value)
-    if kind in (int, float) and str in kinds:  # a folder may be called 2024
+    if given in (int, float) and str in types:  # a folder may be called 2024
         return str(value)
     return None
 
@@ -150,7 +150,7 @@ def list_settings(cls: type[Any]) -> Mapping[str, Setting]:
     if cls not in _SETTINGS:
         hints = get_type_hints(cls)
         described = {each.name: each.metadata[_SETTING] for each in fields(cls) if _SETTING in each.metadata}
-        _SETTINGS[cls] = {name: _add_kinds(each, hints[name]) for name, each in described.items()}
+        _SETTINGS[cls] = {name: _add_types(each, hints[name]) for name, each in described.items()}
     return _SETTINGS[cls]
 
 
@@ -159,19 +159,19 @@ _SETTINGS: dict[type[Any], Mapping[str, Setting]] = {}
 """What `list_settings` has listed: a sweep reads and names thousands of networks."""
 
 
-def _add_kinds(described: Setting, hint: Any) -> Setting:
-    kinds, takes_list = _read_hint(hint)
-    return replace(described, kinds=kinds, takes_list=takes_list)
+def _add_types(described: Setting, hint: Any) -> Setting:
+    types, takes_list = _read_hint(hint)
+    return replace(described, types=types, takes_list=takes_list)
 
 
 def _read_hint(hint: Any) -> tuple[tuple[type, ...], bool]:
     """Find the types of values in an annotation such as `float | list[float]`, and whether it may be a list."""
     parts = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
     lists = [part for part in parts if get_origin(part) is list]
-    kinds = dict.fromkeys([part for part in parts if part not in lists])
+    types = dict.fromkeys([part for part in parts if part not in lists])
     for each in lists:
-        kinds |= dict.fromkeys(_read_hint(get_args(each)[0])[0])
-    return (() if Any in kinds else tuple(kinds)), bool(lists)
+        types |= dict.fromkeys(_read_hint(get_args(each)[0])[0])
+    return (() if Any in types else tuple(types)), bool(lists)
 
 
 def list_names(cls: type[Any], role: Role) -> list[str]:
@@ -251,7 +251,7 @@ def require_within(key: str, value: float, low: float, high: float = math.inf, r
 
 
 # Not frozen, because `Own` sets its fields in __post_init__. Hashed all the same: data sets are cached by
-# their `Data`, and networks of one kind are found by their components (`trial.select_kind`).
+# their `Data`, and one network is tried for all with the same components (`trial.select_tried`).
 @dataclass(unsafe_hash=True)
 class Component:
     """The base of all that is chosen by name. A choice is one class: its settings, and what is built from them."""
@@ -275,8 +275,8 @@ def leave_off_defaults(part: Any, keys: Iterable[str]) -> dict[str, Any]:
 
 
 @cache
-def _list_defaults(kind: type[Any]) -> dict[str, Any]:
-    return {each.name: each.default for each in fields(kind)}
+def _list_defaults(cls: type[Any]) -> dict[str, Any]:
+    return {each.name: each.default for each in fields(cls)}
 
 
 def component(cls: ComponentClass) -> ComponentClass:

@@ -113,11 +113,11 @@ class NoStatistics(Named):
     name: ClassVar[str] = "none"
 
 
-KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, TestTimeStatistics)
+CHOOSABLE: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, TestTimeStatistics)
 """The base classes of all that `estimator=` can choose."""
 
 
 def list_statistics() -> dict[str, type[Named]]:
     """List by name the classes that `estimator=` can choose, except by import path; ValueError if two have one name."""
     named = list_named(Named)
-    return {name: cls for name, cls in named.items() if issubclass(cls, KINDS)}
+    return {name: cls for name, cls in named.items() if issubclass(cls, CHOOSABLE)}

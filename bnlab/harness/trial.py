@@ -43,7 +43,7 @@ class TrialResult(NamedTuple):
     warnings: list[str]
 
 
-def select_kind(config: Config) -> tuple[Any, ...]:
+def select_tried(config: Config) -> tuple[Any, ...]:
     """Select the settings that a trial depends on: of networks that agree in them, one is tried for all."""
     # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
     optimizer = config.optimizer if config.optimizer.is_own else None

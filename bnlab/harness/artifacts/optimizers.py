@@ -104,7 +104,7 @@ class OwnOptimizer(Own, Optimizer):
     """
 
     given: ClassVar[int] = 1
-    taken: ClassVar[str] = "lr"
+    group_setting: ClassVar[str] = "lr"
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
         from torch.optim import Optimizer as TorchOptimizer

@@ -205,7 +205,7 @@ def compute_output(model: nn.Module, images: Tensor, precision: str) -> Tensor:
 
 
 def train(
-    state: TrainingState, batches: Batches, config: Optimizer, steps: int, until: int | None = None
+    state: TrainingState, batches: Batches, optimizer: Optimizer, steps: int, until: int | None = None
 ) -> Iterator[int]:
     """Train from `state.step` on, in place, and yield after each update the number of updates made.
 
@@ -217,31 +217,30 @@ def train(
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `state.step` updates
             may not be finite; those before were.
     """
-    optimizer = state.optimizer
     # A state dict holds the tensors themselves, which each update changes in place.
     tensors = state.model.state_dict()
     # Checked at each update instead of all weights: non-finite weights surface in the next batch's variances, which are
     # few numbers. The loss alone may stay finite, because x/∞ is 0.
     variances = [tensor for name, tensor in tensors.items() if name.endswith("running_var")]
-    for group in optimizer.param_groups:
+    for group in state.optimizer.param_groups:
         # Kept in the group, and so in a saved state: in a second call or a restored training `lr` is a rate
         # that the schedule has scaled.
         group.setdefault("peak_lr", group["lr"])
 
     end = steps if until is None else until
     for batch in islice(batches.from_step(state.step), end - state.step):
-        factor = lr_factor(config.schedule, state.step, steps)
-        for group in optimizer.param_groups:
+        factor = lr_factor(optimizer.schedule, state.step, steps)
+        for group in state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
         images, _ = batch
         output = compute_output(state.model, images, state.precision)
         loss = state.task.loss(output, batch)
-        optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Before the update, because these variances are of the batch that the loss is of.
         is_finite = _are_finite([loss.detach(), *variances])
-        optimizer.step()
+        state.optimizer.step()
 
         metric = compute_metric(state.task, output.detach(), batch)
         state.add_update(loss.detach(), metric.mean(), is_finite)

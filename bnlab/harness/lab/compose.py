@@ -29,7 +29,7 @@ from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.launchers import register_launchers
 from bnlab.harness.lab.own_choices import SEARCHED, register_own_choices
 from bnlab.harness.lab.registry import CONF
-from bnlab.harness.own import KINDS
+from bnlab.harness.own import OWN_CLASSES
 
 _FILES = ("variation", "suite", "experiment")  # keys that choose files of settings
 _SWEPT_BY_FILES = ("suite", "experiment")  # those of files which may say themselves what is swept
@@ -87,7 +87,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     given = {override.get_key_element() for override in overrides}
     if "epochs" in given and "steps" not in given:
         overrides.append(_read_word(_NO_STEPS))
-    with _own_hydra(), initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
+    with _borrow_hydra(), initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
         register_own_choices()
         # Composed a first time for the launcher, and for what the files sweep. Words with several values are
@@ -144,7 +144,7 @@ def _register() -> None:
 
 
 @contextlib.contextmanager
-def _own_hydra() -> Iterator[None]:
+def _borrow_hydra() -> Iterator[None]:
     """In the block Hydra is free: the caller may be a program of Hydra's, which holds it."""
     others = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -255,7 +255,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if not error.options:
             raise UserError(_first_line(error)) from error
-        options = [*error.options, "package.module.function"] if group in KINDS else error.options
+        options = [*error.options, "package.module.function"] if group in OWN_CLASSES else error.options
         raise UserError(f"{group}={name}: {suggest(name, options)}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error

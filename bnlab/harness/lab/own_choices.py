@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-from bnlab.harness.own import KINDS, make_own
+from bnlab.harness.own import OWN_CLASSES, make_own
 
 SEARCHED = "own://"
 """What is added to `hydra.searchpath` for it."""
@@ -37,7 +37,7 @@ class OwnChoices(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = config_path.rpartition("/")
-        return group in KINDS and "." in name
+        return group in OWN_CLASSES and "." in name
 
     def is_group(self, config_path: str) -> bool:
         return False

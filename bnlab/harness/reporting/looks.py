@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
-from bnlab.harness.reporting.statistic_looks import KINDS, Colour, Line, Look
+from bnlab.harness.reporting.statistic_looks import LOOKS, Colour, Line, Look
 from bnlab.harness.reporting.wording import estimator_label, name_value
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. A family of statistics has one colour where it can.
@@ -124,7 +124,7 @@ def find_kind(words: str) -> Look | None:
     """
     # "running averages" are those of several networks, and of one kind with a running average.
     singular = words.replace("averages", "average")
-    kinds = [look for look in KINDS.values() if singular.startswith(look.words)]
+    kinds = [look for look in LOOKS.values() if singular.startswith(look.words)]
     return max(kinds, key=lambda look: len(look.words), default=None)
 
 

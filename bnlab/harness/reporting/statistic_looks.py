@@ -29,7 +29,7 @@ class Look:
     unsaid: tuple[str, ...] = ()
 
 
-KINDS = {
+LOOKS = {
     "ema": Look("running average", "blue"),
     "ema_biased": Look("running average, variances not corrected", "blue", "dashed"),
     "ema_debiased": Look("running average, start divided out", "sky", "dashed"),

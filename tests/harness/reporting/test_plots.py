@@ -25,7 +25,7 @@ from bnlab.harness.reporting.frames import average, interval, rows, score
 from bnlab.harness.reporting.looks import RC, choose_looks, find_colour
 from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, Axis, Cells, Curves, Dots, Forest, Plot
 from bnlab.harness.reporting.question import Figure
-from bnlab.harness.reporting.statistic_looks import KINDS
+from bnlab.harness.reporting.statistic_looks import LOOKS
 from bnlab.harness.statistic_kinds import list_statistics
 from tests.harness.reporting.planted import plant
 
@@ -321,7 +321,7 @@ def test_of_several_momenta_each_has_its_colour_and_estimators_have_lines() -> N
 
 
 def test_every_estimator_has_a_look_of_its_own() -> None:
-    names = [*KINDS, "mine", "yours"]
+    names = [*LOOKS, "mine", "yours"]
     _, looks = choose_looks(pd.DataFrame({"estimator": names}), "estimator")
 
     alike = defaultdict(list)
@@ -333,7 +333,7 @@ def test_every_estimator_has_a_look_of_its_own() -> None:
 
 
 def test_every_look_is_of_a_statistic_that_can_be_chosen() -> None:
-    assert {*KINDS} - {*list_statistics()} == {"none"}, "of networks without statistics"
+    assert {*LOOKS} - {*list_statistics()} == {"none"}, "of networks without statistics"
 
 
 @pytest.mark.parametrize(

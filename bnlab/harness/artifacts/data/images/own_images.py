@@ -21,7 +21,7 @@ from bnlab.harness.artifacts.data.images.pixels import (
 from bnlab.harness.artifacts.data.parts import Description, Parts, Size
 from bnlab.harness.artifacts.seeding import seed_generators
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import KINDS, call_own, make_own
+from bnlab.harness.own import OWN_CLASSES, call_own, make_own
 from bnlab.harness.user_code import digest_code
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _digest_parts(parts: Parts, path: str, arguments: Mapping[str, Any]) -> Part
     digests.append(digest_pixels(parts.augmented(some, 0), labels[some]))
     code = digest_code(path.rpartition(".")[0])
     defaults = make_own("data", path).arguments
-    usual = KINDS["data"].usual
+    usual = OWN_CLASSES["data"].usual
     chosen = {key: value for key, value in arguments.items() if key not in usual and value != defaults[key]}
     source = digest(code, json.dumps(chosen, sort_keys=True), digits=10) if chosen else code
     return parts._replace(content=f"{digest(*digests, digits=10)}-{source}")
