@@ -1,1 +1,1 @@
-"""The commands sweep, report and runs, and in `questions` the experiments; `answers` has the words."""
+"""Bnlab's own experiments: `questions`, `papers` that are redrawn, `answers` in words, and what writes their pages."""

@@ -1,1 +1,1 @@
-"""Published figures redrawn beside ours: a file for each paper, and functions of tables that no experiment has."""
+"""Published figures redrawn beside ours: a module for each paper, and beside it a YAML file with what it prints."""

@@ -17,7 +17,8 @@ import experiments.margins as margins
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, select, share_name
 from bnlab.harness.reporting.plots import LOST, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above, below, within
-from experiments.margins import COST_OF_EMA, COSTS_A_POINT, EACH, OVER_TIME, divide_by_best_momentum, select_largest
+from experiments.margins import COSTS_A_POINT
+from experiments.recipes import COST_OF_EMA, EACH, OVER_TIME, divide_by_best_momentum, select_largest
 
 START = 0.02
 EARLY = 0.1
@@ -46,7 +47,6 @@ def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Sco
 
 QUESTION = Question(
     bears_on=("Q17", "Q10", "Q15", "Q16", "Q13", "Q20", "Q31", "Q24", "Q27", "H1", "H2", "H4", "H8", "H9", "H12"),
-    sweeps=("cifar10", "cifar10_large"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10 data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

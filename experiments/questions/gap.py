@@ -22,19 +22,8 @@ from bnlab.harness.reporting.frames import (
 from bnlab.harness.reporting.measured import pair_gaps_with_losses
 from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves, Dots, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below, within
-from experiments.margins import (
-    A_POINT,
-    AS_ACCURATE,
-    COSTS_A_POINT,
-    EACH,
-    GAINS,
-    HARDLY_SEEN,
-    HARMLESS,
-    OVER_TIME,
-    SIX_IMAGES,
-    score_cost,
-    select_largest,
-)
+from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT, GAINS, HARDLY_SEEN, HARMLESS, SIX_IMAGES
+from experiments.recipes import EACH, OVER_TIME, score_cost, select_largest
 
 EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
 # Networks that all estimators predict with, PyTorch's momentum alone.

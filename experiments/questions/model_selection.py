@@ -6,7 +6,8 @@ Validation during training uses running averages; at a constant learning rate th
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, above, within
-from experiments.margins import COSTS_A_POINT, select_picks
+from experiments.margins import COSTS_A_POINT
+from experiments.recipes import select_picks
 
 MOST = "more than half are most; of two batch sizes, six networks each that agree are the fewest that decide it"
 MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is near 95%; comparisons are paired"

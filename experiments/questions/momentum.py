@@ -11,7 +11,8 @@ from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, lowest, rows, scor
 from bnlab.harness.reporting.means import require_one_row
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
-from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, compute_gaps
+from experiments.margins import AS_ACCURATE, AS_NEAR
+from experiments.recipes import ALL_LAYERS, COST_OF_EMA, EACH, PYTORCH, compute_gaps
 
 EARLY = 0.2
 LATE = 1.0

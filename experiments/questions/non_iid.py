@@ -17,7 +17,7 @@ from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above
 from bnlab.harness.reporting.wording import estimator_label
 from experiments.devices import ON_BOTH
-from experiments.margins import COST_OF_EMA
+from experiments.recipes import COST_OF_EMA
 
 SHUFFLED = "shuffled"
 IN_ORDER = ("blocks:16", "sorted")

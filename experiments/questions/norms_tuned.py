@@ -15,8 +15,16 @@ import pandas as pd
 from bnlab.harness.reporting.frames import paired, put_in_order, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
-from experiments.margins import A_POINT, AS_ACCURATE, GAINS, score_each_seed
-from experiments.recipes import RATE, VALIDATED, compute_chance, select_collapses, select_tested, validate
+from experiments.margins import A_POINT, AS_ACCURATE, GAINS
+from experiments.recipes import (
+    RATE,
+    VALIDATED,
+    compute_chance,
+    score_each_seed,
+    select_collapses,
+    select_tested,
+    validate,
+)
 
 CELL = ("norm", "norm.momentum", "batch_size")
 EACH = ("line", "batch_size")

@@ -21,7 +21,8 @@ from bnlab.harness.reporting.frames import (
 )
 from bnlab.harness.reporting.plots import TIMES_THE_BEST, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Margin, Question, Tables, above, below
-from experiments.margins import AS_NEAR, FLAT, SIX_IMAGES, divide_by_best_momentum
+from experiments.margins import AS_NEAR, FLAT, SIX_IMAGES
+from experiments.recipes import divide_by_best_momentum
 
 SHARES = (0.03, 0.1, 0.55, 1.0)  # of the training
 NETWORK = ("data", "model", "batch_size", "optimizer.schedule")

@@ -11,20 +11,8 @@ import pandas as pd
 from bnlab.harness.reporting.frames import DEEPER, RATIO_OVER_LAYERS, gap_over_layers, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, within
-from experiments.margins import (
-    A_POINT,
-    ALL_LAYERS,
-    AS_NEAR,
-    COSTS_A_POINT,
-    EACH,
-    FLAT,
-    GAINS,
-    OVER_TIME,
-    PYTORCH,
-    compute_gaps,
-    divide_by_best_momentum,
-    score_cost,
-)
+from experiments.margins import A_POINT, AS_NEAR, COSTS_A_POINT, FLAT, GAINS
+from experiments.recipes import ALL_LAYERS, EACH, OVER_TIME, PYTORCH, compute_gaps, divide_by_best_momentum, score_cost
 
 EARLY = 0.1
 LATE = 1.0

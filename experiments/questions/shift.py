@@ -10,7 +10,8 @@ import pandas as pd
 from bnlab.harness.reporting.frames import find_parameter, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above, below
-from experiments.margins import A_POINT, AS_ACCURATE, name_lines
+from experiments.margins import A_POINT, AS_ACCURATE
+from experiments.recipes import name_lines
 
 KINDS = ("contrast", "noise", "blur", "translation", "occlusion")
 FONTS = "fonts:stix_cm"

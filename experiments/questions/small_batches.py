@@ -15,7 +15,8 @@ from bnlab.harness.reporting.frames import rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above
 from experiments.devices import ON_BOTH
-from experiments.margins import A_POINT, GAINS, name_lines
+from experiments.margins import A_POINT, GAINS
+from experiments.recipes import name_lines
 
 NAMES = {
     "ema": "running averages",

@@ -9,7 +9,8 @@ import pandas as pd
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Score, Tables, above, below, within
-from experiments.margins import AS_NEAR, EACH, GAINS, HARMLESS, score_cost
+from experiments.margins import AS_NEAR, GAINS, HARMLESS
+from experiments.recipes import EACH, score_cost
 
 CORRECTION = "m/(m−1) alone: with over without"
 

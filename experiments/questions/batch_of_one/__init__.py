@@ -11,7 +11,8 @@ from bnlab.harness.reporting.frames import put_in_order, rows, score
 from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
 from experiments.devices import ON_BOTH
-from experiments.margins import A_POINT, name_lines
+from experiments.margins import A_POINT
+from experiments.recipes import name_lines
 
 NAMES = {
     "batch": "batch norm (none in batches of 1)",

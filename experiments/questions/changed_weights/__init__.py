@@ -13,7 +13,8 @@ import pandas as pd
 from bnlab.harness.reporting.frames import put_in_order, rows, score, select
 from bnlab.harness.reporting.plots import LOST, LOST_OF_ANY_SIZE, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, within
-from experiments.margins import A_POINT, COSTS_A_POINT, SIX_IMAGES, name_lines
+from experiments.margins import A_POINT, COSTS_A_POINT, SIX_IMAGES
+from experiments.recipes import name_lines
 
 NAMES = {
     "none": "unchanged",

@@ -21,7 +21,7 @@ from bnlab.harness.reporting.frames import (
 )
 from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below, within
-from experiments.margins import EACH, divide_by_best_momentum
+from experiments.recipes import EACH, divide_by_best_momentum
 
 START = 0.02
 EARLY = 0.1

@@ -26,8 +26,8 @@ from bnlab.harness.reporting.frames import (
 )
 from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
-from experiments.margins import EACH
 from experiments.questions.drift.plots import StreamPlot, Zone
+from experiments.recipes import EACH
 
 CHANNEL = Path(__file__).with_name("channel.csv")  # written by `channel.py` beside it
 # Shares of the training.

@@ -18,17 +18,7 @@ from bnlab.harness.reporting.frames import paired, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below
 from experiments.margins import AS_ACCURATE, COSTS_A_POINT
-from experiments.recipes import (
-    CONSTANT,
-    COSINE,
-    EXACT,
-    LAST,
-    RUNNING,
-    SCHEDULE,
-    STEP,
-    select_accuracies,
-    select_lost,
-)
+from experiments.recipes import CONSTANT, COSINE, EXACT, LAST, RUNNING, SCHEDULE, STEP, select_accuracies, select_lost
 
 CELL = (SCHEDULE,)
 # Shares of the training, without those right after a drop.

@@ -21,8 +21,8 @@ from bnlab.harness.reporting.frames import lowest, paired, rows, score, select
 from bnlab.harness.reporting.plots import ACCURACY, Axis, Cells, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
 from experiments.devices import ON_BOTH
-from experiments.margins import COSTS_A_POINT, SIX_IMAGES, score_each_seed
-from experiments.recipes import RATE, SCHEDULE, VALIDATED, select_collapses, select_tested, validate
+from experiments.margins import COSTS_A_POINT, SIX_IMAGES
+from experiments.recipes import RATE, SCHEDULE, VALIDATED, score_each_seed, select_collapses, select_tested, validate
 
 CELL = ("batch_size", SCHEDULE, "steps")
 CONSTANT, ONE_CYCLE = "constant", "onecycle"

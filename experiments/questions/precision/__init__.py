@@ -22,7 +22,8 @@ from bnlab.harness.reporting.frames import (
 )
 from bnlab.harness.reporting.plots import GAP, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, below, within
-from experiments.margins import A_POINT, EACH, FLAT, HARDLY_SEEN, PYTORCH, SIX_IMAGES
+from experiments.margins import A_POINT, FLAT, HARDLY_SEEN, SIX_IMAGES
+from experiments.recipes import EACH, PYTORCH
 
 LATE = 1.0
 SHARES = (0.55, LATE)  # of the training

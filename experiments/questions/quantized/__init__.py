@@ -12,7 +12,8 @@ import pandas as pd
 from bnlab.harness.reporting.frames import average, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above
-from experiments.margins import A_POINT, AS_ACCURATE, name_lines
+from experiments.margins import A_POINT, AS_ACCURATE
+from experiments.recipes import name_lines
 
 NETWORKS = ("model.bits", "model.depthwise")
 OF_THREE_BITS: dict[str, Any] = {"model.bits": 3, "model.depthwise": True}

@@ -43,7 +43,7 @@ import pandas as pd
 from bnlab.harness.reporting.frames import paired, put_in_order, rows, score, select, share_name
 from bnlab.harness.reporting.plots import Axis, Cells, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, Tables, above, below
-from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT, GAINS, score_each_seed
+from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT, GAINS
 from experiments.recipes import (
     EXACT,
     LAST,
@@ -54,6 +54,7 @@ from experiments.recipes import (
     TUNED,
     compute_growth,
     pick,
+    score_each_seed,
     select_accuracies,
     select_complete,
     select_lost,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.reporting.frames import interval
-from experiments.margins import compute_gaps, divide_by_best_momentum, select_largest
+from experiments.recipes import compute_gaps, divide_by_best_momentum, select_largest
 from tests.harness.reporting.planted import plant
 
 DECAY = "optimizer.weight_decay"
