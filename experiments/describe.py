@@ -6,11 +6,11 @@ results/README.md and results/reference/TABLES.md say what the columns of all ta
 
 from __future__ import annotations
 
-import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -209,14 +209,12 @@ def _describe_measurements() -> list[str]:
 
 
 def _describe_experiment_files() -> list[str]:
-    """Describe each experiment by the first sentence of its file."""
+    """Describe each experiment by the first sentence of its file, which begins in the second line."""
     lines = []
     for path in sorted((CONF / "experiment").glob("*.yaml")):
-        comments, _, _ = path.read_text(encoding="utf-8").partition("\ndefaults:")
-        # Behind the commands that sweep it, which a comment begins with, words begin with a capital letter.
-        words = re.search(r"^# ([A-Z].*)", comments, re.DOTALL | re.MULTILINE)
-        assert words is not None
-        sentence, _, _ = " ".join(words.group(1).replace("\n#", "").split()).partition(". ")
+        _, *written = path.read_text(encoding="utf-8").splitlines()
+        comments = takewhile(lambda line: line.startswith("#"), written)
+        sentence, _, _ = " ".join(line[2:] for line in comments).partition(". ")
         lines += _wrap(f"  {path.stem}", sentence.rstrip(".;:"))
     return lines
 
