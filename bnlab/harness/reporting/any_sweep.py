@@ -1,9 +1,18 @@
 """The question that any sweep gets, made from its tables: figures of what was measured, by what was varied.
 
 `describe_sweep` draws each measured value at the last step and, where several steps were measured, over the training;
-beside them what the gap costs. `make_asked` draws one by the words of a command line. In both the momentum is across
-where an estimator has several, else the first setting with numbers; words stand one below the other. Colours tell
-estimators apart or, where there is one, the next setting. All other settings make panels.
+beside them what the gap costs. `make_asked` draws one by the words of a command line. `_complete` chooses in both what
+these words leave open, by the following rules:
+
+1. *Varied* is what `MeasuredValue.keys` lists: settings in which networks differ, and what else a table tells apart, as
+   layers. Settings that always change together count as the first of them, and are named together. A setting of a
+   component, as `norm.momentum`, is named with the component (`norm`), and counts only where the words name it.
+2. *Across* is the momentum where an estimator has several, else the first that is varied and has numbers. If nothing
+   has, the means stand in a list, one below the other, with their estimators.
+3. *Left* are then the estimators, if several stand in a figure, and behind them what else is varied. Momenta of one
+   estimator are estimators of their own unless they are across.
+4. *Colours* tell the first of these apart that the words do not make panels, *panels* all others.
+5. A *line* is named by what its colour tells apart; in a list by its estimator, too.
 """
 
 from __future__ import annotations
@@ -211,7 +220,7 @@ def _make_figure(value: MeasuredValue, rows: pd.DataFrame, asked: FigureRequest,
     # Where momenta are across, they are no part of a name.
     described = means.assign(momentum=math.nan) if request.x == "momentum" else means
     # Both are named from the means as they are: a user's table may have a column `line` itself.
-    panel = name_rows(described, _list_with_confounded(value, request.panels, request.x), request.names)
+    panel = name_rows(described, _list_named_with(value, request.panels, request.x), request.names)
     named = means.assign(line=_name_lines(value, described, request), panel=panel)
     if request.colours and request.colour:
         named[OWN_COLOUR] = means[asked.colour or request.colour].map(request.colours)
@@ -253,10 +262,9 @@ def _choose_plot(value: MeasuredValue, named: pd.DataFrame, request: FigureReque
 
 
 def _complete(value: MeasuredValue, means: pd.DataFrame, asked: FigureRequest) -> FigureRequest:
-    """Choose what is across, in colours and in panels, as far as that was not asked for."""
+    """Choose what is across, in colours and in panels, by the rules above, as far as that was not asked for."""
     following = {*itertools.chain(*value.confounded.values())}
     varied = [key for key in value.keys if key not in following and means[key].nunique(dropna=False) > 1]
-    # A setting of a component, as a norm's momentum, is named with the component, unless it is asked for by itself.
     varied = [key for key in varied if key in asked.list_columns() or not _is_part(key, varied)]
     if "when" in means:
         varied.append("when")
@@ -265,26 +273,18 @@ def _complete(value: MeasuredValue, means: pd.DataFrame, asked: FigureRequest) -
 
     statistics = means[[*STATISTICS]].drop_duplicates()
     if across == "momentum":
-        # Momenta that stand across make no lines of their own.
         statistics = statistics.drop_duplicates("estimator")
-    has_several = len(statistics) > 1
-    # Colours tell one thing apart: estimators or, where there is a single one, the first other setting. Where
-    # nothing is across, the setting is listed with the estimators. What is left makes panels.
-    # A momentum is one of an estimator, and its colour says so.
-    colour = "estimator" if asked.colour == "momentum" else asked.colour
-    if not colour and across and has_several and "estimator" not in asked.panels:
-        colour = "estimator"
-    elif not colour:
-        free = [column for column in others if column not in asked.panels]
-        colour = free[0] if free else ""
+    if across and len(statistics) > 1:
+        others.insert(0, "estimator")
+    free = [column for column in others if column not in asked.panels]
+    # An estimator's name and colour say its momentum.
+    colour = "estimator" if asked.colour == "momentum" else asked.colour or next(iter(free), "")
     panels = [*dict.fromkeys([*asked.panels, *(column for column in others if column != colour)])]
-    if across and has_several and "estimator" not in (colour, *panels):
-        panels.append("estimator")
     return replace(asked, x=across, colour=colour, panels=panels)
 
 
-def _list_with_confounded(value: MeasuredValue, settings: Sequence[str], across: str) -> list[str]:
-    """List settings, each with its parts, but for the one across, and with those that differ together with it."""
+def _list_named_with(value: MeasuredValue, settings: Sequence[str], across: str) -> list[str]:
+    """List settings, each with what is named with it: its parts, unless they are across, and what changes with it."""
     listed = []
     for setting in settings:
         parts = [key for key in value.keys if _is_part(key, [setting]) and key != across]
@@ -299,11 +299,8 @@ def _is_part(column: str, choices: Sequence[str]) -> bool:
 
 
 def _name_lines(value: MeasuredValue, means: pd.DataFrame, request: FigureRequest) -> str | list[str]:
-    """Name the line of each row, by settings, estimators or both; the measured column where nothing tells lines apart.
-
-    Lines across a setting have one statistic, which the caption names.
-    """
-    columns = _list_with_confounded(value, [request.colour] if request.colour else [], request.x)
+    """Name the line of each row by rule 5; where nothing tells lines apart, by their estimator or the measured column."""
+    columns = _list_named_with(value, [request.colour] if request.colour else [], request.x)
     is_listed = not request.x and "estimator" not in (*columns, *request.panels)
     if means["estimator"].any() and (is_listed or not columns):
         columns.append("estimator")

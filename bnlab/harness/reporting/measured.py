@@ -53,8 +53,7 @@ class MeasuredValue:
         caption: a sentence for its figures.
         decimals: how many a mean without an interval has in the table; None: as many as `format_number` gives it.
         own_table: the table of the user's own that has it; empty: it is one of bnlab's.
-        confounded: of a setting, others that have one value for each of its own, so that their effects cannot be told
-            apart.
+        confounded: by setting, others that always change together with it, so that their effects cannot be told apart.
     """
 
     name: str
@@ -94,7 +93,7 @@ def list_measured(tables: LoadedTables, wanted: str = "", columns: Sequence[str]
 
     Args:
         tables: of the sweep.
-        wanted: a column, or the name of a value: that one alone, also where it is none of those that are drawn else.
+        wanted: a column, or the name of a value: it alone is listed, even if no figure shows it unless it is asked for.
         columns: settings of the networks that its rows are to have, beside those that were varied, or a layer's: gaps
             are averaged over layers without.
 
@@ -179,10 +178,10 @@ def describe_runs(runs: pd.DataFrame) -> str:
 
 
 def find_varied(runs: pd.DataFrame) -> tuple[list[str], dict[str, list[str]]]:
-    """Find the settings that were varied, seed apart, and by setting those that differ together with it.
+    """Find the settings that were varied, seed apart, and by setting those that always change together with it.
 
-    A setting of a component, as the width of a model, is part of what was chosen, and is left out where it follows from
-    the choice.
+    A setting of a component is left out where the choice of the component decides it: `model.width`, if each model was
+    trained in one width.
     """
     length = find_length(runs)
     varied = [length if column == "epochs" else column for column in list_varied(runs)]
