@@ -5,8 +5,8 @@ beside them what the gap costs. `make_asked` draws one by the words of a command
 these words leave open, by the following rules:
 
 1. *Varied* is what `MeasuredValue.keys` lists: settings in which networks differ, and what else a table tells apart, as
-   layers. Settings that always change together count as the first of them, and are named together. A setting of a
-   component, as `norm.momentum`, is named with the component (`norm`), and counts only where the words name it.
+   layers. A setting that another one decides, with one value for each of its values, is named with that one. So is a
+   setting of a component, as `norm.momentum`, with the component (`norm`), unless the words name it.
 2. *Across* is the momentum where an estimator has several, else the first that is varied and has numbers. If nothing
    has, the means stand in a list, one below the other, with their estimators.
 3. *Left* are then the estimators, if several stand in a figure, and behind them what else is varied. Momenta of one
@@ -299,7 +299,7 @@ def _is_part(column: str, choices: Sequence[str]) -> bool:
 
 
 def _name_lines(value: MeasuredValue, means: pd.DataFrame, request: FigureRequest) -> str | list[str]:
-    """Name the line of each row by rule 5; where nothing tells lines apart, by their estimator or the measured column."""
+    """Name the line of each row, by rule 5; a figure's only line by its estimator, or by the measured column."""
     columns = _list_named_with(value, [request.colour] if request.colour else [], request.x)
     is_listed = not request.x and "estimator" not in (*columns, *request.panels)
     if means["estimator"].any() and (is_listed or not columns):

@@ -53,7 +53,7 @@ class MeasuredValue:
         caption: a sentence for its figures.
         decimals: how many a mean without an interval has in the table; None: as many as `format_number` gives it.
         own_table: the table of the user's own that has it; empty: it is one of bnlab's.
-        confounded: by setting, others that always change together with it, so that their effects cannot be told apart.
+        confounded: by setting, others whose values it decides, so that their effects cannot be told apart.
     """
 
     name: str
@@ -178,7 +178,7 @@ def describe_runs(runs: pd.DataFrame) -> str:
 
 
 def find_varied(runs: pd.DataFrame) -> tuple[list[str], dict[str, list[str]]]:
-    """Find the settings that were varied, seed apart, and by setting those that always change together with it.
+    """Find the settings that were varied, seed apart, and by setting those whose values it decides.
 
     A setting of a component is left out where the choice of the component decides it: `model.width`, if each model was
     trained in one width.
