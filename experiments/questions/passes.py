@@ -46,7 +46,8 @@ QUESTION = Question(
         "images or more, the ratio is lower). Breadth first takes memory for the activations between two layers; "
         "layer by layer takes a pass for each layer, and no such memory.",
         score(compute_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
-        Curves("layers", "line", Axis("time / that of one forward", (0.9, 60), log=True)),
+        Curves("layers", "line", Axis("time / that of one forward", (0.9, 60), log=True),
+               across=Axis("layers with batch norm", ticks="values")),
         Headline("Exact statistics of all layers take about two forward passes, however deep the network is",
                 {"two_passes_are_enough": ()}))},
     claims={

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis as Drawn
+from matplotlib.axis import Axis as DrawnAxis
 from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullLocator
 
 from bnlab.harness.reporting.wording import name_setting
@@ -44,11 +44,6 @@ AXES = {
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input", ticks="values"),
-    "position": Axis("batches of the epoch"),
-    "layers": Axis("layers with batch norm", ticks="values"),
-    "shortage": Axis("memory needed / memory allowed", log=True, ticks="values"),
-    "size": Axis("what is added (σ)", log=True),
-    "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
 """Columns that are drawn across, by their name."""
 
@@ -71,7 +66,7 @@ def axis_of(column: str, values: pd.Series) -> Axis:
 
 
 def include_zero(axis: Axis, values: pd.Series) -> Axis:
-    """Give a logarithmic axis a place for 0, if that is among the values: it is linear up to the smallest other one."""
+    """Make a logarithmic axis linear between 0 and the smallest positive value, if 0 is among the values."""
     if not axis.log or not (values <= 0).any():
         return axis
     positive = values[values > 0]
@@ -126,7 +121,7 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[str]
         _set_ticks(ax.xaxis, FixedLocator(occurring, nbins=numbers))
 
 
-def _set_ticks(axis: Drawn, locator: Locator) -> None:
+def _set_ticks(axis: DrawnAxis, locator: Locator) -> None:
     """Write numbers at these ticks as 0.01, and draw no others: one without its number would have to be counted."""
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())

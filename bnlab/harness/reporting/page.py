@@ -31,6 +31,7 @@ class Catalogue:
         situations: what to do in which situation, a table behind the index.
         index: by topic, the numbers of its questions in order, and lines in Markdown that lead elsewhere.
         last: what stands behind all questions.
+        remark: what stands before all hypotheses.
     """
 
     questions: Mapping[str, str]
@@ -39,6 +40,7 @@ class Catalogue:
     situations: str
     index: Mapping[str, Sequence[str]]
     last: str
+    remark: str = ""
 
 
 def write_readme(outcome: Outcome) -> str:
@@ -88,7 +90,7 @@ def write_answers(catalogue: Catalogue, outcomes: Sequence[Outcome]) -> dict[str
         say_basis=say_basis,
     )
     reading = READING.format(rules="../../docs/verdicts.md")
-    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, reading=reading)
+    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, reading=reading, remark=catalogue.remark)
     return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page}
 
 

@@ -4,7 +4,7 @@ It is said that they need not be close to the true values, as long as the result
 """
 
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.plots import LOST, Curves
+from bnlab.harness.reporting.plots import LOST, Axis, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Headline, Question, above, below
 from experiments.margins import A_POINT, AS_ACCURATE
 
@@ -24,7 +24,8 @@ QUESTION = Question(
             "Points lost by the size of an error: in every mean, or in the logarithm of every variance, of all layers "
             "at once, up or down at random.",
             score("doses", "accuracy_lost", ("batch_size", "moment", "dose"), scale=100, layer="all", dose=DRAWN),
-            Curves("dose", "moment", LOST),
+            Curves("dose", "moment", LOST,
+                   across=Axis("error (σ of the mean, log of the variance)", log=True, ticks="values")),
             Headline("An error of 0.1 σ in all means already costs more than a point of accuracy", {},
                     {"small_errors_are_harmless": ("means",)}),
             panels="batch size {batch_size}"),
