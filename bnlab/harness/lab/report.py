@@ -23,7 +23,7 @@ from bnlab.harness.records import read_commands
 # Ctrl-C in the meantime is caught by `run_command`.
 if TYPE_CHECKING:
     from bnlab.harness.reporting.any_sweep import FigureRequest
-    from bnlab.harness.reporting.drawing import PaperFile
+    from bnlab.harness.reporting.drawing import PrintFile
     from bnlab.harness.reporting.outcome import Outcome
     from bnlab.harness.reporting.question import Figure, Question, Tables
     from bnlab.harness.reporting.tables import LoadedTables
@@ -90,7 +90,7 @@ def _report(words: list[str]) -> int:
         given[key] = value
 
     results = Path(given.pop("results", "results"))
-    file = _read_paper_file(given)
+    file = _read_print_file(given)
     asked = {key: given.pop(key) for key in [*given] if key not in _WORDS}
     if "paper" in given:
         if len(given) > 1 or asked:
@@ -168,12 +168,12 @@ def _parse_one(key: str, value: str, kind: Any, wanted: str) -> Any:
     return values[0]
 
 
-def _read_paper_file(given: dict[str, str]) -> PaperFile | None:
-    """Take the words on files for papers out of those that were given; None where there are none."""
+def _read_print_file(given: dict[str, str]) -> PrintFile | None:
+    """Take the words on files for print out of those that were given; None where there are none."""
     words = {key: given.pop(key) for key in [*given] if key.startswith("figure.")}
     if not words:
         return None
-    from bnlab.harness.reporting.drawing import FORMATS, PaperFile
+    from bnlab.harness.reporting.drawing import FORMATS, PrintFile
 
     form = words.get("figure.format", "pdf")
     if form not in FORMATS:
@@ -184,7 +184,7 @@ def _read_paper_file(given: dict[str, str]) -> PaperFile | None:
     style = None
     if "figure.style" in words:
         style = Path(words["figure.style"])
-    file = PaperFile(inches, form, style)
+    file = PrintFile(inches, form, style)
     file.read_settings()  # now, before anything is drawn
     return file
 
@@ -200,7 +200,7 @@ def _parse_width(width: str) -> float:
     return inches
 
 
-def _report_all(results: Path, file: PaperFile | None) -> int:
+def _report_all(results: Path, file: PrintFile | None) -> int:
     """Report on all questions that have results and write their pages; what is left out is named on stderr."""
 
     # A sweep leaves records, and committed results have tables alone.
@@ -236,7 +236,7 @@ def _report_all(results: Path, file: PaperFile | None) -> int:
     return 1 if failures else 0
 
 
-def _report_question(experiment: str, name: str, results: Path, file: PaperFile | None) -> tuple[Outcome, int]:
+def _report_question(experiment: str, name: str, results: Path, file: PrintFile | None) -> tuple[Outcome, int]:
     """Report on a question by the tables of the sweep with this name; how many figures and claims failed."""
     from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.page import write_question
@@ -294,7 +294,7 @@ def _list_commands(question: Question, folder: Path) -> list[str]:
 
 
 def _print_and_draw(
-    outcome: Outcome, tables: Mapping[str, LoadedTables], folder: Path, file: PaperFile | None
+    outcome: Outcome, tables: Mapping[str, LoadedTables], folder: Path, file: PrintFile | None
 ) -> tuple[Outcome, int]:
     """Print what the tables say on a question, and draw its figures; how many figures and claims failed."""
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
@@ -310,7 +310,7 @@ def _print_and_draw(
     return outcome, len(unscored) + failed
 
 
-def _report_papers(words: str, results: Path, file: PaperFile | None) -> int:
+def _report_papers(words: str, results: Path, file: PrintFile | None) -> int:
     """Report on the papers of a list, or on all; the exit code. What has no tables is named on stderr."""
     names = words.split(",") if words != "all" else list_papers()
     papers = [find_paper(name) for name in dict.fromkeys(names)]
@@ -331,7 +331,7 @@ def _name_committed(paper: Question) -> str:
     return "a clone of the repository has results that it is redrawn from: results=results/reference"
 
 
-def _report_paper(paper: Question, results: Path, file: PaperFile | None) -> int:
+def _report_paper(paper: Question, results: Path, file: PrintFile | None) -> int:
     """Report on a paper by the tables of the sweeps that it reads; how many figures and claims failed."""
     from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.page import write_html, write_paper
@@ -356,7 +356,7 @@ def _write_page(folder: Path, page: str) -> None:
 
 
 def _draw_figures(
-    question: Question, tables: Mapping[str, Tables], folder: Path, file: PaperFile | None
+    question: Question, tables: Mapping[str, Tables], folder: Path, file: PrintFile | None
 ) -> tuple[dict[str, Figure], int]:
     """Draw all figures that can be drawn, now with whole captions; count those that failed, and name them on stderr."""
     from bnlab.harness.reporting import drawing
@@ -365,16 +365,16 @@ def _draw_figures(
     drawn: dict[str, Figure] = {}
     failed = 0
     is_committed = folder.resolve().is_relative_to(REFERENCE)
-    paper_file = file
+    print_file = file
     # Committed figures are PNGs alone, others have a PDF beside them.
     if file is None and not is_committed:
-        paper_file = drawing.PaperFile()
+        print_file = drawing.PrintFile()
     for key, figure in question.figures.items():
         reads = figure.reads or question.name
         if reads not in tables:
             continue
         try:
-            drawn[key] = drawing.write(key, figure, tables[reads], folder, paper_file)
+            drawn[key] = drawing.write(key, figure, tables[reads], folder, print_file)
         except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
         except (Exception, SystemExit) as error:  # the code of a question may raise either
@@ -427,7 +427,7 @@ def _list_verdicts(outcome: Outcome, columns: int) -> Iterator[str]:
                 yield f"      {number}  {verdict}"
 
 
-def _report_sweep(name: str, asked: Mapping[str, str], results: Path, file: PaperFile | None) -> int:
+def _report_sweep(name: str, asked: Mapping[str, str], results: Path, file: PrintFile | None) -> int:
     """Report on any sweep by the question that is made from its tables, or draw figures of it as words say."""
     from bnlab.harness.reporting.any_sweep import describe_sweep, make_asked
     from bnlab.harness.reporting.page import write_sweep

@@ -35,12 +35,12 @@ _TALL, _LOW = 3.0, 2.1
 _LETTERS = 110  # in an inch, of words of one point, where lines are broken
 _NAMES = {"glyphs": "characters", "cifar10": "CIFAR-10", "cnn": "CNN", "resnet": "ResNet", "mlp": "MLP"}
 FORMATS: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-"""Formats of files for papers, with what is written into them: no date, so that the same table gives the same file."""
+"""Formats of files for print, with what is written into them: no date, so that the same table gives the same file."""
 
 
 @dataclass(frozen=True)
-class PaperFile:
-    """The file of a figure for papers. It has no title: a paper says in the caption what is drawn.
+class PrintFile:
+    """The file of a figure for print. It has no title: a paper says in the caption what is drawn.
 
     Attributes:
         width: of the figure, in inches; None: as on pages.
@@ -63,14 +63,16 @@ class PaperFile:
             raise UserError(f"figure.style={self.style}: {error}") from error
 
 
-_AS_ON_PAGES = PaperFile()
+_AS_ON_PAGES = PrintFile()
 
 
-def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperFile | None = _AS_ON_PAGES) -> Figure:
-    """Write a figure as a PNG of 256 colours for pages, and another file for papers.
+def write(
+    name: str, figure: Figure, tables: Tables, folder: Path, print_file: PrintFile | None = _AS_ON_PAGES
+) -> Figure:
+    """Write a figure as a PNG of 256 colours for pages, and another file for print.
 
-    The same table gives the same files. In that for papers a panel of printed numbers has a file of its own; `paper`
-    says how it looks, or None: there is none.
+    The same table gives the same files. For print, a panel of numbers that a paper prints has a file of its own;
+    `print_file` says how both look, or None: there are none.
 
     Returns the figure, whose caption says what is drawn of how many seeds; raises NoRows if there is nothing to draw.
     """
@@ -92,11 +94,11 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
     picture = _stack(pictures).quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     picture.save(folder / f"{name}.png", optimize=True)
 
-    if paper is not None:
-        with rc_context(paper.read_settings()):
+    if print_file is not None:
+        with rc_context(print_file.read_settings()):
             for stem, (part, rows) in parts.items():
-                drawn = draw(replace(part, title=""), rows, paper.width)
-                drawn.savefig(folder / f"{stem}.{paper.format}", metadata=FORMATS[paper.format])
+                drawn = draw(replace(part, title=""), rows, print_file.width)
+                drawn.savefig(folder / f"{stem}.{print_file.format}", metadata=FORMATS[print_file.format])
     return replace(figure, caption=_write_caption(figure, frame, tables))
 
 
@@ -182,7 +184,8 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None, networ
     width = width or usual_width
     height = least or (_TALL if columns == 1 else _LOW) * width / usual_width
 
-    # Words need room before they are counted in: without any, constrained layout gives up.
+    # Higher than it will be: the layout gives up where labels do not fit, and their heights are known only once they
+    # are drawn.
     drawn = Drawn(figsize=(width, rows * height + 12), layout="constrained")
     FigureCanvasAgg(drawn)  # measures words; without one, each measurement would make its own
     grid = drawn.subplots(rows, columns, sharey=plot.shares_y, squeeze=False)

@@ -5,6 +5,17 @@ seeds; `score` does one after the other. Every function raises UserError where a
 are refused: networks that an average would mix (`rows`), several rows of one seed (`interval`), and pairs of which one
 side has other seeds (`paired`). Means, also over layers, are defined in `means`,
 selections and their order in `selection`.
+
+What a frame says, it says by these columns, which the other modules of reports look for:
+
+- of networks: `run`, `seed`, and the columns of `runs`;
+- of statistics: `estimator`, `momentum`, `statistics_split`;
+- of a place: `step`, `layer`, `channel`, `depth`, `split`, `shift`, in which two rows of a pair agree;
+- of what is drawn where: `panel` (its name), `line` (the name of a series, where a score makes one), `words` (names
+  that take the place of values), `series` (the words of the legend, which `looks` adds);
+- of `paired`: `is_compared`, true of differences, which no interval cuts off at 0 and 1;
+- of `interval`: `mean`, `low`, `high`, `n`, `error`, `log` (all of it is of logarithms), `share` (the mean is a share
+  of the seeds, whose interval is exact); `printed` is true of a paper's numbers beside ours.
 """
 
 from __future__ import annotations
@@ -206,9 +217,10 @@ def paired(
             of `along`. Rows without a reference at their place are left out.
         along: the column of which `against` is a value: estimators; or a `size` of batches, a layer by its `depth`, a
             share of the training by its `panel`; a setting of the training, with `matching`.
-        matching: columns in which two rows agree that are compared, always: with "momentum" each momentum of an
-            estimator is compared with the same one of the reference. Networks that were trained with other settings
-            agree in ("seed",), or in ("seed", "batch_size") where they also differ in what the comparison is not about.
+        matching: further columns in which the two rows of a pair agree: by default they are of one network. With
+            ("run", "momentum") each momentum of an estimator is compared with the same one of the reference. Where a
+            setting of the training is compared, as a norm, pairs are of different networks: of one seed, ("seed",), and
+            alike in what else was varied, ("seed", "batch_size").
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
@@ -296,9 +308,9 @@ def score(
         at: shares of the training, of a table, see `rows`; its networks may differ in the settings among `by`, `along`
             and `matching`, or else in their batch size.
         against, along, matching, ratio: the reference, see `paired`; None: nothing is compared.
-        wanted: see `select`. With a reference both sides of a comparison have these values, but in the columns in which
-            they differ: estimator and momentum, where estimators are compared. There the reference is `against`, and
-            `wanted` is what is compared with it.
+        wanted: values of columns that rows have, see `select`. In a comparison both sides have these values, except in
+            the columns that are compared (estimator and momentum, if estimators are): there `wanted` says what is
+            compared, and `against` with what.
     """
     differing = () if against is None else DIFFERING.get(along, (along,))
     wanted_of_compared = {column: wanted[column] for column in wanted if column in differing}

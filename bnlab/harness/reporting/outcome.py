@@ -152,7 +152,7 @@ def _decide_claim(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
     """Decide the conditions of a claim, with what is said of each."""
     try:
         judged = _judge_conditions(claim, tables)
-        conditions = [row for row in judged if _is_meant(row["where"], claim.conditions)]
+        conditions = [row for row in judged if _matches_any(row["where"], claim.conditions)]
         if not conditions:
             conditions = [_leave_open(" or ".join(claim.conditions), NOT_MEASURED)]
     except NoRows:
@@ -275,22 +275,22 @@ def choose_conditions(cells: pd.DataFrame, conditions: Sequence[str]) -> pd.Data
 
     Where a column's value is itself several words, as `one-cycle, at the end`, a condition names all of them or none.
     """
-    is_chosen = cells["where"].map(lambda where: _is_meant(where, conditions))
+    is_chosen = cells["where"].map(lambda where: _matches_any(where, conditions))
     # Without rows `map` returns objects, by which pandas would select columns.
     return cells[is_chosen.astype(bool)]
 
 
-def _is_meant(where: tuple[str, ...], conditions: Sequence[str]) -> bool:
-    """Find out whether a row's values have all words of one of the conditions; without any, all rows are meant."""
-    return not conditions or any(_has_all_words(where, {*words.split(", ")}) for words in conditions)
+def _matches_any(where: tuple[str, ...], conditions: Sequence[str]) -> bool:
+    """Return whether a row's values match one of the conditions; without any condition every row does."""
+    return not conditions or any(_matches(where, {*words.split(", ")}) for words in conditions)
 
 
-def _has_all_words(where: tuple[str, ...], words: set[str]) -> bool:
-    """Return whether the values of a row have these words, and each value all of its own or none.
+def _matches(where: tuple[str, ...], words: set[str]) -> bool:
+    """Return whether each of the words stands in a value of the row, and these values have no other words.
 
-    >>> _has_all_words(("16", "one-cycle, at the end"), {"16", "one-cycle", "at the end"})
+    >>> _matches(("16", "one-cycle, at the end"), {"16", "one-cycle", "at the end"})
     True
-    >>> _has_all_words(("16", "one-cycle, at the end"), {"16", "one-cycle"})
+    >>> _matches(("16", "one-cycle, at the end"), {"16", "one-cycle"})
     False
     """
     named: set[str] = set()

@@ -91,8 +91,8 @@ def judge(frame: pd.DataFrame, margin: Margin, lines: Lines) -> pd.DataFrame:
     A claim about *each* row is a conjunction: where every row holds at this level, so does the claim, without a
     correction (an intersection-union test; Berger 1982). That some row fails could be so by chance in one of many, and
     takes Holm's correction. Of a claim about *some* rows it is the other way round. Where a conjunction is not shown,
-    its rows are decided one by one, with the correction, and the note says what the row would be alone. (Both steps
-    together reject no more than Hochberg's procedure of 1988 does.)
+    its rows are decided one by one, with the correction, and the note says what the row would be alone. Using one step
+    after the other needs no further correction: every row that they decide, Hochberg's procedure (1988) decides, too.
 
     *one seed*, *not measured*: there is no test. *not tested*: a share of so few networks that no count could decide,
     or of all or none in each seed. Other rows with one value for all seeds are compared with the margin, and the note
@@ -148,7 +148,11 @@ def _choose_verdict(p_holds: float, p_fails: float) -> str:
 
 
 def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, str] | None:
-    """Decide a row that cannot be tested, or needs no test: verdict and note; None for all others."""
+    """Decide a row for which there is no test: verdict and note; None for a row that is tested.
+
+    There is none for fewer than two seeds, for a share of so few networks that no count would be significant, and for
+    seeds that all have the same value.
+    """
     if row["n"] < 2:
         verdict = "one seed" if row["n"] else NOT_MEASURED
         return verdict, ""

@@ -20,7 +20,7 @@ from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing
-from bnlab.harness.reporting.drawing import PaperFile
+from bnlab.harness.reporting.drawing import PrintFile
 from bnlab.harness.reporting.frames import average, interval, rows, score
 from bnlab.harness.reporting.looks import RC, choose_looks, find_colour
 from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, Axis, Cells, Curves, Dots, Forest, Plot
@@ -478,8 +478,8 @@ def test_a_file_for_a_paper_is_as_wide_and_looks_as_asked_for(tmp_path: Path) ->
     drawing.write("gap", figure, TABLES, tmp_path / "page")
 
     for folder in ("a", "b"):
-        drawing.write("gap", figure, TABLES, tmp_path / folder, PaperFile(3.25, "svg", style))
-    drawing.write("gap", figure, TABLES, tmp_path / "a", PaperFile(3.25))
+        drawing.write("gap", figure, TABLES, tmp_path / folder, PrintFile(3.25, "svg", style))
+    drawing.write("gap", figure, TABLES, tmp_path / "a", PrintFile(3.25))
 
     text = (tmp_path / "a" / "gap.svg").read_text(encoding="utf-8")
     assert re.search(r'<svg [^>]*width="234pt"', text), "3.25 inches"
@@ -494,10 +494,10 @@ def test_a_file_for_a_paper_is_as_wide_and_looks_as_asked_for(tmp_path: Path) ->
 def test_a_style_file_with_a_mistake_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     style = tmp_path / "paper.mplstyle"
     with pytest.raises(UserError, match=r"figure\.style=\S+paper\.mplstyle: .*No such file"):
-        PaperFile(style=style).read_settings()
+        PrintFile(style=style).read_settings()
 
     style.write_text("font.sise: 8\n", encoding="utf-8")
-    assert PaperFile(style=style).read_settings() == RC
+    assert PrintFile(style=style).read_settings() == RC
     assert "font.sise" in caplog.text
 
 
