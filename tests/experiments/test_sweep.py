@@ -274,7 +274,7 @@ def test_two_networks_that_no_setting_tells_apart_are_named_with_a_way_out(tmp_p
 def test_an_interrupted_network_is_listed_with_what_is_saved_of_it(tmp_path: Path, call: Call) -> None:
     with interrupted_at(3):
         sweep_small(tmp_path, expect=130)
-    state = find_network(tmp_path) / "state.pt"
+    state = find_network(tmp_path) / "resume.pt"
     saved = torch.load(state, weights_only=True)
     torch.save(saved | {"seconds": 12.3}, state)
 

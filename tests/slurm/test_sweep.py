@@ -63,7 +63,7 @@ def name_run(folder: Path) -> str:
 
 def wait_for_state(network: Path, command: subprocess.Popen[str]) -> None:
     """Wait until a training has saved its state, from which another process can continue."""
-    state = network / "state.pt"
+    state = network / "resume.pt"
     wait_until(lambda: state.exists() or command.poll() is not None, seconds=120)
     assert command.poll() is None, command.communicate()
 

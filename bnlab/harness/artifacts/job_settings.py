@@ -94,7 +94,7 @@ class Config:
 
     # What is measured on it: any of these may change without training again
     momentum: float | list[float] = setting(
-        0.1, "weight of the new batch, or a list", above=0, at_most=1, role="measuring"
+        0.1, "weight of the new batch, or a list", more_than=0, at_most=1, role="measuring"
     )
     estimator: str | list[str] = setting("ema", "which statistics, or a list; see below", role="measuring")
     population: str | list[str] = setting(

@@ -76,7 +76,7 @@ class LiveLog:
             rate = peak * lr_factor(optimizer.schedule, step - 1, self._run.steps)
             self._log(
                 step,
-                {"learning rate": rate, "loss of the batch": loss, f"{state.task.name} of the batch": metric},
+                {"learning rate": rate, "loss of the batch": loss, f"{state.objective.name} of the batch": metric},
             )
         self._written = len(state.log)
 
@@ -137,11 +137,11 @@ def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | N
         # Copies, as a forward may write into its input.
         output = torch.cat([model(images.clone()) for images in split.images.split(_IMAGES_AT_ONCE)])
         batch = (split.images, split.labels)
-        loss = run.task.loss(output, batch)
-        metric = compute_metric(run.task, output, batch).mean()
+        loss = run.objective.loss(output, batch)
+        metric = compute_metric(run.objective, output, batch).mean()
     return {
         f"validation loss, {words}": loss.item(),
-        f"validation {run.task.name}, {words}": metric.item(),
+        f"validation {run.objective.name}, {words}": metric.item(),
     }
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bnlab.harness.errors import UserError
 
-Batch = tuple[Tensor, Tensor]
+LabelledBatch = tuple[Tensor, Tensor]
 """Images [N, C, H, W] and their labels [N, ...]."""
 
 
@@ -27,10 +27,10 @@ class Objective(Protocol):
     unit: str
     larger_is_better: bool
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def loss(self, output: Tensor, batch: LabelledBatch) -> Tensor:
         """Compute the loss of a batch, a number whose gradients train the network."""
 
-    def metric(self, output: Tensor, batch: Batch) -> Tensor:
+    def metric(self, output: Tensor, batch: LabelledBatch) -> Tensor:
         """Compute the metric of each item of a batch, [N]; tables have means of it."""
 
 
@@ -43,17 +43,17 @@ class CrossEntropy:
     unit: str = ""
     larger_is_better: bool = True
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def loss(self, output: Tensor, batch: LabelledBatch) -> Tensor:
         _, labels = batch
         return F.cross_entropy(output, labels, label_smoothing=self.label_smoothing)
 
-    def metric(self, output: Tensor, batch: Batch) -> Tensor:
+    def metric(self, output: Tensor, batch: LabelledBatch) -> Tensor:
         _, labels = batch
         is_right = output.argmax(1) == labels
         return is_right.double()
 
 
-def compute_metric(objective: Objective, output: Tensor, batch: Batch) -> Tensor:
+def compute_metric(objective: Objective, output: Tensor, batch: LabelledBatch) -> Tensor:
     """Compute the metric of each item, float64 [N]; UserError for values of another shape, as a broadcast gives."""
     values = objective.metric(output, batch)
     _, labels = batch

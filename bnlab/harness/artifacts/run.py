@@ -83,7 +83,7 @@ class Run(RunFolder):
         )
 
     @cached_property
-    def task(self) -> Objective:
+    def objective(self) -> Objective:
         """Loss and metric of its predictions; the loss of its training may smooth labels."""
         return self.config.task.build()
 
@@ -163,7 +163,7 @@ class Run(RunFolder):
 
     @property
     def order_of_calls(self) -> list[str] | None:
-        """List the batch norms that an evaluation calls, in its order; None if the network lists them so itself."""
+        """List the batch norms that an evaluation calls, in its order; None if that is the order of the modules."""
         called, _ = self._calls
         return called
 
@@ -191,14 +191,14 @@ class Run(RunFolder):
 
     def read_step(self) -> int:
         """Read the step from which a killed training goes on; 0 if none was begun, or it has finished."""
-        if self.finished or not self.state.exists():
+        if self.finished or not self.resume_path.exists():
             return 0
-        with reading(self.state):
+        with reading(self.resume_path):
             return int(self.load_state()["step"])
 
     def load_state(self) -> dict[str, Any]:
         """Read all from which a killed training goes on; it may be of a user's own, so that only data are unpickled."""
-        saved: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(self.resume_path, map_location="cpu", weights_only=True)
         return saved
 
     def read_log(self) -> pd.DataFrame:
@@ -206,8 +206,8 @@ class Run(RunFolder):
         return schema.read_frame(self.folder / "log.parquet")
 
     @cached_property
-    def training(self) -> str:
-        """A digest of the losses of all updates, which tells this training from one with other numbers."""
+    def losses_digest(self) -> str:
+        """A digest of the losses of all updates, by which a training is known from one with other numbers."""
         return digest_losses(self.read_log())
 
     def save_checkpoint(self, step: int, model: nn.Module) -> None:

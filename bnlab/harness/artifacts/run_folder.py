@@ -2,9 +2,9 @@
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  averages/<decay>/step_<k>.safetensors  state.pt  status.json
+        checkpoints/step_<k>.safetensors  averages/<decay>/step_<k>.safetensors  resume.pt  status.json
 
-`state.pt` is the point from which a killed training goes on; whatever was written after it is written again.
+`resume.pt` is the point from which a killed training goes on; whatever was written after it is written again.
 `status.json` comes last and says that the training has finished (or diverged).
 """
 
@@ -33,6 +33,7 @@ class RunFolder:
     Attributes:
         settings: what names it, see `list_naming_settings`.
         id: its name, unless that is given.
+        resume_path: the file from which a killed training goes on.
     """
 
     def __init__(self, config: Config, name: str = "") -> None:
@@ -42,7 +43,7 @@ class RunFolder:
         # version of bnlab would give.
         self.id = name or f"{hash_settings(self.settings)}/seed_{config.seed}"
         self.folder = Path(config.results, "runs", self.id)
-        self.state = self.folder / "state.pt"
+        self.resume_path = self.folder / "resume.pt"
 
     @property
     def lock(self) -> FileLock:
@@ -67,7 +68,10 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any] | None:
-        """The end of training: status, step, train_seconds, final_loss, training (see there); None before that."""
+        """The end of training; None before that.
+
+        Its keys are status, step, train_seconds, final_loss, checkpoints, and training, a digest of its losses.
+        """
         return self._read("status.json") if self.finished else None
 
     @property

@@ -139,7 +139,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    task: Objective
+    objective: Objective
     step: int
     log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and mean metric before it
     average: AveragedModel | None = None  # of weights and buffers
@@ -235,14 +235,14 @@ def train(
 
         images, _ = batch
         output = compute_output(state.model, images, state.precision)
-        loss = state.task.loss(output, batch)
+        loss = state.objective.loss(output, batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Before the update, because these variances are of the batch that the loss is of.
         is_finite = _are_finite([loss.detach(), *variances])
         state.optimizer.step()
 
-        metric = compute_metric(state.task, output.detach(), batch)
+        metric = compute_metric(state.objective, output.detach(), batch)
         state.add_update(loss.detach(), metric.mean(), is_finite)
         if state.step == end:
             state.read_log()

@@ -54,8 +54,11 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     """Train the run's network unless that has been done; after a kill, go on from its state. Other processes wait.
 
     Returns whether there was anything to train. Where a checkpoint is missing, it is trained again from the start.
-    `list_checkpoints` is called again once training has ended, as a training that diverged has fewer. Unreadable for a
-    file from which training was to go on; JobError for a checkpoint that no training leaves.
+    `list_checkpoints` is called again once training has ended, as a training that diverged has fewer.
+
+    Raises:
+        Unreadable: of a file from which training was to go on.
+        JobError: a checkpoint is wanted of a step that training does not reach.
     """
     with run.lock:
         ends: list[int] = []
@@ -65,16 +68,16 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             if len(ends) == _MOST_TRAININGS or (len(ends) > 1 and ends[-1] == ends[-2]):
                 _require_reached(run, wanted - {*run.list_checkpoints()})
             _require_reached(run, [step for step in wanted if not 0 <= step <= run.steps])
-            # The status says where an earlier training diverged: if this one does so too, the last steps
-            # before that are wanted. They are listed here, because the status is removed below.
+            # `list_checkpoints` depends on status.json: while it is there, on where an earlier training diverged, and
+            # on the whole training once it is removed. This training may end at either, so both lists are kept.
             steps_if_diverged = {*wanted, *run.list_kept()}
-            # A run without a status goes on after a kill, from its state; with one, it would count as finished. A state
-            # beside a status was left by a kill, and belongs to the training that has finished.
+            # A finished training is not continued but repeated from step 0. Its folder has a file to resume from only
+            # if a kill came between the last two writes of `_train`.
             if run.finished:
-                run.state.unlink(missing_ok=True)
+                run.resume_path.unlink(missing_ok=True)
             (run.folder / "status.json").unlink(missing_ok=True)
-            # Without a status this lists the steps of a whole training. Checkpoints that exist are written
-            # again too: after a kill no status lists them, and all of them have to come from one training.
+            # Checkpoints that exist are written again too: all have to come from one training, and after a kill no
+            # status lists them.
             steps_if_finished = {*list_checkpoints(run), *run.list_checkpoints()}
             # The last step is always kept: `load_model` takes it unless another one is asked for.
             _train(run, {*steps_if_diverged, *steps_if_finished, run.steps})
@@ -84,7 +87,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
 
 
 def _require_reached(run: Run, missing: Iterable[int]) -> None:
-    """Raise JobError for steps of which no training leaves a checkpoint."""
+    """Raise JobError if there are steps among the missing ones, which training does not reach."""
     steps = ", ".join(map(str, sorted(missing)))
     if not steps:
         return
@@ -100,6 +103,12 @@ def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
     state = start_training(run)
     seconds_before = _restore_or_describe(run, state)
+    for path in run.folder.glob("trace/*.safetensors"):
+        last_step = int(path.stem.rpartition("-")[2])
+        # These updates are made again: the file was written after the state, or by an earlier training that
+        # is now repeated from step 0.
+        if last_step > state.step:
+            path.unlink()
     live = LiveLog(run, state.step) if run.config.log != "none" else None
     if state.step == 0:
         _keep_and_show(run, state, kept, live)
@@ -127,12 +136,12 @@ def _train(run: Run, kept: set[int]) -> None:
         "train_seconds": seconds_before + seconds,
         "final_loss": state.loss,
         "checkpoints": run.list_checkpoints(),
-        # Not `run.training`, which may have been read of an earlier training of this network.
+        # Not `run.losses_digest`, which may have been read of an earlier training of this network.
         "training": digest_losses(run.read_log()),
     }
     # The state goes last: without it and without a status, a killed training would begin again.
     write_text(run.folder / "status.json", json.dumps(end, indent=1))
-    run.state.unlink(missing_ok=True)
+    run.resume_path.unlink(missing_ok=True)
 
 
 def _train_part(
@@ -201,7 +210,7 @@ def _keep_and_show(run: Run, state: TrainingState, kept: set[int], live: LiveLog
 def _restore_or_describe(run: Run, state: TrainingState) -> float:
     """Restore a killed training, or write the files that describe a new one; return the seconds that it has taken."""
     seconds = 0.0
-    if run.state.exists():
+    if run.resume_path.exists():
         # `Run.dataset` checks the images of finished networks only; this one was begun and not finished.
         run.require_images(run.dataset)
         seconds = _restore_state(run, state)
@@ -212,13 +221,6 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
         # The machine on which training begins. A training that goes on elsewhere is compared with it.
         environment = describe_environment(run.device) | {"images": run.dataset.trained_on}
         write_text(run.folder / "environment.json", json.dumps(environment, indent=1))
-
-    for path in run.folder.glob("trace/*.safetensors"):
-        last_step = int(path.stem.rpartition("-")[2])
-        # These updates are made again: the file was written after the state, or by an earlier training that
-        # is now repeated from step 0.
-        if last_step > state.step:
-            path.unlink()
     return seconds
 
 
@@ -358,12 +360,12 @@ def _save_state(run: Run, state: TrainingState, seconds: float) -> None:
         "averages": [average.state_dict() for average in _list_averages(state)],
         "generators": generators,
     }
-    write_whole(run.state, lambda beside: torch.save(saved, beside))
+    write_whole(run.resume_path, lambda beside: torch.save(saved, beside))
 
 
 def _restore_state(run: Run, state: TrainingState) -> float:
     """Restore a training from its state; returns the seconds that it had taken. Unreadable if it cannot."""
-    with reading(run.state):
+    with reading(run.resume_path):
         saved = run.load_state()
         state.step = saved["step"]
         state.model.load_state_dict(saved["model"])

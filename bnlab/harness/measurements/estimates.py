@@ -70,7 +70,7 @@ def measure_at(run: Run, step: int, subject: Subject) -> Statistics:
     if estimator.images:
         images = f"drawn{estimator.images}"  # other images than the sample of as many that `population_images` measures
     # A file from another training, other images or an earlier version has another name, so that it is never read.
-    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
+    made_from = digest(run.losses_digest, run.dataset.train.digest, str(VERSION), digits=10)
     name = "-".join([estimator.name, subject.split, images, f"{step:07d}", made_from])
     path = run.folder / "statistics" / f"{name}.safetensors"
     if path.exists():

@@ -128,7 +128,7 @@ def train_second(run: Run, step: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed_by(f"{run.id} second").initial_seed())  # of dropout and the like
         # By its step the schedule goes on where it was, so that both networks have the same learning rates.
-        progress = TrainingState(model, optimizer, run.task, step=start, precision=run.config.precision)
+        progress = TrainingState(model, optimizer, run.objective, step=start, precision=run.config.precision)
         for _ in train(progress, batches, run.config.optimizer, run.steps, until=step):
             pass
     return model

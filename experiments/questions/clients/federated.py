@@ -156,7 +156,7 @@ def train_clients(
 def _start_client(run: Run) -> TrainingState:
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
-    return TrainingState(model, optimizer, run.task, step=0, precision=run.config.precision)
+    return TrainingState(model, optimizer, run.objective, step=0, precision=run.config.precision)
 
 
 def _draw_batches(run: Run, part: Tensor, client: int) -> Batches:

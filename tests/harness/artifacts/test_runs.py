@@ -173,11 +173,11 @@ def test_rows_that_cannot_be_read_are_measured_again(
 def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with interrupted_at(3), pytest.raises(KeyboardInterrupt):
         run_both(tmp_path)
-    (find_network(tmp_path) / "state.pt").write_bytes(b"nonsense")
+    (find_network(tmp_path) / "resume.pt").write_bytes(b"nonsense")
 
     run_both(tmp_path)
 
-    assert "state.pt: cannot be read" in caplog.text
+    assert "resume.pt: cannot be read" in caplog.text
     assert_same(find_network(tmp_path), find_network(whole))
 
 
@@ -211,13 +211,13 @@ def test_a_training_that_was_saved_on_its_way_leaves_no_state(tmp_path: Path, mo
 
     run_both(tmp_path, steps=4, evaluate_at="final", measurements="log")
 
-    assert not (find_network(tmp_path) / "state.pt").exists()
+    assert not (find_network(tmp_path) / "resume.pt").exists()
 
 
 def test_a_state_that_a_kill_has_left_beside_the_status_is_not_gone_on_from(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = find_network(copied) / "state.pt"
+    state = find_network(copied) / "resume.pt"
     state.write_bytes(b"nonsense")
 
     run_both(copied, evaluate_at=[10, 20])

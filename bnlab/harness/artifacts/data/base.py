@@ -21,8 +21,8 @@ class Data(Component):
     """A data set; its split into training, validation and test images is the same for every run."""
 
     group: ClassVar[str] = "data"
-    is_made: ClassVar[bool] = False  # as many images are made as are wanted
-    largest: ClassVar[float] = 255  # value that a stored pixel can have, where the smallest is 0
+    is_made: ClassVar[bool] = False  # True: images are drawn by a program, as many as `images` says
+    largest: ClassVar[float] = 255  # the value of a white pixel as it is stored; a black one is 0
 
     images: int | None = setting(None, "training and validation images to use; null: all, or as many as are usual")
     shift: int = setting(0, "augmentation: largest random shift, in pixels")

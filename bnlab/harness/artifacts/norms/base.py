@@ -21,7 +21,8 @@ class Norm(Component):
 
     Attributes:
         uses_batch: whether it trains with statistics of the batch, which are recorded.
-        takes_batch_whole: whether it normalizes all of a batch together, and averages it once.
+        takes_batch_whole: whether it normalizes all images of a batch together, and so updates its running averages
+            once for each batch.
         is_plain: whether it is torch's batch norm. This one alone can be frozen, and normalizes frozen weights as in
             training.
         has_shift: whether it adds a shift, which takes the place of a bias before it.

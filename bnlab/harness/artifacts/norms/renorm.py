@@ -24,7 +24,10 @@ class Renorm(Norm):
     takes_batch_whole: ClassVar[bool] = True
     name: str = "renorm"
     momentum: float = setting(
-        0.01, "weight of the new batch in the running averages that the network reads in training", above=0, at_most=1
+        0.01,
+        "weight of the new batch in the running averages that the network reads in training",
+        more_than=0,
+        at_most=1,
     )
 
     def get_training_average(self) -> EMA:

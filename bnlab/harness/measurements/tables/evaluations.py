@@ -123,7 +123,7 @@ class Evaluations(Measurement):
                 counts = {"images": len(images.labels), "stat_images": count_shown(run, subject, step)}
                 exact = reference if run.has_trace else None
                 if run.config.task.is_own:
-                    scores = score_task(run.task, logits, images, exact)
+                    scores = score_task(run.objective, logits, images, exact)
                 else:
                     scores = score_logits(logits, images.labels, exact)
                 rows.append({**counts, **scores})

@@ -20,7 +20,8 @@ class GhostNorm(nn.Module):
         self.batch_size = batch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        # By the mode of the norm inside: statistics of frozen weights are taken with that alone in train mode.
+        # The mode of the inner norm decides, not this module's: `population_statistics` measures frozen weights with
+        # the inner norms in train mode and all else in eval mode, and has to see the parts, too.
         count = len(x) // self.batch_size if self.norm.training else 1
         if count <= 1:
             return self.norm(x)  # type: ignore[no-any-return]
