@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,8 @@ from joblib import cpu_count
 from bnlab.common.bars import make_bar
 from bnlab.common.files import Unreadable, quarantine, write_text
 from bnlab.common.printing import format_seconds
-from bnlab.harness.artifacts.job_settings import Config, as_list, flatten_settings, list_own
-from bnlab.harness.artifacts.run import Run, describe_environment
-from bnlab.harness.artifacts.tasks import OwnTask
+from bnlab.harness.artifacts.job_settings import Config, as_list
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.checks import check_device
 from bnlab.harness.done import digest_asked, is_trained, locate_failure_of
@@ -31,14 +28,11 @@ from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.rows import Failures, complete_rows
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.records import Part, write_record
-from bnlab.harness.run_table import LARGER_IS_BETTER, METRIC_NAME, METRIC_UNIT, RUNS
+from bnlab.harness.run_row import UNTRAINED, describe_run
 from bnlab.harness.trial import TrialResult, select_tried, try_training
-from bnlab.harness.updates import steps_per_epoch
-from bnlab.harness.user_code import SOURCE
 from bnlab.memory import divide_memory, keep_freed_memory
 
 _LOG = logging.getLogger(__name__)
-_UNTRAINED: dict[str, Any] = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
 @dataclass
@@ -48,7 +42,7 @@ class JobResult:
     Attributes:
         heading: what sets the job apart from others of its sweep; empty for a single job.
         network: its name.
-        training: how the network was trained in this job; empty if it was there.
+        how_trained: how the network was trained in this job; empty if it was there.
         is_measured: whether all rows that the job asks for are there.
         notes: further lines, which a quiet sweep leaves out.
         problems: lines for standard error.
@@ -56,7 +50,7 @@ class JobResult:
 
     heading: str
     network: str = ""
-    training: str = ""
+    how_trained: str = ""
     is_measured: bool = False
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -64,8 +58,8 @@ class JobResult:
     def describe(self) -> str:
         """Say in a line what happened."""
         end = "measured" if self.is_measured else "failed"
-        if self.training:
-            end = f"{self.training}, {end}"
+        if self.how_trained:
+            end = f"{self.how_trained}, {end}"
         return "  ".join(part for part in (self.heading, self.network, end) if part)
 
 
@@ -268,7 +262,7 @@ def _train_and_measure(run: Run, command: str, result: JobResult) -> None:
     # Before the training, which may take hours: the user's code has just been imported, and its files may change.
     asked = digest_asked(run.config)
     if ensure_trained(run, list_needed_checkpoints):
-        result.training = _describe_training(run)
+        result.how_trained = _describe_training(run)
 
     chosen = [each for each in measurements if each.covers(run.config.norm)]
     left_out = [each.name for each in measurements if each not in chosen]
@@ -298,7 +292,7 @@ def _train_and_measure(run: Run, command: str, result: JobResult) -> None:
 
 def _describe_training(run: Run) -> str:
     """Say how long a training took, or where it ended."""
-    status = run.status or _UNTRAINED
+    status = run.status or UNTRAINED
     if status["status"] == "diverged":
         return f"diverged at step {status['step']:,}"
     return f"trained in {format_seconds(status['train_seconds'])}, loss {status['final_loss']:.3f}"
@@ -339,51 +333,4 @@ def _write_record(
     """
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        write_record(run.config.folder, run.id, _describe_run(run), command, asked, parts or {})
-
-
-def _describe_run(run: Run) -> dict[str, object]:
-    """Describe a network in a row of the table `runs`, with the settings of the user's own functions."""
-    config = run.config
-    status = run.status or _UNTRAINED
-    # Before the end of its training, a network may have no environment.json to read.
-    environment = run.environment if run.finished else describe_environment(run.device)
-    # `run.unseen` builds the network, which may be what has failed.
-    unseen = run.unseen if run.finished else []
-    images = config.data.count_training()
-    # What comes last counts: values that were used take the place of settings that were left open.
-    values = {
-        **flatten_settings(asdict(config)),
-        **status,
-        **environment,
-        "run": run.id,
-        "seed": config.seed,
-        "norm_batch_size": config.norm.count_images(config.batch_size),
-        "data.images": config.data.count_used(),
-        "lr_effective": config.optimizer.peak_lr(config.batch_size),
-        "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,
-        "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
-        "epochs": run.steps / steps_per_epoch(images, config.batch_size, config.last_batch),
-        "steps": run.steps,
-        "status": "failed" if locate_failure_of(run).exists() else status["status"],
-        "last_step": status["step"],
-        "unseen": ", ".join(unseen) or None,
-        "settings": json.dumps(run.settings, sort_keys=True),
-        "versions": json.dumps(environment["versions"], sort_keys=True),
-    }
-    # A setting that the network does not read is no column unless another network of the table reads it.
-    row = {column: values[column] for column in RUNS.columns if column in values}
-    return row | _list_own_settings(config, run.settings)
-
-
-def _list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """List the arguments of the user's functions that are settings, and the digests in the settings that name it."""
-    columns: dict[str, Any] = {}
-    for key, chosen in list_own(config).items():
-        digests = {name: settings[key][name] for name in ("content", SOURCE) if name in settings[key]}
-        for name, value in {**chosen.arguments, **digests}.items():
-            columns[f"{key}.{name}"] = value
-    if isinstance(config.task, OwnTask):
-        columns |= {METRIC_NAME: config.task.metric, METRIC_UNIT: config.task.unit}
-        columns[LARGER_IS_BETTER] = config.task.larger_is_better
-    return columns
+        write_record(run.config.folder, run.id, describe_run(run), command, asked, parts or {})

@@ -14,14 +14,16 @@ measures what is missing (`measurements.rows`). Then it writes keys and steps in
 each table and estimator. The rows of a part agree in code, images, sample and training; momenta may be several. A new
 part that agrees in these four with the one before is joined with it; another one takes its place. The record also has
 the network's row of the table `runs`, and a digest of each job's settings and code, from which it is seen that the job
-is done, without reading an image. Where a part has lost its place, the digests of earlier jobs go with it.
+is done, without reading an image. When another part takes the place of one, these digests are removed: earlier jobs on
+the network then count as not done, and ask for their rows again when they are swept.
 
-**`load(NAME)`** reads the rows whose key and step stand in a record of NAME (`reporting.tables`). One rule is left, and
-`choose_parts` is it: rows of an estimator stand together in a table only if all networks agree in code, images (those
-with the same data) and sample, and rows of a network only if they are of one training. The part that was written last
-says which, also where nothing had to be measured for it. Parts that do not agree with it are left out, and counted in
-one sentence with the command that measures them again; what has lost its place in a record is not counted. So what
-differs in these four is never averaged, in whichever order sweeps come; the order says which of it is shown.
+**`load(NAME)`** reads the rows whose key and step stand in a record of NAME (`reporting.tables`). Which of them come
+into one table, `choose_parts` decides: rows of an estimator only if all networks agree in code, images (those with the
+same data) and sample, and rows of a network only if they are of one training. Where they do not agree, the part that
+was written last decides, even if nothing had to be measured for it. Parts that differ from it are left out, and one
+sentence counts them and names the command that measures them again; parts that another one replaced in its record are
+not counted. So rows that differ in these four are never averaged, whatever the order of sweeps; the order decides which
+of them are shown.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from bnlab.common.files import Unreadable, digest, quarantine, reading, write_te
 VERSION = 5
 """Of all measurements of bnlab's: rows, and statistics that were kept, under another one count as missing."""
 SAMPLE = "population_images"
-"""What a part is made of under this name: the setting of this name."""
+"""The key of the sample in `Part.origin`: the name of the setting that says it."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,16 @@ class Part:
     """The rows of one estimator in one table that jobs of a sweep asked for on a network.
 
     Attributes:
-        made_of: what their keys hold that no other setting says: code, sample, and the images of each choice of data.
-        training: of the network, see `Run.training`.
+        origin: what the rows depend on and no column says: `code`, `population_images`, and `images of <digest>`, which
+            are the digests of the images of each choice of data.
+        training: which training of the network they are of, see `Run.losses_digest`.
         keys: the key of each subject and its steps.
         command: the sweep that asked last.
         written: when, in ns since 1970.
         is_own: whether the table is of a measurement of the user's own.
     """
 
-    made_of: Mapping[str, str]
+    origin: Mapping[str, str]
     training: str
     keys: Mapping[str, Sequence[int]]
     command: str = ""
@@ -66,13 +69,13 @@ class Part:
 
     def is_like(self, other: Part) -> bool:
         """Return whether rows of both may stand side by side on one network."""
-        return self.training == other.training and self.made_of == other.made_of
+        return self.training == other.training and self.origin == other.origin
 
     def join(self, newer: Part) -> Part:
         """Join with a newer part that is like this one."""
         steps = {key: {*self.keys.get(key, ()), *newer.keys.get(key, ())} for key in {**self.keys, **newer.keys}}
         keys = {key: sorted(of_key) for key, of_key in steps.items()}
-        return Part(self.made_of, self.training, keys, newer.command, newer.written, newer.is_own)
+        return Part(self.origin, self.training, keys, newer.command, newer.written, newer.is_own)
 
 
 Parts = Mapping[str, Mapping[str, Part]]
@@ -195,38 +198,38 @@ def choose_parts(records: Iterable[Record]) -> tuple[list[Chosen], list[str]]:
     Returns:
         These, and a sentence on the others, if there are any.
     """
-    lines: dict[tuple[str, str], list[Chosen]] = {}
+    parts: dict[tuple[str, str], list[Chosen]] = {}  # by table and estimator
     trainings = {}
     for record in records:
         if record.newest is not None:
             trainings[record.run] = record.newest.training
         for table, of_table in record.parts.items():
             for estimator, part in of_table.items():
-                lines.setdefault((table, estimator), []).append(Chosen(record.run, table, estimator, part))
+                parts.setdefault((table, estimator), []).append(Chosen(record.run, table, estimator, part))
 
     chosen: list[Chosen] = []
     left_out: list[_LeftOut] = []
-    for line in lines.values():
-        made_of: dict[str, str] = {}
-        for each in sorted(line, key=lambda each: each.part.written, reverse=True):
-            part = each.part
-            others = {name for name, value in part.made_of.items() if made_of.get(name, value) != value}
-            if part.training != trainings[each.run]:
-                others.add("training")
-            if others:
-                left_out.append(_LeftOut(each, others, made_of.get(SAMPLE, "")))
+    for candidates in parts.values():
+        shown_origin: dict[str, str] = {}
+        for candidate in sorted(candidates, key=lambda each: each.part.written, reverse=True):
+            part = candidate.part
+            differing = {name for name, value in part.origin.items() if shown_origin.get(name, value) != value}
+            if part.training != trainings[candidate.run]:
+                differing.add("training")
+            if differing:
+                left_out.append(_LeftOut(candidate, differing, shown_origin.get(SAMPLE, "")))
             else:
-                chosen.append(each)
-                made_of |= part.made_of
+                chosen.append(candidate)
+                shown_origin |= part.origin
     return chosen, [_say_left_out(left_out)] if left_out else []
 
 
 @dataclass(frozen=True)
 class _LeftOut:
-    """A part that is left out: in what it is another, and the sample of those that are shown."""
+    """A part that is left out: in what it differs from those that are shown, and the sample of these."""
 
     chosen: Chosen
-    others: set[str]
+    differing: set[str]
     sample: str
 
 
@@ -235,8 +238,8 @@ def _say_left_out(parts: Sequence[_LeftOut]) -> str:
     networks = {each.chosen.run for each in parts}
     names = dict.fromkeys(each.chosen.estimator or each.chosen.table for each in parts)
     words = {"code": "by other code", SAMPLE: "on another number of images", "training": "in another training"}
-    others = set[str]().union(*(each.others for each in parts))
-    reasons = {words.get(name, "on other images") for name in others}
+    differing = set[str]().union(*(each.differing for each in parts))
+    reasons = {words.get(name, "on other images") for name in differing}
     commands = dict.fromkeys(_complete(each) for each in parts if each.chosen.part.command)
     count = "1 network" if len(networks) == 1 else f"{len(networks):,} networks"
     return (
@@ -248,7 +251,7 @@ def _say_left_out(parts: Sequence[_LeftOut]) -> str:
 def _complete(left_out: _LeftOut) -> str:
     """Write the command that measures a part again as those are that are shown."""
     words = shlex.split(left_out.chosen.part.command)
-    if SAMPLE in left_out.others:
+    if SAMPLE in left_out.differing:
         words = [word for word in words if not word.startswith(f"{SAMPLE}=")]
         words.append(f"{SAMPLE}={left_out.sample}")
     return shlex.join(words)

@@ -40,7 +40,7 @@ STAGES = (
     "run_table done",  # which jobs are done, by files alone: no torch
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("checks", "trial", "jobs", "planning loading"),
+    *("checks", "trial", "run_row", "jobs", "planning loading"),
     "lab",  # the commands sweep, report, runs
 )
 # Inside of a folder a module imports those before it only.

@@ -41,13 +41,13 @@ class Subject:
 
 @dataclass
 class Ask:
-    """What a job asked for and has, as the twin keeps it: `made_of` and `training` are plain values."""
+    """What a job asked for and has, as the twin keeps it: `origin` and `training` are plain values."""
 
     run: str
     estimator: str
     momentum: float | None
     step: int
-    made_of: tuple[Any, ...]
+    origin: tuple[Any, ...]
     training: int
 
 
@@ -79,7 +79,7 @@ class Lab:
         data = SimpleNamespace(identify=lambda: {"name": "digits"})
         return SimpleNamespace(
             id=run,
-            training=f"training {self.trainings[run]}",
+            losses_digest=f"training {self.trainings[run]}",
             number=self.trainings[run],
             order_of_calls=None,
             dataset=SimpleNamespace(train=SimpleNamespace(digest="images")),
@@ -92,22 +92,22 @@ class Lab:
         """Find the rows of a sweep by the definition, ask by ask."""
         parts: dict[tuple[str, str], list[Ask]] = {}
         newest_training = {}
-        newest_made_of = {}
+        newest_origin = {}
         for asked in self.asks[name]:
             for ask in asked:
                 part = parts.setdefault((ask.run, ask.estimator), [])
-                if part and (part[-1].made_of, part[-1].training) != (ask.made_of, ask.training):
+                if part and (part[-1].origin, part[-1].training) != (ask.origin, ask.training):
                     part.clear()
                 part.append(ask)
                 newest_training[ask.run] = ask.training
-                newest_made_of[ask.estimator] = ask.made_of
+                newest_origin[ask.estimator] = ask.origin
 
         rows = set()
         for part in parts.values():
             for ask in part:
-                is_shown = ask.training == newest_training[ask.run] and ask.made_of == newest_made_of[ask.estimator]
+                is_shown = ask.training == newest_training[ask.run] and ask.origin == newest_origin[ask.estimator]
                 if is_shown:
-                    value = compute(ask.run, ask.training, ask.made_of[0], ask.made_of[1], ask.momentum, ask.step)
+                    value = compute(ask.run, ask.training, ask.origin[0], ask.origin[1], ask.momentum, ask.step)
                     rows.add((ask.run, ask.step, ask.estimator, ask.momentum, "train", value))
         frame = pd.DataFrame(sorted(rows, key=str), columns=[*KEY, "value"])
         return frame.astype({"momentum": float, "value": float}).sort_values(KEY, ignore_index=True)

@@ -38,7 +38,7 @@ class _Wanted:
         images: split and shift of the images that are predicted; empty in a table without.
         columns: what the rows have in `estimator`, `momentum` and `statistics_split`, as far as the table has these.
         steps: all that are asked for, measured or not.
-        made_of: see `Part`.
+        origin: see `Part`.
     """
 
     key: str
@@ -46,7 +46,7 @@ class _Wanted:
     images: tuple[str, ...]
     columns: Mapping[str, Any]
     steps: Sequence[int]
-    made_of: Mapping[str, str]
+    origin: Mapping[str, str]
 
 
 def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], failures: Failures) -> dict[str, Part]:
@@ -90,7 +90,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     for each in wanted:
         there = [step for step in each.steps if (each.key, step) in present]
         estimator = each.columns.get("estimator", "")
-        part = Part(each.made_of, run.training, {each.key: there}, is_own=bool(digest_class(type(measurement))))
+        part = Part(each.origin, run.losses_digest, {each.key: there}, is_own=bool(digest_class(type(measurement))))
         parts[estimator] = parts[estimator].join(part) if estimator in parts else part
     return parts
 
@@ -105,17 +105,17 @@ def _describe(
     # A user's table may lack the momentum, say.
     columns = {name: value for name, value in columns.items() if name in measurement.table.columns}
 
-    made_of = _list_made_of(run, measurement, subject)
+    origin = _list_origin(run, measurement, subject)
     predicted = ""
     if measurement.predicts:
         # A table that predicts without `split` in its key does so on the test images as they are.
         predicted = run.digest_of(*(images or ("test", "none")))
-    parts = [measurement.name, columns, images, predicted, run.training, made_of, run.order_of_calls]
+    parts = [measurement.name, columns, images, predicted, run.losses_digest, origin, run.order_of_calls]
     key = digest(json.dumps(parts, sort_keys=True), digits=16)
-    return _Wanted(key, subject, images, columns, steps, made_of)
+    return _Wanted(key, subject, images, columns, steps, origin)
 
 
-def _list_made_of(run: Run, measurement: Measurement, subject: Subject | None) -> dict[str, str]:
+def _list_origin(run: Run, measurement: Measurement, subject: Subject | None) -> dict[str, str]:
     """List what rows depend on that no setting says, and that has to be the same in all rows of a line."""
     code = [str(VERSION), subject.code if subject else "", digest_class(type(measurement))]
     limit = run.config.population_images
