@@ -101,7 +101,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
         grid = _list_jobs([*by_file, *overrides], is_multirun)
         for key, table in by_job.items():
             if key not in given:
-                grid = _look_up(key, table, grid)
+                grid = _add_values(key, table, grid)
         configs = [_read_job(job) for job in grid]
 
     lines = [[str(override.input_line) for override in job] for job in grid]
@@ -187,7 +187,7 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
     return [list(job) for job in itertools.product(*values.values())]
 
 
-def _look_up(key: str, table: Mapping[str, object], grid: Iterable[Sequence[Override]]) -> list[list[Override]]:
+def _add_values(key: str, table: Mapping[str, object], grid: Iterable[Sequence[Override]]) -> list[list[Override]]:
     """Add to each job the values of a setting that a file has for it, as `batch_size=4 steps=36: 0.025,0.1`.
 
     Hydra's own sweeper has none of this: in its grids all values of a setting meet all values of the others.

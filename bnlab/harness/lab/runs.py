@@ -75,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
         case ["export", run, file] if not options:
             _export(_find(results, run), Path(file), settings, results)
         case ["rm"] if "name" in settings:
-            _take_out(settings.pop("name"), settings, results, is_sure, "--networks" in options)
+            _take_out(settings, results, is_sure, "--networks" in options)
         case ["rm"] if settings and "--networks" not in options:
             frame = select_networks(_read_networks(results), settings)
             _remove([results / "runs" / run for run in frame["run"]], given, results, is_sure)
@@ -199,11 +199,13 @@ def _write_removal(words: Sequence[str], results: Path) -> str:
     return shlex.join(["bnlab", "runs", "rm", *(word for word in words if word not in where), *where])
 
 
-def _take_out(name: str, chosen: dict[str, str], results: Path, is_sure: bool, with_networks: bool) -> None:
-    """Take networks out of the tables of a sweep, or list them.
+def _take_out(settings: dict[str, str], results: Path, is_sure: bool, with_networks: bool) -> None:
+    """Take the networks with these settings out of the tables of the sweep that `name` says, or list them.
 
     Measured rows stay with their networks: a sweep that asks for them again measures nothing again.
     """
+    name = settings["name"]
+    chosen = {key: value for key, value in settings.items() if key != "name"}
     frame = _read_networks(results, name)
     taken = select_networks(frame, chosen)
     folder = results / name
@@ -301,7 +303,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _read_status(folder: Path) -> dict[str, Any]:
     """Read state, time and disk space of a network; of an unfinished one those from which it goes on."""
     path = folder / "status.json"
-    saved = folder / "state.pt"
+    saved = folder / "resume.pt"
     state: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
     if path.exists():
         with reading(path):

@@ -17,7 +17,8 @@ from bnlab.harness.lab.command import keep_command, require_memory, run_command
 from bnlab.harness.lab.registry import CONF, list_questions
 
 _MULTIRUN = ("-m", "--multirun")
-_SHORT = 60.0  # seconds of training for which processes, a few seconds of a core each, are not started
+# Seconds of training up to which no processes are started, each of which takes a few seconds of a core to start.
+_ALONE = 60.0
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -87,20 +88,20 @@ def plan_and_run(words: list[str]) -> tuple[int, Config]:
     from bnlab.harness.jobs import begin_sweep, estimate_training, list_untrained, list_warnings, try_sweep
     from bnlab.harness.planning import outline, plan
 
-    waiting = [job.config for job in sweep.waiting]
+    unfinished = [job.config for job in sweep.waiting]
     if sweep.launcher.is_cluster and not first.dry_run:
         # The machine that sends jobs to a cluster need not have the devices on which they run.
-        waiting = [replace(config, device="cpu") for config in waiting]
-    untrained = list_untrained(waiting)
+        unfinished = [replace(config, device="cpu") for config in unfinished]
+    untrained = list_untrained(unfinished)
     if first.dry_run or not first.quiet:
         print(*outline(configs, untrained), sep="\n", flush=True)
     trials = try_sweep(configs, untrained)
     for warning in list_warnings(trials):
         print(warning, file=sys.stderr)
-    seconds = estimate_training(trials)
-    launcher, seconds_here = _choose_launcher(waiting, words, sweep.launcher, sum(seconds.values()))
+    training_seconds = sum(estimate_training(trials).values())
+    launcher, alone_for = _choose_launcher(unfinished, words, sweep.launcher, training_seconds)
     if first.dry_run:
-        processes = 1 if seconds_here else _count_processes(waiting, launcher)
+        processes = 1 if alone_for else _count_processes(unfinished, launcher)
         print(*plan(first, untrained, trials, processes), sep="\n")
         return 0, first
 
@@ -109,22 +110,22 @@ def plan_and_run(words: list[str]) -> tuple[int, Config]:
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
     command = shlex.join(["bnlab", "sweep", *ordered])
     keep_command(first.folder, command)
-    results = _run(sweep.waiting, launcher, command, seconds_here)
+    results = _run(sweep.waiting, launcher, command, alone_for)
     _show(results, len(sweep.waiting), first.quiet)
     if not first.quiet:
         print(f"done in {time.perf_counter() - started:.0f} s")
-    return _finish(configs, waiting, words), first
+    return _finish(configs, unfinished, words), first
 
 
-def _run(jobs: Sequence[Job], launcher: Launcher, command: str, seconds_here: float) -> Iterator[JobResult]:
-    """Run the jobs that are waiting: for so many seconds in this process, then as the launcher does."""
+def _run(jobs: Sequence[Job], launcher: Launcher, command: str, alone_for: float) -> Iterator[JobResult]:
+    """Run the jobs: first in this process, for `alone_for` seconds, then as the launcher does."""
     from bnlab.harness.lab.launch import run_here, run_in_processes
 
     left = deque(jobs)
     if launcher.name == "basic":
         yield from run_here(left, command)
     elif launcher.name == "joblib":
-        yield from run_here(left, command, seconds_here)
+        yield from run_here(left, command, alone_for)
         if left:
             yield from run_in_processes(left, launcher, command)
     else:
@@ -141,7 +142,7 @@ def _show(results: Iterator[JobResult], count: int, quiet: bool) -> None:
     # Jobs that run side by side end in no even rhythm, so that the time left is estimated from the mean of all of them.
     with make_bar(quiet, total=count, unit="job", smoothing=0) as bar, ticking(bar):
         for result in results:
-            trained += bool(result.training)
+            trained += bool(result.how_trained)
             measured += result.is_measured
             failed += not result.is_measured
             bar.set_postfix_str(f"{trained} trained, {measured} measured, {failed} failed", refresh=False)
@@ -185,7 +186,7 @@ def _choose_launcher(
     if is_chosen or len({run.id for run in runs}) < 2 or cpu_count() < 2 or has_accelerator:
         return launcher, 0.0
     # How long measuring takes is not known beforehand, so that processes are started after all once this has passed.
-    return Launcher("joblib", {"n_jobs": -1}), _SHORT if seconds < _SHORT else 0.0
+    return Launcher("joblib", {"n_jobs": -1}), _ALONE if seconds < _ALONE else 0.0
 
 
 def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
