@@ -40,7 +40,7 @@ class Setting:
 
     Attributes:
         text: what it means, in one phrase.
-        at_least, above, at_most: bounds of a number.
+        at_least, more_than, at_most: bounds of a number.
         choices: the words that it may be.
         role: what it is about.
         types: that a value may have, from the field's annotation; empty: any.
@@ -49,7 +49,7 @@ class Setting:
 
     text: str
     at_least: float = -math.inf
-    above: float = -math.inf
+    more_than: float = -math.inf
     at_most: float = math.inf
     choices: tuple[str, ...] = ()
     role: Role = "network"
@@ -83,14 +83,14 @@ class Setting:
     def _is_within(self, value: Any) -> bool:
         if not isinstance(value, int | float):
             return True
-        return self.at_least <= value <= self.at_most and value > self.above
+        return self.at_least <= value <= self.at_most and value > self.more_than
 
     def _describe_values(self) -> str:
         """Say which values there are: `a whole number, 1 or more`."""
         words = " or ".join(_TYPES[each] for each in self.types if each is not NoneType)
         what, _, _ = self.text.partition(";")
-        if math.isfinite(self.above):
-            return f"{words}, above {self.above:,} and at most {self.at_most:,} ({what})"
+        if math.isfinite(self.more_than):
+            return f"{words}, above {self.more_than:,} and at most {self.at_most:,} ({what})"
         if math.isfinite(self.at_least):
             return f"{words}, {_describe_range(self.at_least, self.at_most)} ({what})"
         return words

@@ -27,7 +27,8 @@ SOURCE = "source"
 _OURS = ("bnlab", "experiments")  # packages that are not the user's, wherever they lie
 _SHIPPED = ("bnlab.", "experiments.questions.")  # modules whose changes the version of all measurements counts
 _DIGITS = 10
-_READ: dict[str, tuple[dict[str, Any], str]] = {}  # module → the specs of all that was read for it, and the digest
+# Imported module → the specs of all modules whose code it runs, and the digest of that code.
+_DIGESTED: dict[str, tuple[dict[str, Any], str]] = {}
 
 
 def digest_class(cls: type) -> str:
@@ -55,8 +56,8 @@ def digest_code(module: str) -> str:
     if module.startswith(_SHIPPED):
         return _digest_text(module)
     # What runs is the code as it was when it was imported, and importing a module again gives it another spec.
-    if module in _READ:
-        specs, known = _READ[module]
+    if module in _DIGESTED:
+        specs, known = _DIGESTED[module]
         if all(_find_spec(name) is spec for name, spec in specs.items()):
             return known
 
@@ -70,14 +71,14 @@ def digest_code(module: str) -> str:
     specs = {name: _find_spec(name) for name in texts}
     # A module that has not been imported yet will run as its file is then.
     if all(specs.values()):
-        _READ[module] = specs, found
+        _DIGESTED[module] = specs, found
     return found
 
 
 def read_code(module: str) -> dict[str, str]:
-    """Read the code of a module, and of all modules of the user's that it imports, wherever it does so, and these too.
+    """Read the code of a module and of the user's modules that it imports, anywhere in its code, directly or in turn.
 
-    Empty for a module without a file.
+    Returns the code by module; nothing for a module without a file.
     """
     texts: dict[str, str] = {}
     seen = {""}
