@@ -18,7 +18,7 @@ a network that several experiments have measured has the same name in all of the
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -97,7 +97,7 @@ def format_page(losses: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _describe_weights(row: Mapping[str, Any]) -> str:
+def _describe_weights(row: Mapping[Hashable, Any]) -> str:
     """Say what is unusual about a network's weights: how they were rounded, and their convolutions."""
     words = []
     if row["precision"] == "bfloat16":

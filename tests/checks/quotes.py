@@ -106,7 +106,7 @@ def quote_why() -> tuple[str, ...]:
         'at batch size 16{{ holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }} '
         "(undecided at 256: "
         '{{ undecided("model_selection.ema_picks_as_well", "batch size 256", interval=False) }} worse).',
-        'at a cost: {{ estimated("real.that_checkpoint_costs_little", "learning rate 0.4") }} worse.',
+        'at a cost of {{ estimated("real.that_checkpoint_costs_little", "learning rate 0.4") }}.',
         'outside grey cells is {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }};',
         "larger batches lost at most 0.3 points more in three of five comparisons"
         '{{ holds("ground.larger_batches_do_not_lose_more", "256 against 64", "64 against 16, lengths compared: 2", '
