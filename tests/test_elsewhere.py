@@ -38,6 +38,7 @@ def test_biases_and_other_types_are_not_nudged(values: torch.Tensor) -> None:
     assert torch.equal(nudge(values, seed=1), values)
 
 
+@pytest.mark.slow
 def test_processes_that_tests_start_are_nudged_as_well() -> None:
     program = (
         "import torch; values = torch.arange(1.0, 65.0).view(8, 8); weight = torch.nn.Parameter(values.clone());"

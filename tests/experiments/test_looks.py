@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import matplotlib
 import matplotlib.pyplot as plt
+import pytest
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure as Drawn
@@ -52,6 +53,7 @@ def list_looks(drawn: Drawn) -> Iterator[tuple[str, str, str]]:
                 yield str(label), to_hex(handle.get_color()), "" if line == "None" else str(line)
 
 
+@pytest.mark.slow  # it draws nineteen figures
 def test_each_kind_of_statistics_has_one_look_in_all_figures() -> None:
     colours = defaultdict(set)
     lines = defaultdict(set)

@@ -276,7 +276,7 @@ def test_a_job_that_asked_for_rows_that_others_took_the_place_of_is_done_no_more
     assert len(read_frame(next(tmp_path.rglob("planted/*.parquet")))) == 2
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(50))
 def test_tables_are_what_the_definition_says_after_any_sequence(seed: int, tmp_path: Path, kill: Any) -> None:
     draw = random.Random(seed)
     lab = Lab(tmp_path)

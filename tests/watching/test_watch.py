@@ -595,6 +595,7 @@ def test_a_watch_goes_with_its_model() -> None:
     assert reference() is None
 
 
+@pytest.mark.slow  # those of exact statistics join ranks as well
 def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
     """Under DistributedDataParallel, of batches of other sizes; a rank may have none of its own yet."""
     run_two_ranks(
