@@ -12,8 +12,8 @@ from bnlab.estimators import list_estimators
 from tests.experiments.commands import Call, Write
 from tests.experiments.own_mistakes import MISTAKES, MODULE, PAGE, TINY, spoil
 
-FAILED = "Rows of the measurement lack a column"
-"""The mistake that is seen only once a network is trained, so that the job fails."""
+FAILED = ("Rows of the measurement lack a column", "The measurement reads a step of which no checkpoint is kept")
+"""The mistakes that are seen only once a network is trained, so that the job fails."""
 
 KEYS = {
     "The module is misspelt": "model=mien.make_model",
@@ -35,9 +35,10 @@ KEYS = {
     "The norm cannot take the number of channels": "norm=mine.Grouped",
     "The optimizer has no argument lr": "optimizer=mine.make_optimizer",
     "The estimator is misspelt": "estimator=mine.Hafl",
-    FAILED: "largest: ",
+    FAILED[0]: "largest: ",
+    FAILED[1]: "has no step 1",
 }
-"""What each answer names: the key that was chosen, the closest one, or the table."""
+"""What each answer names: the key that was chosen, the closest one, the table or the step."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +61,8 @@ def test_an_answer_is_short_and_names_the_key(mistake: str, write: Write, call: 
 
     code, out, err = call("sweep", *words, f"results={tmp_path}/r")
 
-    assert code == (1 if mistake == FAILED else 2), out + err
-    assert err.count("\n") <= (3 if mistake == FAILED else 2), err
+    assert code == (1 if mistake in FAILED else 2), out + err
+    assert err.count("\n") <= (3 if mistake in FAILED else 2), err
     assert "Traceback" not in out + err
     assert KEYS[mistake] in err
 
