@@ -52,7 +52,7 @@ def test_the_same_command_trains_nothing_and_changes_nothing(results: Path, call
 
 def test_lists_and_sweeps_give_the_same_rows(results: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on what trained a network, whatever measures it."""
-    monkeypatch.setattr("bnlab.harness.jobs.describe_environment", lambda device: {"threads": 99, "versions": {}})
+    monkeypatch.setattr("bnlab.harness.run_row.describe_environment", lambda device: {"threads": 99, "versions": {}})
     words = ("estimator=ema,cumulative,exact", "momentum=0.01,0.1", "hydra/launcher=basic", "name=swept")
     code, out, err = call("sweep", "-m", "batch_size=256", *EPOCH, *words, f"results={results}")
     assert code == 0 and not list_trained(out), err

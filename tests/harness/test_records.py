@@ -241,7 +241,7 @@ def check(lab: Lab, name: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"training": "other"},
+        {"losses_digest": "other"},
         {"dataset": SimpleNamespace(train=SimpleNamespace(digest="other"))},
         {"order_of_calls": ["2", "1"]},
         {"digest_of": lambda *_: "other"},
