@@ -46,7 +46,7 @@ def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Sco
 
 
 QUESTION = Question(
-    bears_on=("Q17", "Q10", "Q15", "Q16", "Q13", "Q20", "Q31", "Q24", "Q27", "H1", "H2", "H4", "H8", "H9", "H12"),
+    bears_on=("Q10", "Q13", "Q15", "Q16", "Q17", "Q20", "Q24", "Q27", "Q31", "H1", "H2", "H4", "H8", "H9", "H12"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10 data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

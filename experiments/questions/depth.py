@@ -72,7 +72,7 @@ FINDINGS = {
 }  # fmt: skip
 
 QUESTION = Question(
-    bears_on=("F12", "H7"),
+    bears_on=("H7", "F12"),
     columns=("mean_gap",),
     figures={rule: Figure(
         f"The gap of {words} by layer",

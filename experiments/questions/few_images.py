@@ -36,7 +36,7 @@ def compute_gains(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F2", "F9", "Q34", "Q24", "H4"),
+    bears_on=("Q24", "Q34", "H4", "F2", "F9"),
     sweeps=("few_images", "few_images_predicted"),
     columns=("accuracy",),
     remarks=(

@@ -118,7 +118,7 @@ def score_both_gaps(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F1", "F4", "F11", "Q17", "Q9", "Q6", "Q15", "Q20", "Q24", "Q19", "H2", "H11"),
+    bears_on=("Q6", "Q9", "Q15", "Q17", "Q19", "Q20", "Q24", "H2", "H11", "F1", "F4", "F11"),
     sweeps=("gap", "accuracy", "accuracy_batches"),
     columns=("accuracy", "mean_gap", "var_gap", "tid_mean"),
     remarks=(

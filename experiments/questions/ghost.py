@@ -60,7 +60,7 @@ def compute_leads(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F3", "F10", "H3", "H5", "H10"),
+    bears_on=("H3", "H5", "H10", "F3", "F10"),
     sweeps=("ghost", "ghost_steps"),
     columns=("accuracy",),
     remarks=(ON_BOTH,),

@@ -107,7 +107,7 @@ SINCE = Axis("updates since the small batch", linear=1.0)
 LOST_IN_WEIGHTS = Axis("accuracy lost against full batches (points)")
 
 QUESTION = Question(
-    bears_on=("Q29", "Q16", "Q20", "Q24"),
+    bears_on=("Q16", "Q20", "Q24", "Q29"),
     sweeps=("last_batch", "last_batch_64"),
     columns=("accuracy",),
     figures={

@@ -104,7 +104,7 @@ def name_gains(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F5", "F6", "F13", "Q41", "H5"),
+    bears_on=("Q41", "H5", "F5", "F6", "F13"),
     sweeps=("norms_tuned_rates", "norms_tuned_renorm_rates", "norms_tuned", "norms_tuned_renorm"),
     columns=("accuracy",),
     figures={

@@ -38,7 +38,7 @@ def compute_costs(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q31", "Q30"),
+    bears_on=("Q30", "Q31"),
     command="python -m benchmarks scaling",
     figures={"depth": Figure(
         "Time of exact statistics over that of one forward, by depth",

@@ -57,7 +57,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q17", "Q13", "Q20", "H2"),
+    bears_on=("Q13", "Q17", "Q20", "H2"),
     columns=("accuracy",),
     command="""bnlab sweep experiment=scaled_batches data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

@@ -67,7 +67,7 @@ def score_gain(line: str, against: str, **wanted: Any) -> Score:
 
 
 QUESTION = Question(
-    bears_on=("Q20", "Q34", "F3", "F8", "F9", "F11", "H3", "H7"),
+    bears_on=("Q20", "Q34", "H3", "H7", "F3", "F8", "F9", "F11"),
     columns=("accuracy", "tid_mean", "tid_std"),
     remarks=(ON_BOTH,),
     figures={

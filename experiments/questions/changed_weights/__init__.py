@@ -89,7 +89,7 @@ def select_merged(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q20", "Q24", "F2", "F15", "H4", "H9"),
+    bears_on=("Q20", "Q24", "H4", "H9", "F2", "F15"),
     sweeps=("changed_weights", "matched_weights"),
     columns=("accuracy", "accuracy_lost", "mean_gap", "var_gap"),
     figures={

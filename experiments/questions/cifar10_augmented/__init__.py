@@ -59,7 +59,7 @@ OVER_PLAIN: dict[str, Any] = {"at": END, "against": "exact", "scale": 100, "spli
 RATIOS = partial(divide_by_best_momentum, at=SHARES, table="augmented_gaps")
 
 QUESTION = Question(
-    bears_on=("Q10", "Q15", "Q13", "Q20", "H1", "H12"),
+    bears_on=("Q10", "Q13", "Q15", "Q20", "H1", "H12"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10_augmented data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

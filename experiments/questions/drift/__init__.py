@@ -99,7 +99,7 @@ def read_lines(names: Mapping[str, str]) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F7", "F17", "Q1", "Q12", "Q15"),
+    bears_on=("Q1", "Q12", "Q15", "F7", "F17"),
     sweeps=("drift", "drift_terms"),
     columns=("contribution", "mean_noise", "mean_drift", "mean", "var"),
     remarks=(

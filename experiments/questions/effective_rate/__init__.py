@@ -61,7 +61,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q17", "Q13", "H2"),
+    bears_on=("Q13", "Q17", "H2"),
     columns=("accuracy", "weight_norm", "rate"),
     command="""# of the networks of three experiments, which are neither trained nor measured again:
 bnlab sweep experiment=fashion name=effective_rate data.root=/usr/share/datasets/fashion-mnist \

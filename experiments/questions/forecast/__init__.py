@@ -252,7 +252,7 @@ def score_steps(select_steps: Callable[[Tables], pd.DataFrame], value: str = "hi
 
 
 QUESTION = Question(
-    bears_on=("Q19", "Q13", "Q24"),
+    bears_on=("Q13", "Q19", "Q24"),
     columns=("accuracy", "mean_gap", "scatter"),
     command="""bnlab sweep experiment=forecast
 # of the networks of `real`, which are neither trained nor measured again; without the tables that it does not read:

@@ -173,7 +173,7 @@ def select_exact(tested: Tables) -> pd.DataFrame:
 BOTH = (36, 144, 560, 2250)  # updates after which both schedules were measured
 
 QUESTION = Question(
-    bears_on=("Q17", "Q9", "Q15", "Q13", "Q20", "Q24", "H2"),
+    bears_on=("Q9", "Q13", "Q15", "Q17", "Q20", "Q24", "H2"),
     sweeps=("ground_rates", "ground_constant", "ground_onecycle"),
     columns=("accuracy", "loss", "mean_gap", "kl", "output_gap"),
     remarks=(ON_BOTH,),

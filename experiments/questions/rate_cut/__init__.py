@@ -103,7 +103,7 @@ def name_rates(frame: pd.DataFrame) -> pd.Series:
 
 
 QUESTION = Question(
-    bears_on=("Q17", "Q12", "Q20", "H2"),
+    bears_on=("Q12", "Q17", "Q20", "H2"),
     columns=("lost", "accuracy", "exact_accuracy", "mean_gap", "along_cut", "noise"),
     command="""python -m experiments.questions.rate_cut.cut data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

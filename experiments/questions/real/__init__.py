@@ -265,7 +265,7 @@ def compute_map(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("Q17", "Q9", "Q10", "Q13", "Q20", "Q24", "Q27", "Q36", "Q11", "Q28", "Q33", "H2", "H9"),
+    bears_on=("Q9", "Q10", "Q11", "Q13", "Q17", "Q20", "Q24", "Q27", "Q28", "Q33", "Q36", "H2", "H9"),
     columns=("accuracy", "loss", "mean_gap"),
     command="""bnlab sweep experiment=real data.copies=true data.root=FOLDER
 # FOLDER has the JPEG copies in train/<class>/ and test/<class>/

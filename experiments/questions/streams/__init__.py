@@ -54,7 +54,7 @@ def compute_effect_of_last_batch(tables: Tables) -> pd.DataFrame:
 
 
 QUESTION = Question(
-    bears_on=("F18", "Q10", "Q16", "Q13", "Q18"),
+    bears_on=("Q10", "Q13", "Q16", "Q18", "F18"),
     sweeps=("streams", "streams_epoch"),
     columns=("error", "moved", "last_share", "noise", "spread"),
     remarks=(
