@@ -1,4 +1,4 @@
-"""The doctor: why a model is worse in `eval()`, what it costs, and what to do. A table of causes, and one loop.
+"""The doctor: why a model is worse in `eval()`, what it costs, and what to do. A table of causes, and one loop::
 
     model, batches ─▶ patient: scores of the same images, as it is and under any change
                          │
