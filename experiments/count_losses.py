@@ -3,7 +3,7 @@
 The page counts the networks of all committed experiments
 
 - whose layers are ordinary batch norms, so that each batch is normalized whole,
-- that were trained in shuffled batches of 16 to 256 images,
+- that were trained with SGD in shuffled batches of 16 to 256 images,
 - at a learning rate that falls to 0, one-cycle or along a cosine, over 560 updates or more,
 - to the end, without freezing batch norm before it,
 - and whose weights are as training left them, neither averaged nor changed afterwards.
@@ -36,6 +36,7 @@ LITTLE = 0.2  # points
 LEAST_UPDATES = 560
 COUNTED_NETWORKS: dict[str, Any] = {
     "norm": "batch",
+    "optimizer": "sgd",
     "batch_size": range(16, 257),
     "order": "shuffled",
     SCHEDULE: ("onecycle", "cosine"),
@@ -51,9 +52,9 @@ COUNTED_EVALUATIONS: dict[str, Any] = {
 }
 _LOW_BITS = "experiments.questions.quantized.network.build_network"
 _ABOUT = """
-All configurations of the committed experiments with ordinary batch norm that were trained to the end in shuffled
-batches of 16 to 256 images, over 560 updates or more, at a rate that falls to 0, and whose weights were not averaged
-or changed afterwards. Points are of test accuracy: under exact statistics of the training images, as training shows
+All configurations of the committed experiments with ordinary batch norm that were trained to the end with SGD in
+shuffled batches of 16 to 256 images, over 560 updates or more, at a rate that falls to 0, and whose weights were not
+averaged or changed afterwards. Points are of test accuracy: under exact statistics of the training images, as training shows
 them, minus under running averages of momentum 0.1; means over n seeds, with 95% intervals.
 """
 _SHOWN = ["data", "model", "batch_size", "steps", SCHEDULE, RATE, "precision", "model.bits", "model.depthwise"]
