@@ -54,8 +54,8 @@ _LOW_BITS = "experiments.questions.quantized.network.build_network"
 _ABOUT = """
 All configurations of the committed experiments with ordinary batch norm that were trained to the end with SGD in
 shuffled batches of 16 to 256 images, over 560 updates or more, at a rate that falls to 0, and whose weights were not
-averaged or changed afterwards. Points are of test accuracy: under exact statistics of the training images, as training shows
-them, minus under running averages of momentum 0.1; means over n seeds, with 95% intervals.
+averaged or changed afterwards. Points are of test accuracy: under exact statistics of the training images, as training
+shows them, minus under running averages of momentum 0.1; means over n seeds, with 95% intervals.
 """
 _SHOWN = ["data", "model", "batch_size", "steps", SCHEDULE, RATE, "precision", "model.bits", "model.depthwise"]
 _NUMBERS = ["mean", "low", "high"]
