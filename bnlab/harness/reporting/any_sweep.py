@@ -156,7 +156,7 @@ def _explain_nothing(values: Sequence[MeasuredValue], request: FigureRequest) ->
         measured = {each for of_value in values if column in of_value.rows for each in of_value.rows[column].dropna()}
         for each in value if isinstance(value, list) else [value]:
             if each is not None and each not in measured:
-                return NoRows(f"no {column} {each}: there are {', '.join(map(write_value, sorted(measured)))}")
+                return NoRows(f"no {column} {each}: there are {', '.join(map(write_value, sorted(measured - {''})))}")
     return NoRows(f"nothing was measured that has {', '.join(request.list_columns())}, as asked")
 
 

@@ -26,8 +26,8 @@ from bnlab.harness.reporting.wording import (
 )
 
 READING = (
-    "Numbers are means over seeds with 95% intervals. [How verdicts are decided]({rules}), and what *post hoc* (†) "
-    "means."
+    "Numbers are means over seeds with 95% intervals. The rules say [how verdicts are decided]({rules}), and what "
+    "*post hoc* (†) means."
 )
 """What stands on each page with verdicts; `rules` leads to docs/verdicts.md."""
 
