@@ -13,6 +13,7 @@ from experiments.count_losses import compute_losses, say_count, say_others
 STEPS = 560
 COUNTED: dict[str, Any] = {
     "norm": "batch",
+    "optimizer": "sgd",
     "batch_size": 16,
     "order": "shuffled",
     "optimizer.schedule": "onecycle",
@@ -66,6 +67,7 @@ def test_a_network_that_two_experiments_share_counts_once() -> None:
     "other",
     [
         {"norm": "ghost"},
+        {"optimizer": "adamw"},
         {"batch_size": 8},
         {"batch_size": 512},
         {"order": "sorted"},
