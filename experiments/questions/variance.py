@@ -73,9 +73,9 @@ QUESTION = Question(
     figures={
         "ratio": Figure(
         "What the correction changes in variances, and how near they are to the exact ones",
-        "Ratios of variances: the first line of the running variance with the correction to that without it, the "
-        "others of the running variance to the exact one. All are geometric means over the deeper layers. m is the "
-        "number of values that a batch has in a channel, images times pixels. Momentum 0.1.",
+        "Top row: running variance with the correction, divided by that without it; other rows: running variance "
+        "divided by the exact one; geometric means over the deeper layers. m is the number of values that a batch has "
+        "in a channel, images times pixels. Momentum 0.1.",
         score_ratios(),
         Forest("rule", Axis("ratio of variances"), mark=(1.0, "equal"), series="batch_size"),
         Headline("The correction m/(m−1) adds less than 1% to running variances",
