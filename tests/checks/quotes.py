@@ -230,6 +230,18 @@ def list_long_numbers(text: str) -> list[str]:
     return found
 
 
+def find_sentences_that_are_left_out() -> Iterator[str]:
+    """Find sentences of answers and conclusions whose quotes are untrue, or misspelt: pages leave these out."""
+    catalogue = read_catalogue()
+    conclusions = {number: conclusion for number, (_, conclusion) in catalogue.hypotheses.items()}
+    around = {"first": catalogue.first, "situations": catalogue.situations, "last": catalogue.last}
+    outcomes = [*decide_all().values()]
+    for name, template in {**around, **catalogue.questions, **conclusions}.items():
+        for line in template.splitlines():
+            if line and not fill_paragraphs(line, outcomes):
+                yield f"{name} has a sentence for another verdict: {line}"
+
+
 def find_questions_that_the_index_lacks() -> Iterator[str]:
     """Find questions that nobody finds who asks them."""
     catalogue = read_catalogue()
