@@ -62,7 +62,7 @@ def quote_readme() -> tuple[str, ...]:
         f'variances {{{{ holds("gap.variances_are_near_late", {_UP_TO_256}, interval=False) }}}}, which',
         f"lost {say_count(compute_all_losses())}†",
         'of the mean have {{ holds("gap.larger_gaps_cost_more", "mean (σ)") }} with',
-        'step, it is {{ holds("gap.gaps_tell_less_between_seeds", "mean (σ)") }}.',
+        'in their seed it is {{ holds("gap.gaps_tell_less_between_seeds", "mean (σ)") }}, so',
     )
 
 
