@@ -18,7 +18,18 @@ from bnlab.harness.reporting.frames import paired, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.reporting.question import Claim, Figure, Question, Tables, above, below
 from experiments.margins import AS_ACCURATE, COSTS_A_POINT
-from experiments.recipes import CONSTANT, COSINE, EXACT, LAST, RUNNING, SCHEDULE, STEP, select_accuracies, select_lost
+from experiments.recipes import (
+    CONSTANT,
+    COSINE,
+    EXACT,
+    LAST,
+    RUNNING,
+    SCHEDULE,
+    STEP,
+    score_each_seed,
+    select_accuracies,
+    select_lost,
+)
 
 CELL = (SCHEDULE,)
 # Shares of the training, without those right after a drop.
@@ -53,6 +64,7 @@ def select_drawn(tables: Tables) -> pd.DataFrame:
 QUESTION = Question(
     bears_on=("Q17", "Q20", "Q24", "H2"),
     columns=("accuracy",),
+    remarks=("Trained with the code of commit 39583aa3, after the claims had been committed.",),
     command="""apt-get install dataset-fashion-mnist
 bnlab sweep experiment=fashion data.root=/usr/share/datasets/fashion-mnist
 # by torchvision instead: from torchvision.datasets import FashionMNIST; FashionMNIST("data", download=True)
@@ -64,8 +76,9 @@ bnlab sweep experiment=fashion data.root=/usr/share/datasets/fashion-mnist
             "Compare the lines: points of test accuracy that the same weights of a ResNet-20 lose under running "
             "averages of momentum 0.1 against exact statistics of augmented training images. Batches of 128, rate 0.1, "
             "16 epochs; two steps are 20 updates after the drops at 50% and at 75%.",
-            score(select_drawn, "accuracy", ("panel", "line", "done"), scale=-100),
-            Curves("done", "line", Axis("points of accuracy lost"), across=Axis("share of the training (%)"))),
+            score_each_seed(select_drawn, "accuracy", ("panel", "line", "done"), scale=-100),
+            Curves("done", "line", Axis("points of accuracy lost"), across=Axis("share of the training (%)")),
+            networks="Fashion-MNIST; ResNet-20"),
     },
     claims={
         "a_constant_rate_costs": Claim(

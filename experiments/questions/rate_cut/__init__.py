@@ -105,6 +105,7 @@ def name_rates(frame: pd.DataFrame) -> pd.Series:
 QUESTION = Question(
     bears_on=("Q12", "Q17", "Q20", "H2"),
     columns=("lost", "accuracy", "exact_accuracy", "mean_gap", "along_cut", "noise"),
+    remarks=("Trained with the code of commit 39583aa3, after the claims had been committed.",),
     command="""python -m experiments.questions.rate_cut.cut data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER
 # 25 minutes of one core a network""",
