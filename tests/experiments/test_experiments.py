@@ -67,6 +67,10 @@ AT_STEPS = (
 )  # which read more steps than there are here
 
 
+UNSCORED = ("gap",)
+"""Experiments with claims about networks that are right on half of the images, which none is after four updates."""
+
+
 @pytest.mark.slow  # test_own_folder sweeps and reports, test_report draws the quickstart
 @pytest.mark.parametrize("first", [path.stem for path in FILES])
 def test_it_is_swept_and_reported(
@@ -87,15 +91,20 @@ def test_it_is_swept_and_reported(
         words += fashion * (file == "fashion")
         words += ["batch_size=32,64"] * (file == "scaled_batches")  # of 135 training images
         words += ["evaluate_at=[1.0]"] * (file in AT_STEPS)
-        config, *_ = plan_jobs(words).configs
-        words += [f"data.images={IMAGES.get(name, 1200)}"] * (config.data.name == "glyphs")
-        code, out, err = call("sweep", *words)
+        # The last word on a setting counts, and whole epochs take the place of steps.
+        named = {word.partition("=")[0]: word for word in words}
+        if "epochs" in named:
+            del named["steps"]
+        config, *_ = plan_jobs([*named.values()]).configs
+        if config.data.name == "glyphs":
+            named["data.images"] = f"data.images={IMAGES.get(name, 1200)}"
+        code, out, err = call("sweep", *named.values())
         report = shlex.split(out.partition("next: bnlab report ")[2])
         assert code == 0 and report[-1:] == [results], out + err
     code, out, err = call("report", *report)
-    assert code == 0 and "Traceback" not in err, out + err
+    assert code == (name in UNSCORED) and "Traceback" not in err, out + err
     if name in OVERVIEWED:
         assert report[0] == f"name={name}"
     else:
         question = report[0].removeprefix("experiment=")
-        assert name.startswith(question) and f"\n{question}: " in out, out
+        assert name.startswith(question) and f"\n{question}: " in f"\n{out}", out
