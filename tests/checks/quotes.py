@@ -203,11 +203,8 @@ def find_other_numbers_of_the_self_tuned_norm() -> Iterator[str]:
 
 def find_long_numbers() -> Iterator[str]:
     """Find numbers with more digits than their intervals bear, in answers, conclusions and pages by hand."""
-    catalogue = read_catalogue()
-    conclusions = {number: conclusion for number, (_, conclusion) in catalogue.hypotheses.items()}
-    around = {"first": catalogue.first, "situations": catalogue.situations, "last": catalogue.last}
     outcomes = [*decide_all().values()]
-    for name, template in {**around, **catalogue.questions, **conclusions}.items():
+    for name, template in list_templates().items():
         text = " ".join(fill_paragraphs(template, outcomes))
         for number in list_long_numbers(text):
             yield f"{name} says {number}, with more than two significant digits"
@@ -215,6 +212,14 @@ def find_long_numbers() -> Iterator[str]:
         for quote in quote_page():
             for number in list_long_numbers(" ".join(fill_paragraphs(quote, outcomes))):
                 yield f"{path} says {number}, with more than two significant digits"
+
+
+def list_templates() -> dict[str, str]:
+    """List by name what is written around the tables: answers, conclusions, and the texts before and after them."""
+    catalogue = read_catalogue()
+    around = {"first": catalogue.first, "situations": catalogue.situations, "last": catalogue.last}
+    conclusions = {number: conclusion for number, (_, conclusion) in catalogue.hypotheses.items()}
+    return {**around, **catalogue.questions, **conclusions}
 
 
 def list_long_numbers(text: str) -> list[str]:
@@ -232,11 +237,8 @@ def list_long_numbers(text: str) -> list[str]:
 
 def find_sentences_that_are_left_out() -> Iterator[str]:
     """Find sentences of answers and conclusions whose quotes are untrue, or misspelt: pages leave these out."""
-    catalogue = read_catalogue()
-    conclusions = {number: conclusion for number, (_, conclusion) in catalogue.hypotheses.items()}
-    around = {"first": catalogue.first, "situations": catalogue.situations, "last": catalogue.last}
     outcomes = [*decide_all().values()]
-    for name, template in {**around, **catalogue.questions, **conclusions}.items():
+    for name, template in list_templates().items():
         for line in template.splitlines():
             if line and not fill_paragraphs(line, outcomes):
                 yield f"{name} has a sentence for another verdict: {line}"
